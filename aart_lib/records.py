@@ -1,0 +1,265 @@
+"""TFRecord files and the tf.train messages inside them, without TensorFlow.
+
+A TFRecord file is a chain of records: the length (8 bytes, little endian), a masked CRC32C of the
+length, the payload, a masked CRC32C of the payload. In YouTube-8M and AudioSet the payload is a
+protobuf message: an ``Example`` (a map from names to lists) or a ``SequenceExample`` (the same map,
+called context, and lists over time: one byte string for each frame).
+
+Source: tensorflow/core/lib/io/record_writer.h, tensorflow/core/example/{example,feature}.proto.
+"""
+
+import os
+import struct
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+
+HEADER = struct.Struct("<QI")
+FOOTER = struct.Struct("<I")
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3
+
+
+class RecordError(ValueError):
+    """A file that cannot be read: which file, at which byte offset, and why."""
+
+    def __init__(self, path, offset: int, reason: str):
+        super().__init__(f"{path}, record at byte {offset}: {reason}")
+        self.path, self.offset, self.reason = str(path), offset, reason
+
+    def __reduce__(self):  # an error raised in a reader process reaches the main one whole
+        return RecordError, (self.path, self.offset, self.reason)
+
+
+@contextmanager
+def replacing(path):
+    """A binary file under a temporary name beside ``path``, renamed to it only when all went well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with open(handle, "wb") as file:
+            yield file
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+# ---------------------------------------------------------------- framing
+
+
+def _masked_crc(data: bytes) -> int:
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def read_record(file, path, offset: int, size: int, *, check: bool = True) -> bytes:
+    """The payload of the record that starts at ``offset`` of an open binary ``file`` of ``size`` bytes.
+
+    Raises: RecordError if the record is cut off or, with ``check``, a checksum is wrong.
+    """
+    header = os.pread(file.fileno(), HEADER.size, offset)
+    if len(header) < HEADER.size:
+        raise RecordError(path, offset, "the file ends inside a record header; fetch the file again")
+    length, length_crc = HEADER.unpack(header)
+    if check and _masked_crc(header[:8]) != length_crc:
+        raise RecordError(path, offset, "wrong checksum of the length: not a TFRecord file, or damaged")
+    if length > size - offset - HEADER.size - FOOTER.size:  # before anything is allocated
+        raise RecordError(path, offset, f"the record claims {length} bytes, the file ends before; fetch it again")
+    body = os.pread(file.fileno(), length + FOOTER.size, offset + HEADER.size)
+    if len(body) < length + FOOTER.size:
+        raise RecordError(path, offset, "the file ends inside the record; fetch the file again")
+    payload = body[:length]
+    if check and _masked_crc(payload) != FOOTER.unpack(body[length:])[0]:
+        raise RecordError(path, offset, "wrong checksum of the data: the record is damaged; fetch the file again")
+    return payload
+
+
+def scan_records(path, *, check: bool = True) -> Iterator[tuple[int, bytes]]:
+    """(byte offset, payload) of every record of a TFRecord file, in order. Raises: RecordError."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        offset = 0
+        while offset < size:
+            payload = read_record(file, path, offset, size, check=check)
+            yield offset, payload
+            offset += HEADER.size + len(payload) + FOOTER.size
+
+
+def read_records(path, *, check: bool = True) -> Iterator[bytes]:
+    """The payloads of a TFRecord file; ``check`` verifies both checksums of each. Raises: RecordError."""
+    return (payload for _, payload in scan_records(path, check=check))
+
+
+def write_records(path, payloads: Iterable[bytes]) -> None:
+    """Write payloads as a TFRecord file; the file appears under its name only when it is complete."""
+    with replacing(path) as file:
+        for payload in payloads:
+            length = struct.pack("<Q", len(payload))
+            file.write(length + FOOTER.pack(_masked_crc(length)))
+            file.write(payload + FOOTER.pack(_masked_crc(payload)))
+
+
+# ---------------------------------------------------------------- protobuf, read
+
+
+def _read_varint(buffer, position: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if position >= len(buffer):
+            raise ValueError("a number runs past the end of its message")
+        byte = buffer[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & 0xFFFFFFFFFFFFFFFF, position
+    raise ValueError("a number of more than 10 bytes")
+
+
+def _fields(buffer) -> Iterator[tuple[int, int, object]]:
+    """(field number, wire type, value) of a protobuf message; a value is a number or a memoryview."""
+    position = 0
+    while position < len(buffer):
+        tag, position = _read_varint(buffer, position)
+        number, kind = tag >> 3, tag & 7
+        if kind == _VARINT:
+            value, position = _read_varint(buffer, position)
+            yield number, kind, value
+            continue
+        if kind == _BYTES:
+            size, position = _read_varint(buffer, position)
+        elif kind in (_FIXED64, _FIXED32):
+            size = 8 if kind == _FIXED64 else 4
+        else:
+            raise ValueError(f"unknown wire type {kind}")
+        if size > len(buffer) - position:
+            raise ValueError("a field runs past the end of its message")
+        yield number, kind, buffer[position : position + size]
+        position += size
+
+
+def _entries(buffer) -> Iterator[tuple[str, memoryview]]:
+    """The entries of a protobuf map from names to messages."""
+    for number, kind, entry in _fields(buffer):
+        if number == 1 and kind == _BYTES:
+            pair = {n: v for n, k, v in _fields(entry) if k == _BYTES}
+            yield bytes(pair.get(1, b"")).decode("utf-8", "replace"), pair.get(2, memoryview(b""))
+
+
+def _feature(buffer):
+    """A ``Feature``: list of bytes, float32 array or int64 array; one without a list is an empty list."""
+    for number, kind, body in _fields(buffer):
+        values = [(k, v) for n, k, v in _fields(body) if n == 1] if kind == _BYTES else []
+        if number == _BYTES_LIST:
+            return [bytes(v) for k, v in values if k == _BYTES]
+        if number == _FLOAT_LIST:
+            packed = b"".join(v for k, v in values if k in (_BYTES, _FIXED32))
+            if len(packed) % 4:
+                raise ValueError("a list of floats whose size is not a multiple of 4 bytes")
+            return np.frombuffer(packed, "<f4")
+        if number == _INT64_LIST:
+            numbers = [i for k, v in values for i in ([v] if k == _VARINT else _packed_varints(v))]
+            return np.array(numbers, np.uint64).astype(np.int64)
+    return []
+
+
+def _packed_varints(buffer) -> Iterator[int]:
+    position = 0
+    while position < len(buffer):
+        value, position = _read_varint(buffer, position)
+        yield value
+
+
+def _frames(buffer) -> np.ndarray:
+    """A ``FeatureList`` with one byte string a frame, as uint8 [T, n].
+
+    Frames of one size have the same header bytes in front. Where that holds (it is checked), the
+    result is a strided view into the record: no loop over frames, no copy.
+    """
+    number, kind, first = next(_fields(buffer), (0, 0, b""))
+    values = _feature(first) if (number, kind) == (1, _BYTES) else []
+    if isinstance(values, list) and len(values) == 1 and values[0] and first[-len(values[0]) :] == values[0]:
+        stride = len(_message(1, first))
+        header = stride - len(values[0])
+        if len(buffer) % stride == 0:
+            table = np.frombuffer(buffer, np.uint8).reshape(-1, stride)
+            if (table[:, :header] == table[0, :header]).all():
+                return table[:, header:]
+    values = [_feature(body) for number, kind, body in _fields(buffer) if number == 1 and kind == _BYTES]
+    if any(len(value) != 1 or not isinstance(value[0], bytes) for value in values):
+        raise ValueError("a frame that is not exactly one byte string")
+    if len({len(value[0]) for value in values}) > 1:
+        raise ValueError("frames of different sizes in one feature list")
+    return np.stack([np.frombuffer(value[0], np.uint8) for value in values]) if values else np.zeros((0, 0), np.uint8)
+
+
+def decode_example(payload: bytes) -> dict:
+    """An ``Example`` as {name: list of bytes | float32 array | int64 array}. Raises: ValueError."""
+    return {
+        name: _feature(feature)
+        for number, kind, features in _fields(memoryview(payload))
+        if number == 1 and kind == _BYTES
+        for name, feature in _entries(features)
+    }
+
+
+def decode_sequence_example(payload: bytes, lists: Iterable[str] = ()) -> tuple[dict, dict[str, np.ndarray]]:
+    """The context of a ``SequenceExample`` (as `decode_example`) and the named byte lists, uint8 [T, n].
+
+    Lists that are not named are not decoded; named ones that are not there are left out.
+    Raises: ValueError if the bytes are not such a message.
+    """
+    wanted, found = set(lists), {}
+    for number, kind, body in _fields(memoryview(payload)):
+        if number == 2 and kind == _BYTES and wanted:
+            found |= {name: _frames(frames) for name, frames in _entries(body) if name in wanted}
+    return decode_example(payload), found  # context and features carry the same number in both messages
+
+
+# ---------------------------------------------------------------- protobuf, written
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes(out + bytes([value]))
+
+
+def _message(number: int, *parts: bytes) -> bytes:
+    body = b"".join(parts)
+    return _varint(number << 3 | _BYTES) + _varint(len(body)) + body
+
+
+def _encode_feature(value) -> bytes:
+    if isinstance(value, (bytes, str)):
+        return _message(_BYTES_LIST, _message(1, value.encode() if isinstance(value, str) else value))
+    array = np.asarray(value)
+    if array.dtype.kind == "f":
+        return _message(_FLOAT_LIST, _message(1, array.astype("<f4").tobytes()))
+    return _message(_INT64_LIST, _message(1, *(_varint(int(i) & 0xFFFFFFFFFFFFFFFF) for i in array)))
+
+
+def _encode_map(encoded: Mapping[str, bytes]) -> list[bytes]:
+    return [_message(1, _message(1, name.encode()), _message(2, body)) for name, body in encoded.items()]
+
+
+def encode_example(features: Mapping) -> bytes:
+    """An ``Example`` from {name: bytes | str | floats | integers}."""
+    return _message(1, *_encode_map({name: _encode_feature(value) for name, value in features.items()}))
+
+
+def encode_sequence_example(context: Mapping, lists: Mapping[str, np.ndarray]) -> bytes:
+    """A ``SequenceExample`` from a context (as in `encode_example`) and byte lists, uint8 [T, n] each."""
+    frames = {
+        name: b"".join(_message(1, _encode_feature(row.tobytes())) for row in np.asarray(table, np.uint8))
+        for name, table in lists.items()
+    }
+    return encode_example(context) + _message(2, *_encode_map(frames))
