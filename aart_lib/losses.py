@@ -1,0 +1,172 @@
+"""What is minimized: loss terms, and the defenses as weighted sums of them.
+
+Every term compares the outputs on clean and on attacked frames and gives one number a video. A `Defense` is data: which
+terms count how much, and how the attacked frames are made while training.
+
+The paper's public abstract says that attention maps on clean and adversarial input must agree. The form of that
+term, its weight, its layer and the training attack are this project's reconstruction.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aart_lib.model import Output
+
+
+def bce(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy summed over the labels: [B,C], [B,C] -> [B] (nats)."""
+    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(1)
+
+
+def bernoulli_kl(logits: Tensor, other: Tensor) -> Tensor:
+    """KL divergence of the labels' probabilities, each a coin of its own: [B,C], [B,C] -> [B] (nats).
+
+    Source: Zhang et al. 2019 (TRADES), whose softmax KL is for exclusive classes; ours are not exclusive.
+    """
+    probability = torch.sigmoid(logits)
+    yes = F.logsigmoid(logits) - F.logsigmoid(other)
+    no = F.logsigmoid(-logits) - F.logsigmoid(-other)
+    return (probability * yes + (1 - probability) * no).sum(1)
+
+
+def _log(p: Tensor) -> Tensor:
+    return p.clamp_min(1e-12).log()  # a padded key has probability 0 in both maps and adds nothing
+
+
+def _jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
+    middle = _log((p + q) / 2)
+    return ((p * (_log(p) - middle) + q * (_log(q) - middle)) / 2).sum(-1)
+
+
+# Distances between rows of attention, each a distribution over keys: [...,K], [...,K] -> [...].
+DIVERGENCES = {
+    "symmetric-kl": lambda p, q: ((p - q) * (_log(p) - _log(q))).sum(-1),
+    "jensen-shannon": _jensen_shannon,
+    "squared-l2": lambda p, q: (p - q).square().sum(-1),
+    "total-variation": lambda p, q: (p - q).abs().sum(-1) / 2,
+}
+
+
+def attention_divergence(
+    clean: tuple[Tensor, ...],
+    attacked: tuple[Tensor, ...],
+    mask: Tensor,
+    *,
+    kind: str = "symmetric-kl",
+    layers: str = "last",
+    rows: str = "cls",
+) -> Tensor:
+    """How far attention moved: [B], summed over keys, averaged over heads, rows and layers.
+
+    Args:
+        clean, attacked: maps a layer, [B,H,T+1,T+1]; mask: [B,T] bool.
+        kind: one of `DIVERGENCES`; layers: "last" or "all"; rows: "cls" (the row that pools the frames) or "all"
+        ([CLS] and every real frame).
+    Summed, not averaged, over keys: an entry of a 300-frame map is about 1/300, and a mean of squares vanishes.
+    """
+    distance = DIVERGENCES[kind]
+    pairs = list(zip(clean, attacked, strict=True))
+    total = 0.0
+    for p, q in pairs[-1:] if layers == "last" else pairs:
+        if rows == "cls":
+            total = total + distance(p[:, :, 0], q[:, :, 0]).mean(1)
+        else:
+            real = F.pad(mask, (1, 0), value=True)[:, None].to(p)  # [B,1,T+1]
+            total = total + (distance(p, q) * real).sum(2).mean(1) / real.sum((1, 2))
+    return total / (1 if layers == "last" else len(pairs))
+
+
+def attention_entropy(attention: tuple[Tensor, ...], mask: Tensor) -> Tensor:
+    """Entropy of the last layer's [CLS] row as a share of the uniform row's: [B], 1 = flat, 0 = one frame."""
+    row = attention[-1][:, :, 0]
+    return -(row * _log(row)).sum(-1).mean(1) / (mask.sum(1) + 1.0).log().clamp_min(1e-12)
+
+
+@dataclass(frozen=True)
+class Defense:
+    """How a model is trained.
+
+    Weights name the terms: ``task`` (BCE, clean), ``robust`` (BCE, attacked), ``pairing`` (squared difference of
+    logits), ``consistency`` (Bernoulli KL of clean from attacked), ``attention`` (`attention_divergence`).
+    """
+
+    weights: Mapping[str, float]
+    objective: str = "bce"  # what the training attack maximizes; "noise" draws random pairs
+    steps: int = 1
+    start: str = "zero"
+    epsilon_scale: float = 1.0  # training ε over test ε
+    two_sided: bool = False  # gradients flow through the clean side of a pair too
+    kind: str = "symmetric-kl"
+    layers: str = "last"
+    rows: str = "cls"
+    model: Mapping[str, object] = field(default_factory=dict)  # what the model does differently, see `MODELS`
+
+    def __post_init__(self):
+        unknown = set(self.weights) - set(TERMS)
+        if unknown:
+            raise ValueError(f"unknown loss term {', '.join(sorted(unknown))}; known: {', '.join(TERMS)}")
+        if not all(math.isfinite(weight) and weight >= 0 for weight in self.weights.values()):
+            raise ValueError(f"weights must be numbers of at least 0, got {dict(self.weights)}")
+
+    @property
+    def pairs(self) -> bool:
+        """Whether training needs attacked frames at all."""
+        return set(self.weights) != {"task"}
+
+    @property
+    def shares_clean_pass(self) -> bool:
+        """Whether the clean pass's own gradient serves as the attack's, so that a step costs two passes, not three."""
+        single = self.steps == 1 and self.start == "zero" and self.objective == "bce"
+        return single and not self.two_sided and self.weights.get("task", 0) > 0
+
+
+# Each: defense, clean Output, attacked Output, labels [B,C], mask [B,T] -> [B].
+TERMS = {
+    "task": lambda d, clean, attacked, labels, mask: bce(clean.logits, labels),
+    "robust": lambda d, clean, attacked, labels, mask: bce(attacked.logits, labels),
+    "pairing": lambda d, clean, attacked, labels, mask: (clean.logits - attacked.logits).square().sum(1),
+    "consistency": lambda d, clean, attacked, labels, mask: bernoulli_kl(clean.logits, attacked.logits),
+    "attention": lambda d, clean, attacked, labels, mask: attention_divergence(
+        clean.attention, attacked.attention, mask, kind=d.kind, layers=d.layers, rows=d.rows
+    ),
+}
+
+
+def terms(defense: Defense, clean: Output, attacked: Output | None, labels: Tensor, mask: Tensor, names) -> dict:
+    """The named loss terms, unweighted, each the mean over the batch."""
+    return {name: TERMS[name](defense, clean, attacked, labels, mask).mean() for name in names}
+
+
+_MIX = {"task": 0.5, "robust": 0.5}
+DEFENSES = {
+    "standard": Defense({"task": 1.0}),
+    # Goodfellow et al. 2015, Madry et al. 2018: learn from attacked frames too.
+    "adversarial": Defense(_MIX, epsilon_scale=2.0),
+    # Kannan et al. 2018: the same video must get the same logits, attacked or not.
+    "logit-pairing": Defense(_MIX | {"pairing": 0.1}, epsilon_scale=2.0, two_sided=True),
+    # Zhang et al. 2019: no label in the attack; clean accuracy and consistency are traded against each other.
+    "trades": Defense({"task": 1.0, "consistency": 1.0}, "kl", 2, "random", epsilon_scale=2.0, two_sided=True),
+    # Miyato et al. 2018: the direction in which the prediction changes most, found from a tiny start, without labels.
+    "vat": Defense({"task": 1.0, "consistency": 1.0}, "kl", 1, "tiny", epsilon_scale=2.0),
+    # A-ART, reconstructed: adversarial training, and the row of attention that pools the frames must stay.
+    "a-art": Defense(_MIX | {"attention": 10.0}, epsilon_scale=2.0),
+    # Controls. If attention that cannot move is as robust, the gain is not attention's.
+    "adversarial-uniform": Defense(_MIX, epsilon_scale=2.0, model={"attention": "uniform"}),
+    "adversarial-mean": Defense(_MIX, epsilon_scale=2.0, model={"pooling": "mean"}),
+    "attention-only": Defense({"task": 0.5, "attention": 10.0}, epsilon_scale=2.0),
+    "attention-noise": Defense({"task": 0.5, "attention": 10.0}, "noise", 0, "random", epsilon_scale=2.0),
+    "a-art-all-rows": Defense(_MIX | {"attention": 10.0}, epsilon_scale=2.0, layers="all", rows="all"),
+}
+SIX = ("standard", "adversarial", "logit-pairing", "trades", "vat", "a-art")
+
+
+def defense(name: str) -> Defense:
+    """The defense of that name. Raises: ValueError that lists the known ones."""
+    if name not in DEFENSES:
+        raise ValueError(f"unknown defense {name!r}; known: {', '.join(DEFENSES)}")
+    return DEFENSES[name]

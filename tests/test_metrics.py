@@ -1,0 +1,232 @@
+"""metrics.py: against the published code's values, a slow reference, and the laws the scores obey."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aart_lib import metrics
+
+NAMES = {"gap": "gap_at_20", "map": "map", "hit1": "hit_at_one", "perr": "perr"}
+
+
+def golden(tie_free):
+    folder = os.environ.get("AART_REAL_DATA")
+    if not folder:
+        pytest.skip("AART_REAL_DATA is not set: the folder with gap_golden.npz and gap_golden.json")
+    arrays = np.load(Path(folder) / "gap_golden.npz", allow_pickle=False)
+    for case in json.loads((Path(folder) / "gap_golden.json").read_text())["cases"]:
+        if case["tie_free"] == tie_free:
+            number = case["case"]
+            yield case, arrays[f"case{number:02d}_scores"], arrays[f"case{number:02d}_labels"]
+
+
+def every_score(scores, labels):
+    result = metrics.Accumulator().update(scores, labels).result()
+    untruncated = metrics.mean_average_precision(scores, labels, top_k=None)
+    return {NAMES[name]: value for name, value in result.items()} | {"map_untruncated": untruncated}
+
+
+def slow_gap(scores, labels, top_k):
+    """GAP as one would explain it, entry by entry; Python sorts, misses first among equal scores."""
+    pool = []
+    for row, true in zip(scores, labels, strict=True):
+        pool += sorted(zip(-row, true, strict=True))[:top_k]
+    total = hits = 0
+    for rank, (_, hit) in enumerate(sorted(pool), start=1):
+        hits += hit
+        total += hits / rank if hit else 0
+    return total / max(1, labels.sum())
+
+
+def slow_map(scores, labels, top_k):
+    """mAP class by class; the pooled entries of a class are those videos that rank it among their top."""
+    best = [sorted(range(row.size), key=lambda c: (-row[c], true[c], c))[:top_k] for row, true in zip(scores, labels)]  # noqa: B905
+    values = []
+    for c in np.flatnonzero(labels.sum(0)):
+        hits = [hit for _, hit in sorted((-scores[n, c], labels[n, c]) for n in range(len(best)) if c in best[n])]
+        values.append(sum(sum(hits[: i + 1]) / (i + 1) for i, hit in enumerate(hits) if hit) / labels[:, c].sum())
+    return np.mean(values) if values else np.nan
+
+
+@st.composite
+def videos(draw, ties=True):
+    """Scores and labels [N,C]; with ``ties`` the scores come from a coarse grid, else all differ."""
+    shape = draw(st.integers(1, 12)), draw(st.integers(1, 30))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    coarse = rng.integers(0, draw(st.integers(1, 9)), shape) / 8
+    distinct = (rng.permutation(shape[0] * shape[1]).reshape(shape) + 1) / (shape[0] * shape[1] + 1)
+    return (coarse if ties else distinct), (rng.random(shape) < draw(st.sampled_from([0.05, 0.3, 0.8]))).astype(
+        np.uint8
+    )
+
+
+def test_values_equal_the_published_code_where_no_scores_are_equal():
+    for case, scores, labels in golden(tie_free=True):
+        for name, value in every_score(scores, labels).items():
+            expected = case["expected"][name]
+            expected = np.nan if expected is None else expected
+            assert value == pytest.approx(expected, abs=1e-9, rel=0, nan_ok=True), (case["kind"], name)
+
+
+def test_values_with_equal_scores_lie_within_what_ties_allow():
+    for case, scores, labels in golden(tie_free=False):
+        for name, value in every_score(scores, labels).items():
+            low, high = case["tie_bounds"][name]
+            assert low - 1e-12 <= value <= high + 1e-12, (case["kind"], name)
+
+
+def test_gap_of_equal_scores_is_the_lowest_ties_allow():
+    for case, scores, labels in golden(tie_free=False):
+        assert metrics.gap(scores, labels) == pytest.approx(case["tie_bounds"]["gap_at_20"][0], abs=1e-12)
+
+
+@given(videos(), st.integers(1, 25))
+def test_gap_and_map_equal_a_slow_reference(batch, top_k):
+    assert metrics.gap(*batch, top_k=top_k) == pytest.approx(slow_gap(*batch, top_k), abs=1e-12)
+    expected = slow_map(*batch, top_k)
+    assert metrics.mean_average_precision(*batch, top_k=top_k) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+@given(videos(), st.lists(st.integers(0, 12), max_size=3), st.randoms())
+def test_merged_parts_equal_the_whole_exactly_in_any_order(batch, cuts, random):
+    scores, labels = batch
+    parts = list(zip(np.split(scores, sorted(cuts)), np.split(labels, sorted(cuts)), strict=True))
+    random.shuffle(parts)
+    merged = metrics.Accumulator()
+    for part in parts:
+        merged.merge(metrics.Accumulator().update(*part))
+    np.testing.assert_equal(merged.result(), metrics.Accumulator().update(*batch).result())
+
+
+@given(videos(), st.randoms())
+def test_order_of_videos_does_not_matter(batch, random):
+    order = random.sample(range(len(batch[0])), len(batch[0]))
+    shuffled = every_score(batch[0][order], batch[1][order])
+    np.testing.assert_equal(shuffled, every_score(*batch))
+
+
+@given(videos(ties=False), st.randoms())
+def test_order_of_classes_does_not_matter_without_ties(batch, random):
+    order = random.sample(range(batch[0].shape[1]), batch[0].shape[1])
+    moved = every_score(batch[0][:, order], batch[1][:, order])
+    for name, value in every_score(*batch).items():
+        assert moved[name] == pytest.approx(value, abs=1e-12, nan_ok=True)
+
+
+@given(videos())
+def test_monotone_transform_of_all_scores_changes_nothing(batch):
+    scores, labels = batch
+    np.testing.assert_equal(every_score(9 * scores - 4, labels), every_score(scores, labels))
+
+
+@given(videos())
+def test_scores_lie_between_zero_and_one(batch):
+    assert all(np.isnan(value) or 0 <= value <= 1 + 1e-12 for value in every_score(*batch).values())
+
+
+def test_offset_of_one_video_changes_gap_and_leaves_hit_at_one_alone():
+    scores, labels = np.array([[0.9, 0.1], [0.6, 0.8]]), np.eye(2)
+    assert metrics.gap(scores, labels) == 1
+    moved = scores + np.array([[0], [0.9]])  # the wrong class of video 1 now outranks the right class of video 0
+    assert metrics.gap(moved, labels) == pytest.approx((1 + 2 / 3) / 2)
+    assert metrics.hit_at_one(moved, labels) == metrics.hit_at_one(scores, labels) == 1
+
+
+def test_true_labels_outside_the_top_count_in_gap():
+    scores, labels = np.linspace(1, 0, 30)[None], np.ones((1, 30))
+    assert metrics.gap(scores, labels) == pytest.approx(20 / 30)
+
+
+def test_perr_ranks_probabilities_and_logits_alike():
+    logits = np.array([[3.0, -1.0, -2.0, -3.0], [0.5, -0.1, 2.0, 1.0]])
+    labels = np.array([[1, 0, 1, 0], [0, 0, 1, 1]])
+    assert metrics.perr(1 / (1 + np.exp(-logits)), labels) == metrics.perr(logits, labels) == 0.75
+
+
+def test_a_constant_score_earns_nothing_while_a_miss_can_stand_before_it():
+    labels = np.eye(30)[:5]
+    assert metrics.gap(np.ones((5, 30)), labels) == 0
+    assert metrics.perr(np.ones((5, 30)), labels) == 0
+    assert metrics.hit_at_one(np.ones((5, 30)), labels) == 0.2  # the lowest index wins, here once
+
+
+@given(videos())
+def test_average_precision_per_video_is_gap_of_that_video_alone(batch):
+    values = metrics.average_precision_per_video(*batch)
+    assert values.dtype == np.float64
+    alone = [metrics.gap(scores[None], labels[None]) for scores, labels in zip(*batch, strict=True)]
+    np.testing.assert_allclose(values, alone, atol=1e-12)
+
+
+@given(videos())
+def test_torch_and_numpy_agree(batch):
+    scores, labels = torch.tensor(batch[0], requires_grad=True), torch.tensor(batch[1])
+    np.testing.assert_equal(every_score(scores, labels.float()), every_score(*batch))
+    assert metrics.gap(scores.bfloat16(), labels.bool()) == metrics.gap(*batch)  # eighths are exact in bfloat16
+
+
+@settings(max_examples=5)
+@given(st.integers(metrics.BLOCK - 1, 2 * metrics.BLOCK + 1))
+def test_block_size_does_not_show(count):
+    rng = np.random.default_rng(count)
+    scores, labels = rng.random((count, 25)), rng.random((count, 25)) < 0.1
+    streamed = metrics.Accumulator()
+    for start in range(0, count, 100):
+        streamed.update(scores[start : start + 100], labels[start : start + 100])
+    np.testing.assert_equal(streamed.result(), metrics.Accumulator().update(scores, labels).result())
+
+
+def test_accumulator_keeps_top_entries_only():
+    rng = np.random.default_rng(0)
+    labels = np.zeros((64, 3862), bool)
+    labels[0] = True  # even if one video carries every label
+    accumulator = metrics.Accumulator().update(rng.random((64, 3862), np.float32), labels)
+    kept = sum((array if array.base is None else array.base).nbytes for part in accumulator._parts for array in part)
+    assert kept <= 64 * (20 * (8 + 1 + 4) + 8 + 1)
+
+
+def test_scores_without_videos_are_undefined_and_gap_without_labels_is_zero():
+    assert all(np.isnan(value) for value in metrics.Accumulator().result().values())
+    result = metrics.Accumulator().update(np.ones((2, 3)), np.zeros((2, 3))).result()
+    np.testing.assert_equal(result, {"gap": 0.0, "map": np.nan, "hit1": 0.0, "perr": 0.0})
+    assert metrics.average_precision_per_video(np.ones((2, 3)), np.zeros((2, 3))).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "scores, labels, words",
+    [
+        (np.zeros((2, 3)), np.zeros((3, 2)), r"\[N,C\], got \(2, 3\) and \(3, 2\)"),
+        (np.zeros(3), np.zeros(3), r"\[N,C\], got \(3,\)"),
+        (np.zeros((2, 0)), np.zeros((2, 0)), r"\[N,C\]"),
+        (np.array([[0.1, 0.2], [np.nan, 0.3]]), np.eye(2), "NaN in row 1"),
+        (np.eye(2), np.array([[0.1, 0.2], [0.4, 0.3]]), "labels must be 0 or 1, got 0.1"),
+    ],
+)
+def test_bad_input_is_one_clear_sentence(scores, labels, words):
+    functions = metrics.gap, metrics.hit_at_one, metrics.perr, metrics.mean_average_precision
+    for function in (*functions, metrics.average_precision_per_video):
+        with pytest.raises(ValueError, match=words):
+            function(scores, labels)
+
+
+def test_a_refused_batch_leaves_the_accumulator_as_it_was():
+    accumulator = metrics.Accumulator().update(np.eye(2), np.eye(2))
+    for scores, labels in [(np.full((2, 2), np.nan), np.eye(2)), (np.eye(3), np.eye(3))]:
+        with pytest.raises(ValueError):
+            accumulator.update(scores, labels)
+    assert accumulator.result() == {"gap": 1, "map": 1, "hit1": 1, "perr": 1}
+
+
+def test_accumulators_that_do_not_fit_together_do_not_merge():
+    with pytest.raises(ValueError, match="top_k"):
+        metrics.Accumulator(20).merge(metrics.Accumulator(5))
+    with pytest.raises(ValueError, match="2 classes before, now 3"):
+        metrics.Accumulator().update(np.eye(2), np.eye(2)).merge(metrics.Accumulator().update(np.eye(3), np.eye(3)))
+    with pytest.raises(ValueError, match="top_k must be at least 1"):
+        metrics.gap(np.eye(2), np.eye(2), top_k=0)

@@ -1,0 +1,356 @@
+"""records.py: against protobuf as an independent reader and writer, damaged files, and genuine records."""
+
+import hashlib
+import json
+import os
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from aart_lib import records
+
+FIELD = descriptor_pb2.FieldDescriptorProto
+
+
+def schema():
+    """The messages of tensorflow/core/example/{feature,example}.proto, declared in a few lines."""
+    file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="tf.train", syntax="proto3")
+
+    def message(name, **fields):
+        made = file.message_type.add(name=name)
+        for number, (field, (label, kind)) in enumerate(fields.items(), start=1):
+            name = f".tf.train.{kind}" if isinstance(kind, str) else None
+            kind = FIELD.TYPE_MESSAGE if name else kind
+            made.field.add(name=field, number=number, label=label, type=kind, type_name=name)
+        return made
+
+    def map_message(name, field, value):
+        made = message(name, **{field: (FIELD.LABEL_REPEATED, f"{name}.Entry")})
+        made.field[0].type_name = f".tf.train.{name}.{field.title().replace('_', '')}Entry"
+        entry = made.nested_type.add(name=f"{field.title().replace('_', '')}Entry")
+        entry.options.map_entry = True
+        entry.field.add(name="key", number=1, label=FIELD.LABEL_OPTIONAL, type=FIELD.TYPE_STRING)
+        kind = dict(type=FIELD.TYPE_MESSAGE, type_name=f".tf.train.{value}")
+        entry.field.add(name="value", number=2, label=FIELD.LABEL_OPTIONAL, **kind)
+
+    one, many = FIELD.LABEL_OPTIONAL, FIELD.LABEL_REPEATED
+    message("BytesList", value=(many, FIELD.TYPE_BYTES))
+    message("FloatList", value=(many, FIELD.TYPE_FLOAT))
+    message("Int64List", value=(many, FIELD.TYPE_INT64))
+    kinds = message(
+        "Feature", bytes_list=(one, "BytesList"), float_list=(one, "FloatList"), int64_list=(one, "Int64List")
+    )
+    kinds.oneof_decl.add(name="kind")
+    for field in kinds.field:
+        field.oneof_index = 0
+    map_message("Features", "feature", "Feature")
+    message("FeatureList", feature=(many, "Feature"))
+    map_message("FeatureLists", "feature_list", "FeatureList")
+    message("Example", features=(one, "Features"))
+    message("SequenceExample", context=(one, "Features"), feature_lists=(one, "FeatureLists"))
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    names = "Example", "SequenceExample"
+    return [message_factory.GetMessageClass(pool.FindMessageTypeByName(f"tf.train.{name}")) for name in names]
+
+
+Example, SequenceExample = schema()
+
+
+def fill(features, values):
+    for name, value in values.items():
+        if isinstance(value, bytes):
+            features.feature[name].bytes_list.value.append(value)
+        elif value.dtype.kind == "f":
+            features.feature[name].float_list.value.extend(value.tolist())
+        else:
+            features.feature[name].int64_list.value.extend(value.tolist())
+
+
+def same(decoded, values):
+    """Decoded features equal what was put in; a single byte string comes back as a list of one."""
+    assert decoded.keys() == values.keys()
+    for name, value in values.items():
+        np.testing.assert_array_equal(decoded[name], [value] if isinstance(value, bytes) else value)
+
+
+numbers = st.integers(-(2**63), 2**63 - 1) | st.integers(0, 3861)
+values = (
+    st.binary(max_size=40)
+    | st.lists(numbers, min_size=1, max_size=20).map(lambda v: np.array(v, np.int64))
+    | st.lists(st.floats(width=32), min_size=1, max_size=20).map(lambda v: np.array(v, np.float32))
+)
+contexts = st.dictionaries(st.text(max_size=12), values, max_size=5)
+
+
+@st.composite
+def tables(draw):
+    """A uint8 table [T,n]; sizes around 128 bytes, where the length of a protobuf header changes."""
+    shape = draw(st.integers(1, 9)), draw(st.integers(1, 5) | st.integers(118, 130))
+    return np.random.default_rng(draw(st.integers(0, 99))).integers(0, 256, shape, dtype=np.uint8)
+
+
+lists = st.dictionaries(st.text(max_size=8), tables(), max_size=3)
+
+
+@given(contexts, lists)
+def test_what_is_encoded_is_decoded(context, frames):
+    found, tables = records.decode_sequence_example(records.encode_sequence_example(context, frames), frames)
+    same(found, context)
+    same(tables, frames)
+    same(records.decode_example(records.encode_example(context)), context)
+
+
+@given(contexts, lists)
+def test_protobuf_reads_what_we_write(context, frames):
+    message = SequenceExample.FromString(records.encode_sequence_example(context, frames))
+    expected = SequenceExample()
+    fill(expected.context, context)
+    for name, table in frames.items():
+        for row in table:
+            expected.feature_lists.feature_list[name].feature.add().bytes_list.value.append(row.tobytes())
+    for made, wanted in [(message.context.feature, expected.context.feature)]:
+        assert made.keys() == wanted.keys()
+        for name in wanted:
+            assert made[name].SerializeToString() == wanted[name].SerializeToString()  # bytes, so NaN equals NaN
+    assert message.feature_lists == expected.feature_lists
+
+
+@given(contexts, lists)
+def test_we_read_what_protobuf_writes(context, frames):
+    message = SequenceExample()
+    fill(message.context, context)
+    for name, table in frames.items():
+        for row in table:
+            message.feature_lists.feature_list[name].feature.add().bytes_list.value.append(row.tobytes())
+    found, tables = records.decode_sequence_example(message.SerializeToString(), frames)
+    same(found, context)
+    same(tables, frames)
+    example = Example()
+    fill(example.features, context)
+    same(records.decode_example(example.SerializeToString()), context)
+
+
+def test_several_byte_strings_and_empty_lists_are_read():
+    example = Example()
+    example.features.feature["ids"].bytes_list.value.extend([b"a", b"", b"b"])
+    example.features.feature["none"].SetInParent()
+    example.features.feature["numbers"].int64_list.SetInParent()
+    found = records.decode_example(example.SerializeToString())
+    assert found["ids"] == [b"a", b"", b"b"]
+    assert len(found["none"]) == len(found["numbers"]) == 0
+
+
+def test_unpacked_numbers_are_read():
+    integers = b"".join(b"\x08" + bytes([i]) for i in (3, 5))  # field 1, one number at a time
+    floats = b"".join(b"\x0d" + struct.pack("<f", x) for x in (0.5, -2.0))
+    pack = records._message
+    entries = {"i": pack(3, integers), "f": pack(2, floats)}
+    found = records.decode_example(pack(1, *records._encode_map(entries)))
+    assert found["i"].tolist() == [3, 5]
+    assert found["f"].tolist() == [0.5, -2.0]
+
+
+def test_lists_that_are_not_named_are_left_out():
+    payload = records.encode_sequence_example({}, {"rgb": np.ones((2, 3)), "audio": np.ones((2, 1))})
+    assert records.decode_sequence_example(payload, ["audio", "depth"])[1].keys() == {"audio"}
+    assert records.decode_sequence_example(payload) == ({}, {})
+
+
+def test_frames_of_different_sizes_are_refused():
+    message = SequenceExample()
+    for size in (3, 4):
+        message.feature_lists.feature_list["rgb"].feature.add().bytes_list.value.append(bytes(size))
+    with pytest.raises(ValueError, match="different sizes"):
+        records.decode_sequence_example(message.SerializeToString(), ["rgb"])
+
+
+def test_a_frame_of_numbers_is_refused():
+    message = SequenceExample()
+    message.feature_lists.feature_list["rgb"].feature.add().int64_list.value.extend([1, 2])
+    with pytest.raises(ValueError, match="one byte string"):
+        records.decode_sequence_example(message.SerializeToString(), ["rgb"])
+
+
+def test_a_header_that_differs_in_one_frame_is_not_read_as_pixels():
+    """Same stride, other inner structure: the fast view must notice and the slow path must decide."""
+    message = SequenceExample()
+    add = message.feature_lists.feature_list["rgb"].feature.add
+    add().bytes_list.value.append(b"abcd")
+    add().bytes_list.value.extend([b"ab", b""])  # as many bytes in all, but two strings
+    with pytest.raises(ValueError, match="one byte string"):
+        records.decode_sequence_example(message.SerializeToString(), ["rgb"])
+
+
+@given(contexts, lists, st.data())
+def test_a_cut_or_changed_message_is_read_or_refused_and_never_crashes(context, frames, data):
+    payload = bytearray(records.encode_sequence_example(context, frames))
+    if payload and data.draw(st.booleans()):
+        payload[data.draw(st.integers(0, len(payload) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    else:
+        payload = payload[: data.draw(st.integers(0, len(payload)))]
+    try:
+        records.decode_sequence_example(bytes(payload), frames)
+    except ValueError as error:
+        assert str(error)
+
+
+@given(st.binary(max_size=60))
+def test_arbitrary_bytes_are_read_or_refused_and_never_crash(payload):
+    for decode in (records.decode_example, lambda p: records.decode_sequence_example(p, ["rgb", ""])):
+        try:
+            decode(payload)
+        except ValueError as error:
+            assert str(error)
+
+
+# ---------------------------------------------------------------- files
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(payloads=st.lists(st.binary(max_size=300), max_size=6))
+def test_a_written_file_is_read_back(tmp_path, payloads):
+    path = tmp_path / "a.tfrecord"
+    records.write_records(path, iter(payloads))
+    assert list(records.read_records(path)) == payloads
+    assert path.stat().st_size == sum(16 + len(payload) for payload in payloads)
+    with open(path, "rb") as file:
+        for offset, payload in records.scan_records(path):
+            assert records.read_record(file, path, offset, path.stat().st_size) == payload
+
+
+def test_the_framing_is_the_published_one(tmp_path):
+    """Bytes of a record with an empty payload, known from the format's description."""
+    records.write_records(tmp_path / "a", [b""])
+    assert (tmp_path / "a").read_bytes() == bytes(8) + bytes.fromhex("29039807") + bytes.fromhex("d8ea82a2")
+
+
+def test_a_file_cut_anywhere_keeps_whole_records_and_names_the_place(tmp_path):
+    path = tmp_path / "a.tfrecord"
+    records.write_records(path, [b"first", b"second"])
+    data = path.read_bytes()
+    starts = (0, 21)  # 16 + len(b"first")
+    for size in range(1, len(data)):
+        if size in starts:
+            continue
+        path.write_bytes(data[:size])
+        reader, last = records.read_records(path), starts[size > 21]
+        assert [next(reader) for start in starts if start < last] == [b"first"][: last > 0]
+        with pytest.raises(records.RecordError) as caught:
+            next(reader)
+        assert caught.value.offset == last
+        assert str(path) in str(caught.value) and f"byte {last}" in str(caught.value)
+
+
+def test_every_flipped_bit_is_found(tmp_path):
+    path = tmp_path / "a.tfrecord"
+    records.write_records(path, [b"payload"])
+    data = path.read_bytes()
+    for bit in range(8 * len(data)):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(records.RecordError):
+            list(records.read_records(path))
+
+
+def test_without_check_a_damaged_payload_is_read_as_it_is(tmp_path):
+    path = tmp_path / "a.tfrecord"
+    records.write_records(path, [b"payload"])
+    path.write_bytes(path.read_bytes().replace(b"payload", b"pAyload"))
+    assert list(records.read_records(path, check=False)) == [b"pAyload"]
+
+
+@pytest.mark.parametrize("length", [2**63, 2**64 - 1, 2**40, 4])
+def test_a_false_length_allocates_nothing(tmp_path, length, monkeypatch):
+    """Even with a valid checksum of the length; 4 bytes more than there are is refused as well."""
+    header = struct.pack("<Q", length)
+    path = tmp_path / "a.tfrecord"
+    path.write_bytes(header + struct.pack("<I", records._masked_crc(header)) + b"data")
+    sizes, pread = [], os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, size, at: (sizes.append(size), pread(fd, size, at))[1])
+    for check in (True, False):
+        with pytest.raises(records.RecordError, match="claims"):
+            list(records.read_records(path, check=check))
+    assert max(sizes) <= 12
+
+
+def test_a_record_error_survives_pickling():
+    error = pickle.loads(pickle.dumps(records.RecordError("a.tfrecord", 7, "why")))
+    assert (error.path, error.offset, error.reason, str(error)) == ("a.tfrecord", 7, "why", str(error))
+    assert isinstance(error, ValueError)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_partial_one(tmp_path):
+    path = tmp_path / "a.tfrecord"
+    records.write_records(path, [b"old"])
+
+    def failing():
+        yield b"new"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        records.write_records(path, failing())
+    assert list(records.read_records(path)) == [b"old"]
+    assert os.listdir(tmp_path) == ["a.tfrecord"]
+
+
+def test_a_file_being_written_does_not_show_under_its_name(tmp_path):
+    with records.replacing(tmp_path / "new" / "a") as file:
+        file.write(b"half")
+        assert not (tmp_path / "new" / "a").exists()
+    assert (tmp_path / "new" / "a").read_bytes() == b"half"
+    assert os.listdir(tmp_path / "new") == ["a"]
+
+
+# ---------------------------------------------------------------- genuine records
+
+
+@pytest.fixture
+def genuine():
+    if not os.environ.get("AART_REAL_DATA"):
+        pytest.skip("AART_REAL_DATA is not set: the folder with genuine YouTube-8M and AudioSet records")
+    return Path(os.environ["AART_REAL_DATA"])
+
+
+def test_the_genuine_frame_level_video_is_read_byte_for_byte(genuine):
+    facts = json.loads((genuine / "yt8m_frame/train_SjJ3.json").read_text())
+    (payload,) = records.read_records(genuine / "yt8m_frame/train_SjJ3.tfrecord")
+    context, lists = records.decode_sequence_example(payload, ["rgb", "audio"])
+    assert context["id"] == [facts["id"].encode()] and context["labels"].tolist() == facts["labels"]
+    for name in ("rgb", "audio"):
+        assert lists[name].shape == (facts["num_frames"], facts[f"{name}_dim"])
+        assert hashlib.sha256(lists[name].tobytes()).hexdigest() == facts[f"sha256_{name}_bytes"]
+        sums = lists[name].astype(int).sum(1)[facts["check_frames"]]
+        assert sums.tolist() == facts[f"{name}_byte_sum_at_check_frames"]
+        assert np.shares_memory(lists[name], np.frombuffer(payload, np.uint8))  # a view, not a copy
+
+
+@pytest.mark.parametrize("shard, count", [("bal_train_07", 2398), ("eval_03", 2169)])
+def test_genuine_audioset_shards_are_whole(genuine, shard, count):
+    lengths = {}
+    for payload in records.read_records(genuine / f"audioset_{shard}.tfrecord"):
+        context, lists = records.decode_sequence_example(payload, ["audio_embedding"])
+        lengths[context["video_id"][0]] = lists["audio_embedding"].shape
+        assert context["labels"].size and 0 <= context["labels"].min() and context["labels"].max() < 527
+    assert len(lengths) == count
+    assert {size for _, size in lengths.values()} == {128}
+    assert {count for count, _ in lengths.values()} <= set(range(1, 11))
+
+
+def test_a_genuine_video_level_shard_reads_as_protobuf_reads_it(genuine):
+    payloads = list(records.read_records(genuine / "yt8m_video/validate0000.tfrecord"))
+    assert len(payloads) == 284
+    for payload in payloads:
+        found, message = records.decode_example(payload), Example.FromString(payload).features.feature
+        assert found["id"] == list(message["id"].bytes_list.value)
+        assert found["labels"].tolist() == list(message["labels"].int64_list.value)
+        for name, size in (("mean_rgb", 1024), ("mean_audio", 128)):
+            assert found[name].shape == (size,)
+            np.testing.assert_array_equal(found[name], np.array(message[name].float_list.value, np.float32))
