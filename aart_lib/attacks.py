@@ -219,7 +219,7 @@ def perturb(model, batch: Batch, attack: Attack, *, generator: torch.Generator |
 
 
 def one_step(batch: Batch, gradient: Tensor, threat: ThreatModel) -> Tensor:
-    """Attacked frames of one full step along a gradient [B,T,D] that is there already; FGSM without a pass of its own."""
+    """Attacked frames one full step along a gradient [B,T,D] that is there already: FGSM without a pass of its own."""
     ascent = NORMS[threat.norm].ascend(gradient * batch.mask[..., None])
     return batch.frames + threat.project(threat.epsilon * ascent, batch.frames)
 

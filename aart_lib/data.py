@@ -58,7 +58,12 @@ class DatasetSpec:
 
 SPECS = {
     "synthetic": DatasetSpec(
-        "synthetic", {"rgb": (256, 256), "audio": (64, 64)}, 40, ("train*.tfrecord",), ("test*.tfrecord",), evidence=True
+        "synthetic",
+        {"rgb": (256, 256), "audio": (64, 64)},
+        40,
+        ("train*.tfrecord",),
+        ("test*.tfrecord",),
+        evidence=True,
     ),
     "audioset": DatasetSpec(
         "audioset",
@@ -324,7 +329,9 @@ def open_splits(spec: DatasetSpec, data_dir, *, labels: int | None = None, max_f
         train.keep(classes)
         test.keep(classes)
     if min(len(train), len(test)) < 2:
-        raise ValueError(f"{data_dir} has {len(train)} train and {len(test)} test videos; at least 2 of each are needed")
+        raise ValueError(
+            f"{data_dir} has {len(train)} train and {len(test)} test videos; at least 2 of each are needed"
+        )
     order = sorted(range(len(train)), key=lambda i: hashlib.md5(train.entries[i].id.encode()).digest())
     held = min(max(500, len(train) // 10), len(train) // 2)
     return Splits(spec, train.select(sorted(order[held:])), train.select(sorted(order[:held])), test)

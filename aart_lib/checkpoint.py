@@ -1,0 +1,98 @@
+"""Trained models on disk: safetensors weights with a JSON description in the header, nothing that can run code."""
+
+import json
+import math
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+
+from aart_lib.model import ModelConfig, VideoTransformer
+from aart_lib.records import replacing
+
+VERSION = 1
+LARGEST_HEADER = 2**22  # bytes; descriptions are a few kB, tensors a line each
+REQUIRED = ("data", "labels", "defense", "seed", "threat", "version")
+
+
+def save(path, model: VideoTransformer, notes: dict) -> None:
+    """Write a model and its notes; the file appears under its name only when it is complete.
+
+    Args:
+        notes: JSON-able; at least data, labels (class indices), defense, seed and threat {"norm", "epsilon"}.
+    """
+    notes = {"version": VERSION} | notes
+    missing = [key for key in REQUIRED if key not in notes]
+    if missing:
+        raise ValueError(f"notes of a checkpoint must hold {', '.join(REQUIRED)}; missing: {', '.join(missing)}")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    description = json.dumps({"config": asdict(model.config), "notes": notes})
+    with replacing(path) as file:
+        file.write(to_bytes(tensors, metadata={"aart": description}))
+
+
+def load(path) -> tuple[VideoTransformer, dict]:
+    """A model in eval mode and its notes.
+
+    Raises: ValueError if the file is not such a checkpoint, or holds other tensors than its description says, or NaN.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file; give the path of a model.safetensors")
+    _check_header(path)
+    try:
+        with safe_open(path, "pt") as file:
+            description = json.loads((file.metadata() or {}).get("aart", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+    model, notes = _build(path, description)
+    expected = model.state_dict()
+    wrong = sorted(set(expected) ^ set(tensors)) or [k for k, v in expected.items() if v.shape != tensors[k].shape]
+    if wrong:
+        raise ValueError(f"{path}: tensor {wrong[0]!r} is not what the model of its description has")
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{path}: tensor {name!r} holds NaN or infinity")
+    model.load_state_dict(tensors)
+    return model.eval(), notes
+
+
+def _check_header(path: Path) -> None:
+    with open(path, "rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if header > min(LARGEST_HEADER, os.path.getsize(path)):  # before anything is allocated
+        raise ValueError(f"{path} is not a checkpoint: its header claims {header} bytes")
+
+
+def _build(path: Path, description) -> tuple[VideoTransformer, dict]:
+    try:
+        config, notes = ModelConfig(**description["config"]), dict(description["notes"])
+        sizes = config.features, config.labels, config.max_frames, config.width, config.heads, config.layers
+        if not all(isinstance(size, int) and 0 < size < 2**20 for size in (*sizes, config.experts)):
+            raise ValueError(f"sizes {sizes} that no model has")
+        if math.prod((config.width, config.layers)) > 2**20 or notes["version"] != VERSION:
+            raise ValueError(f"version {notes['version']} or a size that this version does not read")
+        missing = [key for key in REQUIRED if key not in notes]
+        if missing:
+            raise KeyError(*missing)
+        return VideoTransformer(config), notes
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} has no description of a video Transformer of this project: {error}") from error
+
+
+def save_state(path, state: dict) -> None:
+    """Write what a run needs to go on (tensors, numbers, lists, strings); local, never for exchange."""
+    with replacing(path) as file:
+        torch.save(state, file)
+
+
+def load_state(path) -> dict:
+    """What `save_state` wrote; ``weights_only``, so that a stranger's file runs no code. Raises: ValueError."""
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise ValueError(f"{path} is not a readable training state; delete it to start anew") from error

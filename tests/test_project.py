@@ -1,0 +1,180 @@
+"""The project's own rules: one list of dependencies, the order of imports, the size of files, nobody's home folder."""
+
+import ast
+import io
+import re
+import shutil
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted((ROOT / "aart_lib").glob("*.py"))
+# A module may import only modules that stand before it.
+ORDER = (
+    "records metrics model plots data synthetic download losses attacks checkpoint train evaluate report widgets cli"
+).split()
+FREE = {"__init__", "__main__"}  # they hand names on
+FILE_LIMIT, LIBRARY_LIMIT = 250, 1750  # lines of code
+NOT_CODE = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENCODING,
+    tokenize.ENDMARKER,
+}
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def ranges(lines) -> dict:
+    """{package: version range} of requirement lines."""
+    return {canonicalize_name(r.name): r.specifier for r in map(Requirement, lines)}
+
+
+@pytest.fixture(scope="module")
+def project() -> dict:
+    return tomllib.loads(read("pyproject.toml"))["project"]
+
+
+# ---------------------------------------------------------------- dependencies
+
+
+def test_conda_environment_names_the_same_packages_and_ranges(project):
+    dependencies = yaml.safe_load(read("environment.yml"))["dependencies"]
+    (pip,) = [entry["pip"] for entry in dependencies if isinstance(entry, dict)]
+    assert pip[-1] == "-e ."
+    assert ranges(pip[:-1]) == ranges(project["dependencies"])
+    assert f"python{project['requires-python']}" in dependencies
+
+
+def test_every_dependency_is_pinned_within_its_range(project):
+    lines = [line for line in read("requirements.txt").splitlines() if line and not line.startswith("#")]
+    pins = ranges(lines)
+    wanted = ranges(sum(project["optional-dependencies"].values(), project["dependencies"]))
+    for name, allowed in wanted.items():
+        (pin,) = pins[name]
+        assert pin.operator == "==" and allowed.contains(pin.version), f"{name}: {pin} is not in {allowed}"
+
+
+def test_pins_are_exact_public_versions():
+    for line in read("requirements.txt").splitlines():
+        assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", line), line
+
+
+# ---------------------------------------------------------------- commands
+
+
+def test_readme_names_only_commands_that_the_makefile_has():
+    targets = set(re.findall(r"^([a-z]+):", read("Makefile"), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^\s*)make ([a-z]+)", read("README.md"), re.MULTILINE))
+    assert {"reproduce", "test", "lab", "figures", "checkpoints", "bench", "lint"} <= targets
+    assert {"reproduce", "test"} <= named <= targets
+
+
+# ---------------------------------------------------------------- the house
+
+
+def imported_modules(source: str) -> set[str]:
+    """Names of the aart_lib modules that a module of aart_lib imports, at its top or inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = ".".join(filter(None, ["aart_lib" if node.level else "", node.module]))
+            found |= {package} | {f"{package}.{alias.name}" for alias in node.names}
+    names = {name.split(".")[1] for name in found if name.startswith("aart_lib.")}
+    return names & {path.stem for path in MODULES}
+
+
+def code_lines(source: str) -> int:
+    """Lines of code: docstrings, comments and blank lines are not counted."""
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in NOT_CODE:
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            if ast.get_docstring(node, clean=False) is not None:
+                lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(lines)
+
+
+def test_import_reader_sees_every_way_to_import():
+    source = "import aart_lib.data\nfrom . import model\ndef f():\n    from .metrics import gap\n"
+    assert imported_modules(source + "from aart_lib import records\n") >= {"model", "metrics", "records"}
+
+
+def test_line_counter_leaves_out_docstrings_comments_and_blanks():
+    head = '"""Doc\nstring."""\n\n# comment\ndef f(x):  # why\n    """Doc."""\n'
+    body = '    text = """two\n    lines"""\n    return (\n        x\n    )\n'
+    assert code_lines(head + body) == 6
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_module_imports_only_modules_above_it(path):
+    if path.stem in FREE:
+        return
+    assert path.stem in ORDER, f"{path.name} has no place in the order {ORDER}"
+    above = set(ORDER[: ORDER.index(path.stem)])
+    below = imported_modules(path.read_text(encoding="utf-8")) - above - {path.stem}
+    assert not below, f"{path.name} imports {sorted(below)}, which do not stand above it"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_module_keeps_its_line_budget(path):
+    assert code_lines(path.read_text(encoding="utf-8")) <= FILE_LIMIT
+
+
+def test_library_keeps_its_line_budget():
+    sizes = {path.stem: code_lines(path.read_text(encoding="utf-8")) for path in MODULES}
+    assert sum(sizes.values()) <= LIBRARY_LIMIT, sizes
+
+
+def test_import_of_the_library_stays_light():
+    heavy = "matplotlib seaborn pandas ipywidgets IPython jupyterlab accelerate torch"
+    program = f"import aart_lib, sys; print(*(name for name in {heavy.split()!r} if name in sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert loaded.stdout.split() == []
+
+
+# ---------------------------------------------------------------- nobody's machine
+
+
+def tracked_files() -> list[Path]:
+    if not shutil.which("git"):
+        pytest.skip("git is not installed: the list of tracked files is unknown")
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listing.returncode:
+        pytest.skip("not a git checkout: the list of tracked files is unknown")
+    return [ROOT / name for name in listing.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_no_file_names_a_folder_of_one_machine():
+    home = re.compile(r"(?<![\w.:/-])/(?:root|work|home/\w+|Users/\w+)/|\.\./shared|[A-Z]:\\\\?Users\\")
+    found = []
+    for path in tracked_files():
+        data = path.read_bytes()
+        if b"\0" in data or path == Path(__file__):
+            continue
+        name = path.relative_to(ROOT).as_posix()
+        found += [(name, line) for line in data.decode("utf-8", "replace").splitlines() if home.search(line)]
+    # one line says where continuous integration finds genuine shards
+    assert [line for name, line in found if name != ".ci/run"] == []
+    assert len(found) <= 1, found

@@ -1,0 +1,246 @@
+"""synthetic.py: frozen bytes, honest evidence, and the likeness to genuine videos that it claims."""
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aart_lib import synthetic
+from aart_lib.data import BOX, LEVEL, SPECS, VideoDataset
+from aart_lib.metrics import gap
+from aart_lib.records import read_records
+
+DEFAULT = synthetic.SETTINGS["default"]
+SMALL = replace(DEFAULT, train_videos=5, test_videos=2, shard_size=3)
+DIMS = {"rgb": DEFAULT.rgb_dims, "audio": DEFAULT.audio_dims}
+GENUINE = synthetic.facts()["frame_level"]["windows"]
+
+
+def multi_hot(videos) -> np.ndarray:
+    return np.stack([np.isin(np.arange(DEFAULT.labels), video.labels) for video in videos])
+
+
+@pytest.fixture(scope="module")
+def train():
+    return [synthetic.generate(DEFAULT, "train", index) for index in range(2000)]
+
+
+@pytest.fixture(scope="module")
+def test():
+    return [synthetic.generate(DEFAULT, "test", index) for index in range(1000)]
+
+
+@pytest.fixture(scope="module")
+def statistics(train):
+    return synthetic.statistics(
+        [video.frames for video in train[:600]],
+        DIMS,
+        labels=multi_hot(train),
+        evidence=[video.evidence for video in train],
+    )
+
+
+# ---------------------------------------------------------------- frozen
+
+
+def test_the_generator_is_frozen(tmp_path):
+    assert synthetic.settings_hash(DEFAULT) == "HASH"
+    synthetic.write(replace(DEFAULT, train_videos=500, test_videos=1), tmp_path / "data")
+    shard = (tmp_path / "data" / "train-00000-of-00001.tfrecord").read_bytes()
+    assert hashlib.sha256(shard).hexdigest() == "SHARD"
+
+
+def test_a_video_does_not_depend_on_the_videos_before_it():
+    apart = synthetic.generate(DEFAULT, "train", 7)
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda index: synthetic.generate(DEFAULT, "train", index), range(8)))[7]
+    for name in ("labels", "rgb", "audio", "evidence"):
+        np.testing.assert_array_equal(getattr(apart, name), getattr(together, name))
+
+
+def test_splits_and_seeds_share_no_video():
+    one = synthetic.generate(DEFAULT, "train", 0)
+    for other in (
+        synthetic.generate(DEFAULT, "test", 0),
+        synthetic.generate(DEFAULT, "train", 1),
+        synthetic.generate(replace(DEFAULT, seed=9), "train", 0),
+    ):
+        assert other.rgb.shape != one.rgb.shape or (other.rgb != one.rgb).mean() > 0.9
+
+
+def test_every_setting_changes_the_hash():
+    hashes = [synthetic.settings_hash(settings) for settings in synthetic.SETTINGS.values()]
+    assert len(set(hashes)) == len(hashes)
+    assert synthetic.settings_hash(replace(DEFAULT, jitter=0.26)) not in hashes
+
+
+# ---------------------------------------------------------------- evidence
+
+
+def test_evidence_is_there_for_every_label_of_a_video_and_for_no_other(train):
+    for video in train[:300]:
+        np.testing.assert_array_equal(np.flatnonzero(video.evidence.any(0)), video.labels)
+        assert 1 <= len(video.labels) <= DEFAULT.max_labels
+
+
+def test_evidence_of_a_label_is_one_uninterrupted_run(train):
+    for video in train[:300]:
+        assert (np.diff(np.pad(video.evidence.astype(int), ((1, 1), (0, 0))), axis=0) == 1).sum(0).max() == 1
+
+
+def test_a_third_of_the_labels_are_visible_in_under_a_fifth_of_the_frames(statistics):
+    shares = np.array(statistics["evidence_share"])
+    assert (shares < 0.2).mean() >= 0.3
+    assert (shares > 0.5).mean() >= 0.3
+
+
+def test_frames_show_the_pattern_of_a_label_only_where_its_evidence_is(train):
+    label = 2
+    pattern = synthetic.patterns(DEFAULT)[label]
+    videos = [video for video in train if label in video.labels][:60]
+    inside = np.mean([(video.frames @ pattern)[video.evidence[:, label] == 1].mean() for video in videos])
+    outside = np.mean([(video.frames @ pattern)[video.evidence[:, label] == 0].mean() for video in videos])
+    assert abs(outside) < 0.1 * inside and inside == pytest.approx((pattern**2).sum(), rel=0.2)
+
+
+# ---------------------------------------------------------------- likeness to genuine videos
+
+
+def test_features_stay_in_the_box_of_stored_features(train):
+    lowest = min(video.frames.min() for video in train[:200])
+    highest = max(video.frames.max() for video in train[:200])
+    assert BOX[0] - 1e-6 <= lowest < -1.9 and 1.9 < highest <= BOX[1] + 1e-6
+
+
+@pytest.mark.parametrize("part", ["rgb", "audio"])
+def test_features_vary_in_time_as_in_the_one_genuine_video(statistics, part):
+    found, genuine = statistics[part], GENUINE[part]
+    assert found["std"] == pytest.approx(genuine["std"], abs=0.05)
+    assert found["within"] == pytest.approx(genuine["within"], abs=0.05)
+    for lag, value in genuine["autocorrelation"].items():
+        assert found["autocorrelation"][lag] == pytest.approx(value, abs=0.11)
+    for end in ("byte_0", "byte_255"):
+        assert found[end] == pytest.approx(genuine[end], abs=0.015)
+
+
+def test_labels_are_as_frequent_and_as_often_together_as_in_genuine_videos(train):
+    labels = multi_hot(train).astype(float)
+    facts = synthetic.facts()
+    histogram = np.array(facts["labels_among_top40"], float)
+    with_any = histogram[1:].sum() / histogram.sum()
+    np.testing.assert_allclose(labels.mean(0), np.array(facts["frequencies"]) / with_any, atol=0.03)
+    together = (labels.T @ labels)[:10] / labels.sum(0)[:10, None]
+    np.testing.assert_allclose(together, np.array(facts["cooccurrence"])[:10], atol=0.16)
+    assert labels.sum(1).mean() == pytest.approx(
+        (histogram * np.arange(len(histogram))).sum() / histogram[1:].sum(), abs=0.1
+    )
+
+
+def test_ridge_regression_on_frame_means_is_as_good_as_on_genuine_videos(train, test):
+    means, held_out = (np.stack([video.frames.mean(0) for video in videos]) for videos in (train, test))
+    labels = multi_hot(train).astype(float)
+    center, prior = means.mean(0), labels.mean(0)
+    values, vectors = np.linalg.eigh((means - center).T @ (means - center))
+    target = vectors.T @ (means - center).T @ (labels - prior)
+    best = 0.0
+    for penalty in (0.01, 0.03, 0.1, 0.3, 1.0):
+        weights = vectors @ (target / (values + penalty * len(means))[:, None])
+        best = max(best, float(gap((held_out - center) @ weights + prior, multi_hot(test))))
+    assert best == pytest.approx(synthetic.facts()["ridge_gap"]["40"]["2000"], abs=0.03)
+
+
+def test_facts_are_small_attributed_and_without_records():
+    facts = synthetic.facts()
+    file = Path(synthetic.__file__).with_name("youtube8m_facts.json")
+    assert file.stat().st_size < 60_000
+    assert "CC BY 4.0" in facts["licence"] and "research.google.com/youtube8m" in facts["source"]
+    assert len(synthetic.names(DEFAULT)) == 40 and synthetic.names(DEFAULT)[0] == "Game"
+    assert json.loads(file.read_text()) == facts
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_shards_are_read_by_the_reader_of_genuine_ones(tmp_path):
+    synthetic.write(SMALL, tmp_path / "data")
+    paths = sorted((tmp_path / "data").glob("train*.tfrecord"))
+    assert [path.name for path in paths] == ["train-00000-of-00002.tfrecord", "train-00001-of-00002.tfrecord"]
+    dataset = VideoDataset(paths, SPECS["synthetic"])
+    assert len(dataset) == SMALL.train_videos
+    for index in range(len(dataset)):
+        item, video = dataset[index], synthetic.generate(SMALL, "train", index)
+        assert item.id == video.id
+        np.testing.assert_array_equal(np.flatnonzero(item.labels), video.labels)
+        np.testing.assert_allclose(item.frames, video.frames, atol=1e-6)
+        np.testing.assert_array_equal(item.evidence, video.evidence)
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(settings, split, index):
+        if split == "test":
+            raise KeyboardInterrupt
+        return generate(settings, split, index)
+
+    generate = synthetic.generate
+    monkeypatch.setattr(synthetic, "generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        synthetic.ensure(SMALL, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_is_generated_once_and_reused(tmp_path, monkeypatch):
+    monkeypatch.setenv("AART_CACHE", str(tmp_path))
+    folder = synthetic.ensure(SMALL)
+    assert folder == tmp_path / f"synthetic-{synthetic.settings_hash(SMALL)}"
+    monkeypatch.delattr(synthetic, "write")
+    assert synthetic.ensure(SMALL) == folder
+    assert sum(1 for path in folder.iterdir() for _ in read_records(path)) == 7
+
+
+def test_without_a_writable_home_the_cache_is_a_temporary_folder(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.delenv("AART_CACHE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(synthetic.tempfile, "tempdir", os.fspath(tmp_path))
+    assert synthetic._cache_folder() == tmp_path / "aart"
+
+
+# ---------------------------------------------------------------- ceiling and statistics
+
+
+def test_the_matched_filter_is_nearly_perfect_and_keeps_most_under_any_attack(test):
+    videos = test[:300]
+    longest, count = DEFAULT.frames[1], sum(DIMS.values())
+    frames, evidence = np.zeros((300, longest, count)), np.zeros((300, longest, DEFAULT.labels))
+    for row, video in enumerate(videos):
+        frames[row, : len(video.frames)], evidence[row, : len(video.evidence)] = video.frames, video.evidence
+    labels = multi_hot(videos)
+    clean = gap(synthetic.matched_filter(DEFAULT, frames, evidence), labels)
+    certified = gap(synthetic.matched_filter(DEFAULT, frames, evidence, labels=labels, epsilon=3 * LEVEL), labels)
+    assert clean > 0.98
+    assert 0.9 * clean < certified < clean
+
+
+def test_statistics_recover_a_known_autocorrelation():
+    rng = np.random.default_rng(0)
+    videos = []
+    for _ in range(20):
+        series = rng.standard_normal((500, 8)) * 0.5
+        for t in range(1, 500):
+            series[t] = 0.6 * series[t - 1] + 0.8 * series[t]
+        videos.append(series)
+    found = synthetic.statistics(videos, {"rgb": 5, "audio": 3}, window=500)
+    for part in ("rgb", "audio"):
+        assert found[part]["std"] == pytest.approx(0.5, abs=0.02)
+        assert found[part]["autocorrelation"]["1"] == pytest.approx(0.6, abs=0.03)
+        assert found[part]["autocorrelation"]["2"] == pytest.approx(0.36, abs=0.03)
+
+
+def test_statistics_of_videos_shorter_than_the_window_are_refused():
+    with pytest.raises(ValueError, match="no video has 24 frames"):
+        synthetic.statistics([np.zeros((10, 4))], {"rgb": 4})
