@@ -6,12 +6,12 @@ caller, states the finding. Attention is drawn on one sequential map that starts
 that are compared share its upper end. A shaded band is the range over several seeds.
 
 Functions with an ``ax`` draw there or, without it, into a new figure of notebook width. New figures
-are handed back closed to pyplot: a notebook shows the one a cell ends with, once.
+are handed back closed to pyplot: a notebook shows the one a cell ends with, once. They set the style,
+so that figures drawn by hand afterwards look alike.
 
 Source of the palette: Okabe and Ito, "Color Universal Design" (2008), legible with color blindness.
 """
 
-import functools
 import zlib
 from collections.abc import Mapping, Sequence
 
@@ -26,14 +26,13 @@ _NAMES = "standard", "adversarial", "logit-pairing", "trades", "vat", "a-art"
 _COLORS = "#000000", "#E69F00", "#999999", "#56B4E9", "#CC79A7", "#009E73"
 DEFENSE_COLORS = dict(zip(_NAMES, _COLORS, strict=True))
 ATTENTION_MAP, FEATURE_MAP = "viridis", "PRGn"
-WIDTH = 9.0  # inches, a notebook's column
 LEVEL = 4 / 255  # one byte step of the stored features, the unit of ε
 
-_MARKS = {"clean": {"color": CLEAN, "marker": "o"}, "attacked": {"color": ATTACKED, "marker": "s"}}
-_DASHES = {"clean": "-", "attacked": "--"}
+_CLEAN_LINE = {"color": CLEAN, "marker": "o", "linestyle": "-"}
+_LINES = {"clean": _CLEAN_LINE, "attacked": {"color": ATTACKED, "marker": "s", "linestyle": "--"}}
 _HATCHED = {"color": ATTACKED, "hatch": "////", "ec": "white", "lw": 0}
 _STYLE = sns.axes_style("ticks", {"axes.spines.top": False, "axes.spines.right": False, "font.family": "DejaVu Sans"})
-_STYLE |= {"font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left", "figure.titleweight": "bold"}
+_STYLE |= {"axes.titlesize": 11, "axes.titlepad": 9, "axes.titlelocation": "left", "figure.titleweight": "bold"}
 _STYLE |= {"legend.frameon": False, "legend.fontsize": 9, "legend.title_fontsize": 9, "hatch.linewidth": 0.8}
 
 
@@ -60,19 +59,10 @@ def save(fig: plt.Figure, path) -> None:
 # ---------------------------------------------------------------- helpers
 
 
-def _styled(draw):
-    """Draw under the project's style, whatever the notebook's own is."""
-
-    @functools.wraps(draw)
-    def styled(*args, **options) -> plt.Figure:
-        with plt.rc_context(_STYLE):
-            return draw(*args, **options)
-
-    return styled
-
-
 def _figure(title: str, height: float) -> plt.Figure:
-    fig = plt.figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
+    """A new figure of notebook width under the project's style, whatever style was set before."""
+    plt.rcParams.update(_STYLE)
+    fig = plt.figure(figsize=(9, height), layout="constrained", facecolor="white")  # inches
     fig.suptitle(title, x=0.01, ha="left", wrap=True)
     plt.close(fig)
     return fig
@@ -120,20 +110,14 @@ def _runs(present) -> list[tuple[float, int]]:
 
 def _mark_evidence(ax, evidence, bottom: float) -> None:
     """A bar over the frames [T] with evidence, at a height in shares of the axes' own; None draws nothing."""
-    runs, place = _runs([] if evidence is None else evidence), ax.get_xaxis_transform()
-    ax.broken_barh(
-        runs, (bottom, 0.05), color=EVIDENCE, clip_on=False, transform=place, label="evidence"[: 9 * len(runs)]
-    )
-
-
-def _short(name, length: int) -> str:
-    return str(name) if len(str(name)) <= length else f"{str(name)[: length - 1]}…"
+    for i, run in enumerate([] if evidence is None else _runs(evidence)):
+        label, place = "" if i else "evidence", ax.get_xaxis_transform()
+        ax.broken_barh([run], (bottom, 0.05), color=EVIDENCE, clip_on=False, transform=place, label=label)
 
 
 # ---------------------------------------------------------------- one video
 
 
-@_styled
 def plot_timeline(
     frames, evidence=None, label_names=(), *, attention=None, scores=None, attacked_frames=None, labels=None, title=""
 ) -> plt.Figure:
@@ -163,11 +147,9 @@ def plot_timeline(
     if scores:
         _draw_scores(axes["scores"], scores, label_names, evidence.any(0) if labels is None else np.asarray(labels) > 0)
     *upper, lowest = left = [axes[name] for name in heights]
+    plt.setp(upper, xticks=[])
     plt.setp(left, xlim=(-0.5, len(frames) - 0.5))
-    for ax in upper:
-        ax.tick_params(labelbottom=False, bottom=False)
-    lowest.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
-    lowest.set_xlabel("frame (one a second)")
+    _finish(lowest, integers=True, xlabel="frame (one a second)")
     fig.align_ylabels(left)
     return fig
 
@@ -178,18 +160,16 @@ def _draw_attention(above, below, attention: Mapping, evidence: np.ndarray) -> N
     for i, (left, length) in enumerate(run for column in evidence.T for run in _runs(column)):
         for ax in (above, below):  # where several labels show, the shade is deeper
             ax.axvspan(left, left + length, color="black", alpha=0.08, lw=0, label="" if i else "evidence")
-    for key, mark in _MARKS.items():
-        above.plot(time, attention[key], _DASHES[key], **mark, ms=4 if len(time) <= 80 else 0, lw=1.6, label=key)
-        above.fill_between(time, attention[key], color=mark["color"], alpha=0.12, lw=0)
+    for key, look in _LINES.items():
+        above.plot(time, attention[key], **look, ms=4 if len(time) <= 80 else 0, lw=1.6, label=key)
+        above.fill_between(time, attention[key], color=look["color"], alpha=0.12, lw=0)
     above.set(ylim=(0, 1.3 * max(map(max, attention.values()))), ylabel="attention")
     above.text(0.01, 0.97, f"{abs(change).sum() / 2:.0%} moved", transform=above.transAxes, va="top", weight="bold")
     above.legend(loc="upper right", ncols=3, borderaxespad=0.1)
     below.bar(time, change.clip(0), 0.85, color="#B2182B", lw=0)
     below.bar(time, change.clip(None, 0), 0.85, **_HATCHED | {"color": "#92A8B8"})
-    limit = max(abs(change).max(), 1e-9)
     below.axhline(0, color="#666666", lw=0.8)
-    below.set(ylim=(-1.15 * limit, 1.15 * limit), ylabel="change")
-    below.set_yticks([-limit, 0, limit], [f"−{limit:.2f}", "0", f"+{limit:.2f}"])
+    below.set_ylabel("change")
 
 
 def _draw_film(ax, frames: np.ndarray, attacked_frames) -> None:
@@ -200,11 +180,11 @@ def _draw_film(ax, frames: np.ndarray, attacked_frames) -> None:
     ax.imshow(frames.T, aspect="auto", cmap=FEATURE_MAP, vmin=-2, vmax=2, interpolation="nearest")
     ax.vlines(np.arange(count - 1) + 0.5, top, bottom, color="#222222", lw=1.2 if count <= 80 else 0)
     holes = (np.arange(60) + 0.5) * count / 60 - 0.5
-    for y in (top - edge / 2, bottom + edge / 2):
-        ax.scatter(holes, np.full(60, y), marker="s", s=9, color="white", lw=0)
+    ax.scatter(
+        np.tile(holes, 2), np.repeat([top - edge / 2, bottom + edge / 2], 60), marker="s", s=9, color="white", lw=0
+    )
     ax.set(ylim=(bottom + edge, top - edge), yticks=[], ylabel=f"{dims} leading\nfeatures")
-    touched = np.asarray([] if attacked_frames is None else attacked_frames)
-    for t in np.flatnonzero(touched) if touched.dtype == bool else touched:
+    for t in np.arange(count)[[] if attacked_frames is None else np.asarray(attacked_frames)]:
         ax.plot([t], [top - edge], "v", ms=8, color=ATTACKED, clip_on=False, zorder=5)
         ax.add_patch(plt.Rectangle((t - 0.5, top), 1, dims, fill=False, ec=ATTACKED, lw=2.5, zorder=4))
 
@@ -213,30 +193,26 @@ def _draw_evidence(ax, evidence: np.ndarray, names: Sequence[str]) -> None:
     """One bar a label over the frames that show it."""
     for row, column in enumerate(evidence.T):
         ax.broken_barh(_runs(column), (row - 0.3, 0.6), color=EVIDENCE)
-    ax.set_yticks(range(len(names)), [_short(name, 16) for name in names], size=9)
+    ax.set_yticks(range(len(names)), [f"{name:.16}" for name in names], size=9)
     ax.set_ylim(len(names) - 0.4, -0.6)
-    ax.grid(axis="y", color="#DDDDDD")
 
 
 def _draw_scores(ax, scores: Mapping, names: Sequence[str], true: np.ndarray) -> None:
     """Probabilities of the 7 leading labels before and after; a check mark stands before the true ones."""
-    clean, attacked = (np.asarray(scores[key], float) for key in _MARKS)
+    clean, attacked = (np.asarray(scores[key], float) for key in _LINES)
     chosen = np.argsort(-(np.maximum(clean, attacked) + true), kind="stable")[:7]
-    chosen = chosen[np.argsort(-clean[chosen], kind="stable")]
     places = np.arange(len(chosen))
     before = ax.barh(places, clean[chosen], 0.25, color=CLEAN, lw=0, label="clean")
     after = ax.barh(places + 0.27, attacked[chosen], 0.25, **_HATCHED, label="attacked")
     for y, c in enumerate(chosen):
-        text = ("✓ " if true[c] else "") + _short(names[c], 24)
+        text = ("✓ " if true[c] else "") + f"{names[c]:.24}"
         ax.text(0, y - 0.19, text, va="bottom", size=9, weight="bold" if true[c] else "normal")
     for bars in (before, after):
         ax.bar_label(bars, fmt="{:.2f}", padding=3, size=8)
-    ax.set(xlim=(0, 1.15), ylim=(len(chosen) - 0.55, -0.62), yticks=[], xticks=[0, 0.5, 1])
-    ax.set_xlabel("probability (✓ true)" if true.any() else "probability")
+    ax.set(xlim=(0, 1.15), ylim=(len(chosen) - 0.55, -0.62), yticks=[], xlabel="probability (✓ true)")
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0, columnspacing=1)
 
 
-@_styled
 def plot_attention_grid(maps: Mapping[str, Mapping], *, evidence=None, title: str = "") -> plt.Figure:
     """Attention over time, rows × columns on one scale, for example baseline and A-ART × clean and attacked.
 
@@ -244,25 +220,22 @@ def plot_attention_grid(maps: Mapping[str, Mapping], *, evidence=None, title: st
         maps: {row: {column: [T] or one line a head, [H,T]}}.
         evidence: [T] bool; a bar above each map marks these frames.
     """
-    tables = [[np.atleast_2d(table) for table in row.values()] for row in maps.values()]
-    top, heads = (max(f(table) for row in tables for table in row) for f in (np.max, len))
-    fig = _figure(title, 0.9 + len(maps) * max(0.95, 0.35 + 0.22 * heads))
-    axes = fig.subplots(len(maps), len(tables[0]), sharex=True, squeeze=False)
+    rows, columns = list(maps), list(next(iter(maps.values())))
+    tables = [[np.atleast_2d(maps[row][column]) for column in columns] for row in rows]
+    top, heads = (max(f(table) for line in tables for table in line) for f in (np.max, len))
+    fig = _figure(title, 0.9 + len(rows) * max(0.95, 0.35 + 0.22 * heads))
+    axes = fig.subplots(len(rows), len(columns), sharex=True, squeeze=False)
     for (i, j), ax in np.ndenumerate(axes):
         image = ax.imshow(tables[i][j], aspect="auto", cmap=ATTENTION_MAP, vmin=0, vmax=top, interpolation="nearest")
         _mark_evidence(ax, evidence, 1.03)
+        ax.set(title="" if i else columns[j], ylabel="" if j else rows[i])
         ticks = range(heads if heads > 1 and j == 0 else 0)
         ax.set_yticks(ticks, [f"head {head + 1}" for head in ticks], size=8)
-    for ax, row in zip(axes[:, 0], maps, strict=True):
-        ax.set_ylabel(row, weight="bold")
-    for j, column in enumerate(next(iter(maps.values()))):
-        axes[0, j].set_title(column, pad=9)
-        axes[-1, j].set_xlabel("frame" if evidence is None else "frame (bar above: evidence)")
+    fig.supxlabel("frame" if evidence is None else "frame (bars above: evidence)", size=10)
     fig.colorbar(image, ax=axes, label="attention", fraction=0.03, pad=0.01)
     return fig
 
 
-@_styled
 def plot_perturbation(delta, mask=None, *, evidence=None, title: str = "", ax=None) -> plt.Figure:
     """Where a perturbation lies in time: L2 norm of delta [T,D] per frame; frames outside mask [T] are padding."""
     ax = _axes(ax, title, 2.8)
@@ -271,14 +244,13 @@ def plot_perturbation(delta, mask=None, *, evidence=None, title: str = "", ax=No
     for i, (left, length) in enumerate([] if mask is None else _runs(~np.asarray(mask, bool))):
         ax.axvspan(left, left + length, fc="#F2F2F2", ec="#CCCCCC", hatch="xx", label="" if i else "padding")
     _mark_evidence(ax, evidence, 0.95)
-    limits = {"xlim": (-0.5, len(norms) - 0.5), "ylim": (0, max(norms.max(), 1e-9) * 1.2)}
-    return _finish(ax, legend="", xlabel="frame (one a second)", ylabel="L2 norm of the change", **limits)
+    ax.margins(x=0, y=0.15)
+    return _finish(ax, legend="", xlabel="frame (one a second)", ylabel="L2 norm of the change")
 
 
 # ---------------------------------------------------------------- training
 
 
-@_styled
 def plot_learning_curves(histories: Mapping[str, Sequence[Mapping]], *, title: str = "") -> plt.Figure:
     """Validation GAP by epoch, clean and attacked.
 
@@ -288,21 +260,19 @@ def plot_learning_curves(histories: Mapping[str, Sequence[Mapping]], *, title: s
     """
     alone, seeds = len(histories) == 1, 1
     axes = _figure(title, 3.4).subplots(1, 1 if alone else 2, sharey=True, squeeze=False)[0]
-    for ax, measure in zip(axes[[0, 0]] if alone else axes, _MARKS, strict=True):
+    for ax, measure in zip(axes[[0, 0]] if alone else axes, _LINES, strict=True):
         for name, rows in histories.items():
             kept = np.array([(row["epoch"], row[measure]) for row in rows if row.get(measure) is not None])
-            look = _MARKS[measure] if alone else defense_style(name)
-            label, line = measure if alone else name, _DASHES[measure]
-            seeds = max(seeds, _curve(ax, *kept.reshape(-1, 2).T, label, linestyle=line, **look))
+            look = _LINES[measure] | ({} if alone else defense_style(name))
+            seeds = max(seeds, _curve(ax, *kept.reshape(-1, 2).T, measure if alone else name, **look))
         _finish(ax, integers=True, xlabel="epoch", ylabel="validation GAP@20", title="" if alone else measure)
     return _finish(axes[-1], legend=_seeds(seeds))
 
 
-@_styled
 def plot_loss_terms(history: Sequence[Mapping], *, terms=("task", "robust", "attention"), title="", ax=None):
     """The named terms of a loss by epoch, on a log scale. history: [{"epoch", term: weighted value}]."""
     ax, seeds = _axes(ax, title), 1
-    for term, look in zip(terms, [*_MARKS.values(), *map(defense_style, reversed(_NAMES))], strict=False):
+    for term, look in zip(terms, [*_LINES.values(), *map(defense_style, reversed(_NAMES))], strict=False):
         kept = np.array([(row["epoch"], row[term]) for row in history if row.get(term)])
         seeds = max(seeds, _curve(ax, *kept.reshape(-1, 2).T, term, **look))
     return _finish(ax, legend=_seeds(seeds), integers=True, xlabel="epoch", ylabel="loss (weighted)", yscale="log")
@@ -311,7 +281,6 @@ def plot_loss_terms(history: Sequence[Mapping], *, terms=("task", "robust", "att
 # ---------------------------------------------------------------- results
 
 
-@_styled
 def plot_robustness_curve(curves: Mapping[str, tuple], *, calibrated=None, levels=True, title="", ax=None):
     """GAP against the size of the attack.
 
@@ -325,48 +294,39 @@ def plot_robustness_curve(curves: Mapping[str, tuple], *, calibrated=None, level
         x = np.broadcast_to(epsilons, np.shape(gaps))
         seeds = max(seeds, _curve(ax, x, gaps, name, **defense_style(name)))
     if calibrated is not None:
-        ax.axvline(calibrated, color="#666666", ls=":", lw=1.2)
-        ax.text(calibrated, 0.02, " calibrated ε", size=9, color=EVIDENCE)
+        ax.axvline(calibrated, color="#666666", ls=":", lw=1.2, label="calibrated ε")
     if levels:
         above = ax.secondary_xaxis("top", functions=(lambda x: x / LEVEL, lambda x: x * LEVEL))
         above.set_xlabel("ε in levels (one byte step, 4/255)", size=9)
-    ax.set_xlim(left=0)
-    return _finish(ax, legend=_seeds(seeds), xlabel="ε (feature units)", ylabel="GAP@20", ylim=(0, 1.02))
+    labels = {"xlabel": "ε (feature units)", "ylabel": "GAP@20"}
+    return _finish(ax, legend=_seeds(seeds), xlim=(0, None), ylim=(0, 1.02), **labels)
 
 
-@_styled
 def plot_table_bars(rows: Sequence[Mapping], *, title: str = "", ax=None) -> plt.Figure:
     """Clean, worst attacked and steady-attention GAP of each defense: bar the mean, a dot for each seed.
 
     rows: as in results.json, with "defense", "clean", "worst" and, where known, "steady_attention".
     """
-    ax, groups, most = _axes(ax, title, 4.0), _by_defense(rows), 1
-    looks = {"clean": {"color": CLEAN, "label": "clean"}, "worst": _HATCHED | {"label": "worst attack"}}
-    looks["steady_attention"] = {
-        "fc": "#EEEEEE",
-        "ec": "#888888",
-        "hatch": "....",
-        "label": "attention held steady, attacked",
-    }
-    kept = [key for key in looks if any(row.get(key) for row in rows)]
+    ax, groups = _axes(ax, title, 4.0), _by_defense(rows)
+    looks = {"clean": {"color": CLEAN}, "worst": _HATCHED, "steady_attention": _HATCHED | {"color": "#BBBBBB"}}
+    labels = {"clean": "clean", "worst": "worst attack", "steady_attention": "attention held steady, attacked"}
+    kept = [key for key in labels if any(row.get(key) for row in rows)]
     for i, key in enumerate(kept):
         gaps = [[row[key]["gap"] for row in group if row.get(key)] for group in groups.values()]
         places = np.arange(len(groups)) + (i - (len(kept) - 1) / 2) * 0.28
-        bars = ax.bar(places, [np.mean(values or np.nan) for values in gaps], 0.26, **looks[key])
+        bars = ax.bar(places, [np.mean(values or np.nan) for values in gaps], 0.26, label=labels[key], **looks[key])
         ax.bar_label(bars, fmt="{:.3f}", padding=4, size=7.5)
-        most = max(most, *map(len, gaps))
-        for x, values in zip(places, gaps if most > 1 else [], strict=False):
+        for x, values in zip(places, gaps, strict=True):
             ax.plot([x] * len(values), values, "o", ms=3.5, color="black", mec="white", mew=0.5)
     ax.set_xticks(range(len(groups)), groups)
-    ax.legend(title=_seeds(most, "bar: mean, dots: {} seeds"), ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.09))
+    note = _seeds(max(map(len, groups.values())), "bar: mean, dots: {} seeds")
+    ax.legend(title=note, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.09))
     return _finish(ax, ylim=(0, 1.08), ylabel="GAP@20")
 
 
-_MEASURES = {"worst": "worst GAP@20", "recovered_share": "recovered share"}
-_MEASURES |= {"attention_entropy": "attention entropy (nats)", "evidence_share": "attention on evidence, attacked"}
+_MEASURES = {"worst": "worst GAP@20", "evidence_share": "evidence share, attacked"}
 
 
-@_styled
 def plot_drift(rows: Sequence[Mapping], *, first="worst", second="evidence_share", title: str = "") -> plt.Figure:
     """Attention drift against a measure of robustness and, beside it, against where the attention lies.
 
@@ -379,12 +339,12 @@ def plot_drift(rows: Sequence[Mapping], *, first="worst", second="evidence_share
             pairs = [(row["attention_drift"], row[key]) for row in group if row.get(key) is not None]
             y = [v.get("gap", v.get("attacked")) if isinstance(v, Mapping) else v for _, v in pairs]
             ax.scatter([x for x, _ in pairs], y, s=80, ec="white", lw=0.6, label=name, **defense_style(name))
-        _finish(ax, grid="both", xlabel="attention drift (total variation)", ylabel=_MEASURES[key])
-    axes[0].set_xlim(left=0)
-    return _finish(axes[1], legend=_seeds(max(map(len, groups.values())), "a point a seed"), grid="both")
+        label = _MEASURES.get(key, key.replace("_", " "))
+        _finish(ax, grid="both", xlabel="attention drift (total variation)", ylabel=label)
+    note = _seeds(max(map(len, groups.values())), "a point a seed")
+    return _finish(axes[1], legend=note, grid="both", xlim=(0, None))
 
 
-@_styled
 def plot_evidence_share(rows: Sequence[Mapping], *, title: str = "", ax=None) -> plt.Figure:
     """Share of [CLS] attention on evidence frames, clean → attacked, a line a seed, and as multiples of chance.
 
@@ -393,24 +353,24 @@ def plot_evidence_share(rows: Sequence[Mapping], *, title: str = "", ax=None) ->
     groups = _by_defense([row for row in rows if row.get("evidence_share")])
     ax, most = _axes(ax, title, 1.4 + 0.45 * len(groups)), max(map(len, groups.values()), default=1)
     for line, group in enumerate(groups.values()):
-        clean, attacked, chance = ([row["evidence_share"][key] for row in group] for key in (*_MARKS, "chance"))
+        clean, attacked, chance = ([row["evidence_share"][key] for row in group] for key in (*_LINES, "chance"))
         y, new = line + (np.arange(len(group)) - (len(group) - 1) / 2) * 0.7 / most, line == 0
         ax.hlines(y, clean, attacked, color="#AAAAAA", lw=2, zorder=1)
         ax.vlines(chance, line - 0.4, line + 0.4, color=EVIDENCE, ls=":", lw=1, label="chance" if new else "")
-        for values, (key, mark) in zip((clean, attacked), _MARKS.items(), strict=True):
-            ax.scatter(values, y, s=20 + 50 / most, ec="white", lw=0.6, zorder=3, label=key if new else "", **mark)
+        for key, values in (("clean", clean), ("attacked", attacked)):
+            look = _LINES[key] | {"linestyle": "-", "s": 20 + 50 / most, "ec": "white", "lw": 0.6, "zorder": 3}
+            ax.scatter(values, y, label=key if new else "", **look)
         text = "{:.1f}× → {:.1f}× chance".format(*np.mean([clean, attacked], axis=1) / np.mean(chance))
         ax.text(1.01, line, text, transform=ax.get_yaxis_transform(), va="center")
     ax.set_yticks(range(len(groups)), groups)
-    ax.set_ylim(len(groups) - 0.4, -0.6)
+    ax.set(xlim=(0, 1), ylim=(len(groups) - 0.4, -0.6))
     ax.legend(title=_seeds(most, "a line a seed"), ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
-    return _finish(ax, grid="x", xlim=(0, 1), xlabel="share of [CLS] attention on evidence frames")
+    return _finish(ax, grid="x", xlabel="share of [CLS] attention on evidence frames")
 
 
 # ---------------------------------------------------------------- data
 
 
-@_styled
 def plot_dataset(label_counts, lengths, frequencies, *, label_names=None, title: str = "") -> plt.Figure:
     """A data set at a glance: labels per video [N], frames per video [N], share of videos per label [C]."""
     axes = _figure(title, 3.4).subplots(1, 3, width_ratios=[1, 1, 1.3])
@@ -420,13 +380,11 @@ def plot_dataset(label_counts, lengths, frequencies, *, label_names=None, title:
         _finish(ax, integers=True, xlabel=f"{name} per video", ylabel="videos", title=f"mean {np.mean(values):.1f}")
     top = np.argsort(-np.asarray(frequencies), kind="stable")[:12][::-1]
     axes[2].barh(range(len(top)), np.asarray(frequencies)[top], color=NEUTRAL)
-    names = [f"label {c}" if label_names is None else _short(label_names[c], 18) for c in top]
+    names = [f"label {c}" if label_names is None else f"{label_names[c]:.18}" for c in top]
     axes[2].set_yticks(range(len(top)), names, size=8)
-    title = f"the {len(top)} most frequent of {len(frequencies):,} labels"
-    return _finish(axes[2], grid="x", xlabel="share of the videos", title=title)
+    return _finish(axes[2], grid="x", xlabel="share of videos", title=f"top {len(top)} of {len(frequencies):,} labels")
 
 
-@_styled
 def plot_quantization(*, start: float = 0.3, title: str = "", ax=None) -> plt.Figure:
     """The staircase of the stored bytes near ``start``: a change by a third of a level vanishes, by one does not."""
     ax = _axes(ax, title)
@@ -436,21 +394,17 @@ def plot_quantization(*, start: float = 0.3, title: str = "", ax=None) -> plt.Fi
     ax.step(places, places, where="mid", color="black", lw=1.8, label="stored, read again")
     moves = (0, 2, "clean", CLEAN), (1 / 3, 2, "+ ⅓ level", "white"), (1, 3, "+ 1 level", ATTACKED)
     for (levels, landing, name, fill), key in zip(moves, ("clean", "attacked", "attacked"), strict=True):
-        x, y = places[2] + levels * LEVEL, places[landing]
-        ax.plot(
-            [x, x], [places[0], y], **_MARKS[key], ls=":", lw=1, mfc=fill, ms=9, markevery=[1], label=name, zorder=3
-        )
+        x, look = places[2] + levels * LEVEL, _LINES[key] | {"linestyle": ":", "mfc": fill, "markevery": [1]}
+        ax.plot([x, x], [places[0], places[landing]], **look, lw=1, ms=9, label=name, zorder=3)
     ax.set_xticks(places, [f"{x:.3f}" for x in places], size=8)
     ax.set_yticks(places, [f"{x:.3f}  (byte {b:.0f})" for x, b in zip(places, byte, strict=True)], size=8)
     return _finish(ax, legend="", xlabel="feature before storing", ylabel="feature after reading")
 
 
-@_styled
 def plot_autocorrelation(curves: Mapping[str, Mapping], *, title: str = "", ax=None) -> plt.Figure:
     """Autocorrelation of the frames by lag; curves: {"embedded": {lag: value}, "genuine (n=1)": …}."""
     ax = _axes(ax, title)
     looks = (NEUTRAL, "-", "o"), ("#000000", "--", "s"), ("#999999", ":", "^"), ("#CC79A7", "-.", "D")
     for (name, curve), (color, line, marker) in zip(curves.items(), looks, strict=False):  # lags are text in JSON
         _curve(ax, [int(lag) for lag in curve], list(curve.values()), name, color=color, linestyle=line, marker=marker)
-    ax.axhline(0, color="#666666", lw=0.8)
     return _finish(ax, legend="", xlabel="lag (frames, one a second)", ylabel="autocorrelation")

@@ -90,6 +90,14 @@ def train(
     return accelerator.unwrap_model(run.model).eval(), run.history
 
 
+def fingerprint(defense: Defense, splits: Splits, model: ModelConfig, threat: ThreatModel, config: TrainConfig) -> str:
+    """16 hex digits that tell runs with other settings, other videos or another model apart."""
+    videos = hashlib.sha256("\n".join(entry.id for entry in splits.train.entries).encode()).hexdigest()
+    parts = [asdict(part) for part in (defense, model, threat, config)]
+    text = json.dumps([parts, asdict(splits.spec), splits.labels, videos], sort_keys=True, default=dict)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 class _Run:
     """Everything one training carries from epoch to epoch."""
 
@@ -102,8 +110,8 @@ class _Run:
             accelerator,
         )
         torch.manual_seed(config.seed)
-        self.model_config = replace(model, **defense.model)
-        network = VideoTransformer(self.model_config)
+        self.shape = model
+        network = VideoTransformer(replace(model, **defense.model))
         optimizer = torch.optim.AdamW(network.parameters(), config.rate, weight_decay=config.weight_decay, fused=True)
         self.model, self.optimizer = accelerator.prepare(network, optimizer)
         share = config.batch_size * accelerator.num_processes
@@ -115,11 +123,7 @@ class _Run:
         self.epoch, self.history = 0, []
 
     def fingerprint(self) -> str:
-        """Tells runs with other settings, other videos or another model apart."""
-        ids = hashlib.sha256("\n".join(entry.id for entry in self.splits.train.entries).encode()).hexdigest()
-        parts = (self.defense, self.model_config, self.threat, self.config)
-        text = json.dumps([asdict(p) for p in parts] + [self.splits.labels, ids], sort_keys=True, default=dict)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return fingerprint(self.defense, self.splits, self.shape, self.threat, self.config)
 
     def state(self) -> dict:
         return {

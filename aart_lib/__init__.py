@@ -1,0 +1,36 @@
+"""A-ART: understand, attack and repair the temporal attention of a video Transformer.
+
+Names are imported when first used, so that ``import aart_lib`` costs nothing and matplotlib and ipywidgets load only
+where something is drawn.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "records": ("read_records", "write_records", "RecordError"),
+    "metrics": ("gap", "hit_at_one", "perr", "mean_average_precision", "Accumulator"),
+    "model": ("ModelConfig", "Output", "SteadyAttention", "VideoTransformer", "cls_attention", "rollout"),
+    "data": ("BOX", "LEVEL", "SPECS", "Batch", "VideoDataset", "collate", "dequantize", "open_splits", "quantize"),
+    "losses": ("DEFENSES", "Defense", "attention_divergence", "attention_entropy", "bce", "bernoulli_kl"),
+    "attacks": ("Attack", "ThreatModel", "fgsm", "noise", "perturb", "pgd"),
+    "evaluate": ("evaluate", "evidence_share", "probabilities", "score"),
+    "train": ("TrainConfig", "train"),
+    "reproduce": ("open_data", "reproduce"),
+}
+_MODULES = ("checkpoint", "download", "plots", "report", "synthetic", "widgets", *_HOME)
+_ORIGIN = {name: module for module, names in _HOME.items() for name in names}
+__all__ = sorted({*_ORIGIN, *_MODULES})
+
+
+def __getattr__(name: str):
+    if name in _ORIGIN:
+        return getattr(import_module(f"aart_lib.{_ORIGIN[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"aart_lib.{name}")
+    raise AttributeError(f"aart_lib has no {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__():
+    return __all__

@@ -1,0 +1,7 @@
+"""``python -m aart_lib``: the command line."""
+
+import sys
+
+from aart_lib.cli import main
+
+sys.exit(main())

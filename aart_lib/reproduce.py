@@ -1,0 +1,282 @@
+"""The main job: train every defense on every seed, attack each, and write one results.json.
+
+What is finished is kept: a killed run goes on where it stopped.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from aart_lib import checkpoint, synthetic
+from aart_lib.attacks import ThreatModel
+from aart_lib.data import SPECS, Splits, open_splits
+from aart_lib.evaluate import calibrate, evaluate, flags
+from aart_lib.losses import SIX, Defense, defense
+from aart_lib.model import ModelConfig
+from aart_lib.records import replacing
+from aart_lib.train import TrainConfig, fingerprint, train
+
+TARGET_RATIO = 0.80  # the paper's baseline falls from about 91 (assumed) to 72.9
+T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # Student's t
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How much is done; a preset names only what differs from ``small``."""
+
+    epochs: int = 30
+    suite: str = "standard"
+    defenses: tuple[str, ...] = SIX
+    test_videos: int | None = 3000  # at most so many test videos are attacked
+    batch_size: int = 64
+    model: dict = field(default_factory=dict)
+    dims: dict = field(default_factory=dict)
+    max_frames: int | None = None
+
+
+PRESETS = {
+    "quick": Preset(epochs=8, suite="quick", defenses=("standard", "adversarial", "a-art"), test_videos=300),
+    "small": Preset(),
+    "full": Preset(
+        epochs=10,
+        test_videos=None,
+        batch_size=32,
+        model={"width": 256, "heads": 8, "layers": 4},
+        dims={"rgb": 1024, "audio": 128},
+        max_frames=300,
+    ),
+}
+
+
+def preset_named(name: str) -> Preset:
+    """Raises: ValueError that lists the known presets."""
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def open_data(name: str, data_dir=None, *, labels: int | None = None, preset: Preset = PRESETS["small"]) -> Splits:
+    """The splits of a data set by name; the embedded one is generated on first use. Raises: ValueError."""
+    if name not in SPECS:
+        raise ValueError(f"unknown data set {name!r}; known: {', '.join(SPECS)}")
+    spec = SPECS[name]
+    if name == "synthetic":
+        data_dir = data_dir or synthetic.ensure(synthetic.SETTINGS["default"])
+    elif data_dir is None:
+        raise ValueError(f"{name} needs --data-dir, the folder with its shards; `python -m aart_lib download` fetches")
+    else:
+        spec = spec.leading(**preset.dims)
+    return open_splits(spec, data_dir, labels=labels, max_frames=preset.max_frames)
+
+
+def model_config(splits: Splits, preset: Preset = PRESETS["small"]) -> ModelConfig:
+    """The model a data set calls for."""
+    frames = splits.train.max_frames
+    return ModelConfig(splits.spec.dims, len(splits.labels), max_frames=frames, **preset.model)
+
+
+def default_threat(splits: Splits) -> ThreatModel:
+    """The data set's own norm and the ε at which the calibration starts."""
+    return ThreatModel(splits.spec.norm, splits.spec.epsilon)
+
+
+class Experiment:
+    """One output folder: checkpoints/, rows/ and what belongs to them."""
+
+    def __init__(self, splits: Splits, preset: Preset, out, *, progress=True):
+        self.splits, self.preset, self.out, self.progress = splits, preset, Path(out), progress
+        order = range(len(splits.test))
+        self.test = splits.test.select(order[: preset.test_videos]) if preset.test_videos else splits.test
+
+    def model(self, name: str, seed: int, threat: ThreatModel, *, recipe: Defense | None = None):
+        """A trained model and its notes, from its checkpoint if that was made with the same settings."""
+        recipe = recipe or defense(name)
+        config = TrainConfig(self.preset.epochs, self.preset.batch_size, seed=seed)
+        shape = model_config(self.splits, self.preset)
+        mark = fingerprint(recipe, self.splits, shape, threat, config)
+        path = self.out / "checkpoints" / f"{name}-seed{seed}.safetensors"
+        if path.exists():
+            model, notes = checkpoint.load(path)
+            if notes.get("fingerprint") == mark:
+                return model, notes
+        state = path.with_suffix(".state")
+        model, history = train(
+            recipe, self.splits, shape, threat, config, state=state, progress=f"{name} seed {seed}" * self.progress
+        )
+        notes = {
+            "data": self.splits.spec.name,
+            "labels": self.splits.labels,
+            "defense": name,
+            "recipe": _plain(asdict(recipe)),
+            "seed": seed,
+            "threat": {"norm": threat.norm, "epsilon": threat.epsilon},
+            "train": asdict(config),
+            "history": history,
+            "train_seconds": sum(entry["seconds"] for entry in history),
+            "fingerprint": mark,
+        }
+        checkpoint.save(path, model, notes)
+        return model, notes
+
+    def calibrated(self, threat: ThreatModel | None) -> tuple[ThreatModel, dict]:
+        """The threat model all defenses meet: given, or calibrated once on seed 0's baseline and validation split."""
+        about = {"target_ratio": TARGET_RATIO, "reached": None, "seed": 0, "attack": "pgd"}
+        if threat is not None:
+            return threat, about
+        model, notes = self.model("standard", 0, default_threat(self.splits))
+        path = self.out / "threat.json"
+        if path.exists():
+            known = json.loads(path.read_text())
+            if known["fingerprint"] == notes["fingerprint"]:
+                return ThreatModel(known["norm"], known["epsilon"]), about | {"reached": known["reached"]}
+        epsilon, reached = calibrate(model, self.splits.validation, default_threat(self.splits), target=TARGET_RATIO)
+        found = {"norm": self.splits.spec.norm, "epsilon": epsilon, "reached": reached}
+        write_json(path, found | {"fingerprint": notes["fingerprint"]})
+        return ThreatModel(self.splits.spec.norm, epsilon), about | {"reached": reached}
+
+    def row(self, name: str, seed: int, threat: ThreatModel) -> tuple[dict, list[dict]]:
+        """A row of results and its flags; trained and evaluated only if that was not done before."""
+        # The baseline is trained before ε is known; ε only serves to watch it.
+        model, notes = self.model(name, seed, default_threat(self.splits) if name == "standard" else threat)
+        path = self.out / "rows" / f"{name}-seed{seed}.json"
+        mark = [notes["fingerprint"], self.preset.suite, asdict(threat), len(self.test)]
+        if path.exists():
+            known = json.loads(path.read_text())
+            if known["mark"] == mark:
+                return known["row"], known["flags"]
+        row = {"defense": name, "seed": seed} | evaluate(
+            model, self.test, threat, name=self.preset.suite, seed=seed, progress=self.progress
+        )
+        row |= {"train_seconds": notes["train_seconds"], "history": notes["history"]}
+        raised = [flag | {"seed": seed} for flag in flags(name, row, notes["history"])]
+        write_json(path, {"mark": mark, "row": row, "flags": raised})
+        return row, raised
+
+
+def reproduce(
+    splits: Splits,
+    out,
+    *,
+    preset: Preset = PRESETS["small"],
+    seeds: int = 1,
+    defenses: Sequence[str] | None = None,
+    threat: ThreatModel | None = None,
+    progress: bool = True,
+) -> dict:
+    """Train, attack and compare; returns what it writes to ``out``/results.json (see `summarize` for the summary)."""
+    names = list(defenses or preset.defenses)
+    names = names if "standard" in names else ["standard", *names]
+    for name in names:
+        defense(name)  # an unknown name is told before hours are spent
+    experiment = Experiment(splits, preset, out, progress=progress)
+    threat, calibration = experiment.calibrated(threat)
+    rows, raised = [], []
+    for seed in range(seeds):
+        for name in names:
+            row, flagged = experiment.row(name, seed, threat)
+            rows.append(row)
+            raised += flagged
+            if progress:
+                tqdm.write(
+                    f"{name:20} seed {seed}  clean {row['clean']['gap']:.3f}  worst {row['worst']['gap']:.3f}  "
+                    f"2ε {row['other']['pgd@2']['gap']:.3f}  drift {row['attention_drift']:.3f}"
+                )
+    results = {
+        "data": {
+            "name": splits.spec.name,
+            "labels": splits.labels,
+            "videos": {
+                "train": len(splits.train),
+                "validation": len(splits.validation),
+                "test": len(experiment.test),
+                "test_available": len(splits.test),
+                "left_out": splits.train.left_out + splits.test.left_out,
+            },
+            "settings_hash": settings_hash(splits),
+        },
+        "train": {"epochs": preset.epochs, "batch_size": preset.batch_size, "suite": preset.suite},
+        "threat": {
+            "norm": threat.norm,
+            "epsilon": threat.epsilon,
+            "epsilon_levels": threat.levels,
+            "calibration": calibration,
+        },
+        "rows": rows,
+        "summary": summarize(rows),
+        "flags": raised,
+    }
+    write_json(Path(out) / "results.json", results)
+    return results
+
+
+def settings_hash(splits: Splits) -> str | None:
+    """Of the generator's settings; None for genuine data."""
+    return synthetic.settings_hash(synthetic.SETTINGS["default"]) if splits.spec.name == "synthetic" else None
+
+
+def summarize(rows: list[dict]) -> dict:
+    """Means over seeds for each defense. Recovered share = (worst - baseline worst) / (baseline clean - baseline
+    worst), baselines of the same seed; ci95 is Student's interval of the mean, None with one seed."""
+    base = {row["seed"]: row for row in rows if row["defense"] == "standard"}
+    by_name: dict[str, list[dict]] = {}
+    for row in rows:
+        by_name.setdefault(row["defense"], []).append(row)
+    return {name: _summary(group, base) for name, group in by_name.items()}
+
+
+def _summary(group: list[dict], base: dict[int, dict]) -> dict:
+    worst = [row["worst"]["gap"] for row in group]
+    mean = lambda get: statistics.fmean(map(get, group))  # noqa: E731
+    half = None
+    if len(worst) > 1:
+        half = T_95.get(len(worst) - 1, 1.96) * statistics.stdev(worst) / math.sqrt(len(worst))
+    summary = {
+        "clean_gap": mean(lambda row: row["clean"]["gap"]),
+        "worst_gap": statistics.fmean(worst),
+        "ci95": [statistics.fmean(worst) - half, statistics.fmean(worst) + half] if half is not None else None,
+        "steady_gap": mean(lambda row: row["steady_attention"]["gap"]),
+        "steady_gap@2": mean(lambda row: row["steady_attention"]["gap@2"]),
+        "attention_drift": mean(lambda row: row["attention_drift"]),
+        "attention_entropy": mean(lambda row: row["attention_entropy"]),
+        "train_seconds": mean(lambda row: row["train_seconds"]),
+        "seeds": len(group),
+    }
+    for key in ("pgd@2", "frames-1"):
+        summary[f"{key}_gap"] = mean(lambda row, key=key: row["other"][key]["gap"])
+    if group[0]["evidence_share"]:
+        for side in ("clean", "attacked", "chance"):
+            summary[f"evidence_{side}"] = mean(lambda row, side=side: row["evidence_share"][side])
+    recovered = {
+        "recovered_share": lambda row: row["worst"]["gap"],
+        "recovered_share@2": lambda row: row["other"]["pgd@2"]["gap"],
+        "recovered_share_frames-1": lambda row: row["other"]["frames-1"]["gap"],
+    }
+    for key, gap in recovered.items():
+        shares = [_recovered(gap, row, base[row["seed"]]) for row in group if row["seed"] in base]
+        summary[key] = statistics.fmean(shares) if shares and None not in shares else None
+    return summary
+
+
+def _recovered(gap, row: dict, base: dict) -> float | None:
+    lost = base["clean"]["gap"] - gap(base)
+    return (gap(row) - gap(base)) / lost if lost > 0 else None
+
+
+def _plain(value):
+    return json.loads(json.dumps(value, default=dict))
+
+
+def write_json(path, value) -> None:
+    """JSON under a temporary name, then renamed; NaN is refused, since no other reader takes it."""
+    with replacing(path) as file:
+        file.write(json.dumps(value, indent=1, allow_nan=False).encode())
+
+
+def with_weights(recipe: Defense, **weights: float) -> Defense:
+    """The same defense with other weights of its terms."""
+    return replace(recipe, weights=dict(recipe.weights) | weights)
