@@ -43,7 +43,7 @@ class DatasetSpec:
     test: tuple[str, ...]
     max_frames: int = 32
     norm: str = "linf"
-    epsilon: float = 12 * LEVEL  # where the calibration starts to look
+    epsilon: float = 2.5 * LEVEL  # where the calibration starts to look
     video_level: bool = False  # one row of floats a video, not byte lists
     evidence: bool = False
 

@@ -23,13 +23,11 @@ from .records import replacing
 
 CLEAN, ATTACKED, EVIDENCE, NEUTRAL = "#0072B2", "#D55E00", "#444444", "#5B7C99"
 _NAMES = "standard", "adversarial", "logit-pairing", "trades", "vat", "a-art"
-_COLORS = "#000000", "#E69F00", "#999999", "#56B4E9", "#CC79A7", "#009E73"
-DEFENSE_COLORS = dict(zip(_NAMES, _COLORS, strict=True))
+DEFENSE_COLORS = dict(zip(_NAMES, "#000000 #E69F00 #999999 #56B4E9 #CC79A7 #009E73".split(), strict=True))
 ATTENTION_MAP, FEATURE_MAP = "viridis", "PRGn"
 LEVEL = 4 / 255  # one byte step of the stored features, the unit of ε
 
-_CLEAN_LINE = {"color": CLEAN, "marker": "o", "linestyle": "-"}
-_LINES = {"clean": _CLEAN_LINE, "attacked": {"color": ATTACKED, "marker": "s", "linestyle": "--"}}
+_LINES = {"clean": dict(color=CLEAN, marker="o", ls="-"), "attacked": dict(color=ATTACKED, marker="s", ls="--")}
 _HATCHED = {"color": ATTACKED, "hatch": "////", "ec": "white", "lw": 0}
 _STYLE = sns.axes_style("ticks", {"axes.spines.top": False, "axes.spines.right": False, "font.family": "DejaVu Sans"})
 _STYLE |= {"axes.titlesize": 11, "axes.titlepad": 9, "axes.titlelocation": "left", "figure.titleweight": "bold"}
@@ -176,14 +174,11 @@ def _draw_film(ax, frames: np.ndarray, attacked_frames) -> None:
     """Frames [T,dims] as a strip of film; attacked frames stand in a red box under a red triangle."""
     count, dims = frames.shape
     top, bottom, edge = -0.5, dims - 0.5, 0.14 * dims
-    ax.set_facecolor("#222222")
     ax.imshow(frames.T, aspect="auto", cmap=FEATURE_MAP, vmin=-2, vmax=2, interpolation="nearest")
     ax.vlines(np.arange(count - 1) + 0.5, top, bottom, color="#222222", lw=1.2 if count <= 80 else 0)
-    holes = (np.arange(60) + 0.5) * count / 60 - 0.5
-    ax.scatter(
-        np.tile(holes, 2), np.repeat([top - edge / 2, bottom + edge / 2], 60), marker="s", s=9, color="white", lw=0
-    )
-    ax.set(ylim=(bottom + edge, top - edge), yticks=[], ylabel=f"{dims} leading\nfeatures")
+    holes, y = (np.arange(60) + 0.5) * count / 60 - 0.5, np.repeat([top - edge / 2, bottom + edge / 2], 60)
+    ax.scatter(np.tile(holes, 2), y, marker="s", s=9, color="white", lw=0)
+    ax.set(ylim=(bottom + edge, top - edge), yticks=[], facecolor="#222222", ylabel=f"{dims} leading\nfeatures")
     for t in np.arange(count)[[] if attacked_frames is None else np.asarray(attacked_frames)]:
         ax.plot([t], [top - edge], "v", ms=8, color=ATTACKED, clip_on=False, zorder=5)
         ax.add_patch(plt.Rectangle((t - 0.5, top), 1, dims, fill=False, ec=ATTACKED, lw=2.5, zorder=4))
@@ -296,10 +291,11 @@ def plot_robustness_curve(curves: Mapping[str, tuple], *, calibrated=None, level
     if calibrated is not None:
         ax.axvline(calibrated, color="#666666", ls=":", lw=1.2, label="calibrated ε")
     if levels:
-        above = ax.secondary_xaxis("top", functions=(lambda x: x / LEVEL, lambda x: x * LEVEL))
-        above.set_xlabel("ε in levels (one byte step, 4/255)", size=9)
-    labels = {"xlabel": "ε (feature units)", "ylabel": "GAP@20"}
-    return _finish(ax, legend=_seeds(seeds), xlim=(0, None), ylim=(0, 1.02), **labels)
+        ax.secondary_xaxis("top", functions=(lambda x: x / LEVEL, lambda x: x * LEVEL)).set_xlabel(
+            "ε in levels of 4/255"
+        )
+    ax.set(xlim=(0, None), ylim=(0, 1.02))
+    return _finish(ax, legend=_seeds(seeds), xlabel="ε (feature units)", ylabel="GAP@20")
 
 
 def plot_table_bars(rows: Sequence[Mapping], *, title: str = "", ax=None) -> plt.Figure:
@@ -308,7 +304,8 @@ def plot_table_bars(rows: Sequence[Mapping], *, title: str = "", ax=None) -> plt
     rows: as in results.json, with "defense", "clean", "worst" and, where known, "steady_attention".
     """
     ax, groups = _axes(ax, title, 4.0), _by_defense(rows)
-    looks = {"clean": {"color": CLEAN}, "worst": _HATCHED, "steady_attention": _HATCHED | {"color": "#BBBBBB"}}
+    steady = dict(_HATCHED, color="#BBBBBB", hatch="..")
+    looks = {"clean": {"color": CLEAN}, "worst": _HATCHED, "steady_attention": steady}
     labels = {"clean": "clean", "worst": "worst attack", "steady_attention": "attention held steady, attacked"}
     kept = [key for key in labels if any(row.get(key) for row in rows)]
     for i, key in enumerate(kept):
@@ -316,11 +313,9 @@ def plot_table_bars(rows: Sequence[Mapping], *, title: str = "", ax=None) -> plt
         places = np.arange(len(groups)) + (i - (len(kept) - 1) / 2) * 0.28
         bars = ax.bar(places, [np.mean(values or np.nan) for values in gaps], 0.26, label=labels[key], **looks[key])
         ax.bar_label(bars, fmt="{:.3f}", padding=4, size=7.5)
-        for x, values in zip(places, gaps, strict=True):
-            ax.plot([x] * len(values), values, "o", ms=3.5, color="black", mec="white", mew=0.5)
+        ax.plot(np.repeat(places, [*map(len, gaps)]), np.concatenate(gaps), "o", ms=3.5, color="black", mec="white")
     ax.set_xticks(range(len(groups)), groups)
-    note = _seeds(max(map(len, groups.values())), "bar: mean, dots: {} seeds")
-    ax.legend(title=note, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.09))
+    ax.legend(title=_seeds(max(map(len, groups.values())), "bar: mean, dots: {} seeds"), ncols=3, loc=(0.2, -0.24))
     return _finish(ax, ylim=(0, 1.08), ylabel="GAP@20")
 
 
@@ -328,7 +323,7 @@ _MEASURES = {"worst": "worst GAP@20", "evidence_share": "evidence share, attacke
 
 
 def plot_drift(rows: Sequence[Mapping], *, first="worst", second="evidence_share", title: str = "") -> plt.Figure:
-    """Attention drift against a measure of robustness and, beside it, against where the attention lies.
+    """Attention drift (total variation) against robustness and, beside it, against where the attention lies.
 
     rows: as in results.json; ``first`` and ``second`` are "worst", "recovered_share", "attention_entropy"
     or "evidence_share" (under attack). Rows without the measure are left out.
@@ -339,10 +334,8 @@ def plot_drift(rows: Sequence[Mapping], *, first="worst", second="evidence_share
             pairs = [(row["attention_drift"], row[key]) for row in group if row.get(key) is not None]
             y = [v.get("gap", v.get("attacked")) if isinstance(v, Mapping) else v for _, v in pairs]
             ax.scatter([x for x, _ in pairs], y, s=80, ec="white", lw=0.6, label=name, **defense_style(name))
-        label = _MEASURES.get(key, key.replace("_", " "))
-        _finish(ax, grid="both", xlabel="attention drift (total variation)", ylabel=label)
-    note = _seeds(max(map(len, groups.values())), "a point a seed")
-    return _finish(axes[1], legend=note, grid="both", xlim=(0, None))
+        _finish(ax, grid="both", xlabel="attention drift (TV)", ylabel=_MEASURES.get(key, key.replace("_", " ")))
+    return _finish(axes[1], legend=_seeds(max(map(len, groups.values())), "a point a seed"), grid="both")
 
 
 def plot_evidence_share(rows: Sequence[Mapping], *, title: str = "", ax=None) -> plt.Figure:
@@ -351,20 +344,19 @@ def plot_evidence_share(rows: Sequence[Mapping], *, title: str = "", ax=None) ->
     rows: as in results.json; those without "evidence_share" {"clean", "attacked", "chance"} are left out.
     """
     groups = _by_defense([row for row in rows if row.get("evidence_share")])
-    ax, most = _axes(ax, title, 1.4 + 0.45 * len(groups)), max(map(len, groups.values()), default=1)
+    ax = _axes(ax, title, 1.4 + 0.45 * len(groups))
     for line, group in enumerate(groups.values()):
         clean, attacked, chance = ([row["evidence_share"][key] for row in group] for key in (*_LINES, "chance"))
-        y, new = line + (np.arange(len(group)) - (len(group) - 1) / 2) * 0.7 / most, line == 0
+        y, once = np.linspace(line - 0.3, line + 0.3, len(group) + 2)[1:-1], "_" * (line > 0)  # a legend entry each
         ax.hlines(y, clean, attacked, color="#AAAAAA", lw=2, zorder=1)
-        ax.vlines(chance, line - 0.4, line + 0.4, color=EVIDENCE, ls=":", lw=1, label="chance" if new else "")
-        for key, values in (("clean", clean), ("attacked", attacked)):
-            look = _LINES[key] | {"linestyle": "-", "s": 20 + 50 / most, "ec": "white", "lw": 0.6, "zorder": 3}
-            ax.scatter(values, y, label=key if new else "", **look)
+        ax.scatter(clean, y, 50, CLEAN, marker="o", ec="white", lw=0.6, zorder=3, label=f"{once}clean")
+        ax.scatter(attacked, y, 50, ATTACKED, marker="s", ec="white", lw=0.6, zorder=3, label=f"{once}attacked")
+        ax.vlines(np.mean(chance), line - 0.4, line + 0.4, color=EVIDENCE, ls=":", label=f"{once}chance")
         text = "{:.1f}× → {:.1f}× chance".format(*np.mean([clean, attacked], axis=1) / np.mean(chance))
         ax.text(1.01, line, text, transform=ax.get_yaxis_transform(), va="center")
     ax.set_yticks(range(len(groups)), groups)
     ax.set(xlim=(0, 1), ylim=(len(groups) - 0.4, -0.6))
-    ax.legend(title=_seeds(most, "a line a seed"), ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+    ax.legend(title=_seeds(max(map(len, groups.values()), default=1), "a line a seed"), ncols=3, loc=(0.5, 1))
     return _finish(ax, grid="x", xlabel="share of [CLS] attention on evidence frames")
 
 
@@ -376,7 +368,6 @@ def plot_dataset(label_counts, lengths, frequencies, *, label_names=None, title:
     axes = _figure(title, 3.4).subplots(1, 3, width_ratios=[1, 1, 1.3])
     for ax, values, name in zip(axes, (label_counts, lengths), ("labels", "frames"), strict=False):
         sns.histplot(x=values, discrete=len(np.unique(values)) <= 40, color=NEUTRAL, alpha=1, ec="white", ax=ax)
-        ax.axvline(np.mean(values), color="black", ls="--", lw=1.2)
         _finish(ax, integers=True, xlabel=f"{name} per video", ylabel="videos", title=f"mean {np.mean(values):.1f}")
     top = np.argsort(-np.asarray(frequencies), kind="stable")[:12][::-1]
     axes[2].barh(range(len(top)), np.asarray(frequencies)[top], color=NEUTRAL)
@@ -390,11 +381,10 @@ def plot_quantization(*, start: float = 0.3, title: str = "", ax=None) -> plt.Fi
     ax = _axes(ax, title)
     byte = np.rint((start + 2 - 4 / 512) / LEVEL) + np.arange(-2, 4)
     places = byte * LEVEL + 4 / 512 - 2  # six features that bytes can hold; the third is the clean one
-    ax.plot(places, places, color="#BBBBBB", lw=1, label="not quantized")
     ax.step(places, places, where="mid", color="black", lw=1.8, label="stored, read again")
     moves = (0, 2, "clean", CLEAN), (1 / 3, 2, "+ ⅓ level", "white"), (1, 3, "+ 1 level", ATTACKED)
     for (levels, landing, name, fill), key in zip(moves, ("clean", "attacked", "attacked"), strict=True):
-        x, look = places[2] + levels * LEVEL, _LINES[key] | {"linestyle": ":", "mfc": fill, "markevery": [1]}
+        x, look = places[2] + levels * LEVEL, _LINES[key] | {"ls": ":", "mfc": fill, "markevery": [1]}
         ax.plot([x, x], [places[0], places[landing]], **look, lw=1, ms=9, label=name, zorder=3)
     ax.set_xticks(places, [f"{x:.3f}" for x in places], size=8)
     ax.set_yticks(places, [f"{x:.3f}  (byte {b:.0f})" for x, b in zip(places, byte, strict=True)], size=8)
