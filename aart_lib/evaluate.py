@@ -38,9 +38,9 @@ def suite(name: str, threat: ThreatModel) -> tuple[dict[str, Attack], dict[str, 
 
 
 def few_frames_epsilon(threat: ThreatModel) -> float:
-    """ε for an attacker of few frames: three times the budget of one who may touch all (L∞, L2 a frame); L2 a clip
+    """ε for an attacker of few frames: eight times the budget of one who may touch all (L∞, L2 a frame); L2 a clip
     is a budget for the clip already."""
-    return threat.epsilon * (1 if threat.norm == "l2-clip" else 3)
+    return threat.epsilon * (1 if threat.norm == "l2-clip" else 8)
 
 
 def probabilities(logits: torch.Tensor) -> torch.Tensor:

@@ -55,7 +55,7 @@ def trial(name: str, changes: dict, splits: Splits, threat: ThreatModel, preset:
 
 
 def merit(result: dict, name: str) -> float:
-    """What a trial is chosen by: the mean of GAP at ε and 2ε; the baseline by its clean GAP, since it defends nothing."""
+    """What a trial is chosen by: the mean of GAP at ε and 2ε; the baseline, which defends nothing, by its clean GAP."""
     return result["clean"] if name == "standard" else (result["pgd"] + result["pgd@2"]) / 2
 
 
