@@ -106,7 +106,13 @@ class Experiment:
                 return model, notes
         state = path.with_suffix(".state")
         model, history = train(
-            recipe, self.splits, shape, threat, config, state=state, progress=f"{name} seed {seed}" * self.progress
+            recipe,
+            self.splits,
+            shape,
+            threat,
+            config,
+            state=state,
+            progress=f"{name} seed {seed}" if self.progress else None,
         )
         notes = {
             "data": self.splits.spec.name,

@@ -159,7 +159,7 @@ class _Run:
             videos += len(batch)
             bar.update()
             if step % 10 == 0:
-                bar.set_postfix({name: f"{total / videos:.3f}" for name, total in sums.items()})
+                bar.set_postfix({name: f"{total / videos:.3f}" for name, total in sums.items()}, refresh=False)
         self.epoch += 1
         means = {name: total / videos for name, total in sums.items()}
         if self.epoch % max(1, self.config.epochs // CHECKS) == 0 or self.epoch == self.config.epochs:
