@@ -48,6 +48,15 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--suite", default="standard", help="attacks: standard (default) or quick")
     add.add_argument("--out", type=Path, required=True, metavar="DIR", help="results.json goes here")
 
+    add = _command(commands, "tune", _tune, "run the same number of trials for every defense; keep the ledger")
+    _data_options(add)
+    add.add_argument("--defenses", metavar="A,B,...", help="only these; default: all that have a grid")
+    add.add_argument("--epochs", type=int, help="instead of the preset's")
+    _threat_options(add)
+    add.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="the ledger, a .json; gone on with if there"
+    )
+
     add = _command(commands, "download", _download, "fetch genuine shards or the vocabulary, verified")
     add.add_argument("dataset", metavar="DATASET", help="yt8m-frame, yt8m-video, audioset or vocabulary")
     add.add_argument("--split", default="train", help="train (default), validate or test")
@@ -63,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("results", type=Path, metavar="RESULTS", help="a results.json")
     add.add_argument("--out", type=Path, metavar="DIR", help="default: beside it")
     add.add_argument("--checkpoints", type=Path, metavar="DIR", help="draw the attention of these models too")
+    add.add_argument("--readme", type=Path, metavar="FILE", help="write the table between its result marks too")
     return top
 
 
@@ -230,6 +240,20 @@ def _evaluate(options) -> None:
     )
 
 
+def _tune(options) -> None:
+    from aart_lib.reproduce import calibrated
+    from aart_lib.tune import merit, tune
+
+    preset = _preset(options)
+    splits = _open(options, preset)
+    threat = _threat(options, splits) or calibrated(splits, preset)[0]
+    names = options.defenses.split(",") if options.defenses else None
+    for name, trials in tune(splits, threat, preset, options.out, defenses=names).items():
+        best = max(trials, key=lambda found, name=name: merit(found, name))
+        gaps = f"GAP {best['pgd']:.3f} at ε, {best['pgd@2']:.3f} at 2ε"
+        print(f"{name:20} {len(trials)} trials, best {best['changes']}: {gaps}")
+
+
 def _download(options) -> None:
     from aart_lib.download import download
 
@@ -253,11 +277,14 @@ def _describe(options) -> None:
 def _report(options) -> None:
     import json
 
-    from aart_lib.report import draw_attention, write_report
+    from aart_lib.report import draw_attention, insert_results, write_report
 
     if not options.results.is_file():
         raise ValueError(f"{options.results} is not a file; give a results.json that `reproduce` wrote")
     out = options.out or options.results.parent
-    print(write_report(json.loads(options.results.read_text()), out))
+    results = json.loads(options.results.read_text())
+    print(write_report(results, out))
+    if options.readme:
+        insert_results(options.readme, results)
     if options.checkpoints:
         draw_attention(options.checkpoints, out)

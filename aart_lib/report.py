@@ -79,7 +79,7 @@ def heading(results: dict) -> str:
 
 
 def write_report(results: dict, out) -> str:
-    """Write report.md and the figures beside it; returns the table as text."""
+    """Write report.md (report-NAME.md in a folder for several data sets) and its figures; returns the table as text."""
     out, summary = Path(out), results["summary"]
     chance = next((f"{s['evidence_chance']:.2f}" for s in summary.values() if "evidence_chance" in s), "–")
     raised = [flag for flag in results["flags"] if flag["raised"]]
@@ -88,10 +88,10 @@ def write_report(results: dict, out) -> str:
         f"{flag['meaning']}"
         for flag in raised
     )
-    pictures = draw(results, out)
+    pictures, name = draw(results, out), results["data"]["name"]
     text = "\n\n".join(
         [
-            f"# Robustness of temporal attention: {results['data']['name']}",
+            f"# Robustness of temporal attention: {name}",
             heading(results),
             table(summary),
             READING.format(chance=chance),
@@ -99,9 +99,22 @@ def write_report(results: dict, out) -> str:
             *(f"![{alt}]({name}.png)" for name, alt in pictures.items()),
         ]
     )
-    with replacing(out / "report.md") as file:
+    report = out / ("report.md" if (out / "results.json").exists() else f"report-{name}.md")
+    with replacing(report) as file:
         file.write(text.encode() + b"\n")
     return f"{heading(results)}\n\n{table(summary)}"
+
+
+def insert_results(readme, results: dict) -> None:
+    """Put heading and table between ``<!-- results:NAME -->`` and ``<!-- end -->`` of a text. Raises: ValueError."""
+    readme, mark = Path(readme), f"<!-- results:{results['data']['name']} -->"
+    before, found, rest = readme.read_text(encoding="utf-8").partition(mark)
+    if not found or "<!-- end -->" not in rest:
+        raise ValueError(f"{readme} has no place for the table; it needs the lines {mark} and <!-- end -->")
+    after = rest.partition("<!-- end -->")[2]
+    text = f"{before}{mark}\n{heading(results)}\n\n{table(results['summary'])}\n<!-- end -->{after}"
+    with replacing(readme) as file:
+        file.write(text.encode())
 
 
 def draw(results: dict, out) -> dict[str, str]:
