@@ -224,12 +224,14 @@ def one_step(batch: Batch, gradient: Tensor, threat: ThreatModel) -> Tensor:
     return batch.frames + threat.project(threat.epsilon * ascent, batch.frames)
 
 
+@torch.enable_grad()
 def loss_and_gradient(model, batch: Batch, attack: Attack, delta: Tensor, clean: Output | None = None):
     """The attack's objective [B] at a perturbation, and its gradient [B,T,D]."""
     delta = delta.detach().requires_grad_()
     output = model(batch.frames + delta, batch.mask, return_attention=attack.objective in NEEDS_ATTENTION)
     loss = OBJECTIVES[attack.objective](attack, output, clean, batch)
-    return loss.detach(), torch.autograd.grad(loss.sum(), delta)[0]
+    # 0 * delta: a model whose attention cannot move has a gradient too, of zeros
+    return loss.detach(), torch.autograd.grad(loss.sum() + 0 * delta.sum(), delta)[0]
 
 
 def _uniform(batch: Batch, generator) -> Tensor:

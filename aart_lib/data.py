@@ -166,7 +166,7 @@ class VideoDataset(Dataset):
     def __init__(self, paths, spec: DatasetSpec, *, labels: Sequence[int] | None = None, max_frames: int | None = None):
         self.spec, self.max_frames = spec, max_frames or spec.max_frames
         self.entries = [entry for path in paths for entry in _index(Path(path), spec)]
-        self.left_out, self._cache, self._cached_bytes = 0, {}, 0
+        self.left_out, self._cache, self._room = 0, {}, [CACHE_BYTES]  # shared objects, so that selections fill one cache
         self.labels = list(range(spec.classes))
         self._column = {label: label for label in self.labels}
         if labels is not None:
@@ -188,7 +188,7 @@ class VideoDataset(Dataset):
     def __getitem__(self, index: int) -> Item:
         entry = self.entries[index]
         stored, evidence = self._stored(entry)
-        frames = stored if self.spec.video_level else dequantize(stored)
+        frames = stored.copy() if self.spec.video_level else dequantize(stored)
         labels = torch.zeros(len(self.labels))
         labels[[self._column[label] for label in entry.labels if label in self._column]] = 1
         shown = torch.from_numpy(evidence[:, self.labels] > 0) if evidence is not None else None
@@ -200,15 +200,13 @@ class VideoDataset(Dataset):
             return self._cache[key]
         payload = _read(entry)
         try:
-            if self.spec.video_level:
-                found = _video_features(payload, self.spec), None
-            else:
-                found = _frame_features(payload, self.spec, self.max_frames)
+            found = _features(payload, self.spec, self.max_frames)
         except ValueError as error:
             raise RecordError(*key, f"video {entry.id!r}: {error}") from error
         size = sum(part.nbytes for part in found if part is not None)
-        if self._cached_bytes + size <= CACHE_BYTES:
-            self._cache[key], self._cached_bytes = found, self._cached_bytes + size
+        if size <= self._room[0]:
+            self._cache[key] = found
+            self._room[0] -= size
         return found
 
     def select(self, indices) -> "VideoDataset":
@@ -235,6 +233,7 @@ def _index(path: Path, spec: DatasetSpec) -> Iterator[_Entry]:
             name = (context.get("id") or context.get("video_id") or [None])[0]
             if not isinstance(name, bytes):
                 raise ValueError("neither `id` nor `video_id` names the video")
+            _features(payload, spec, 1)  # what cannot be used is told now, not after hours of training
         except ValueError as error:
             raise RecordError(path, offset, str(error)) from error
         yield _Entry(str(path), offset, name.decode("utf-8", "replace"), tuple(labels.astype(int).tolist()))
@@ -243,6 +242,10 @@ def _index(path: Path, spec: DatasetSpec) -> Iterator[_Entry]:
 def _read(entry: _Entry) -> bytes:
     with open(entry.path, "rb") as file:
         return read_record(file, entry.path, entry.offset, os.fstat(file.fileno()).st_size)
+
+
+def _features(payload: bytes, spec: DatasetSpec, max_frames: int):
+    return (_video_features(payload, spec), None) if spec.video_level else _frame_features(payload, spec, max_frames)
 
 
 def _frame_features(payload: bytes, spec: DatasetSpec, max_frames: int):

@@ -112,6 +112,11 @@ class Defense:
             raise ValueError(f"unknown loss term {', '.join(sorted(unknown))}; known: {', '.join(TERMS)}")
         if not all(math.isfinite(weight) and weight >= 0 for weight in self.weights.values()):
             raise ValueError(f"weights must be numbers of at least 0, got {dict(self.weights)}")
+        if not self.weights:
+            raise ValueError(f"a defense needs at least one loss term; known: {', '.join(TERMS)}")
+        for name, known in (("kind", DIVERGENCES), ("layers", ("last", "all")), ("rows", ("cls", "all"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
 
     @property
     def pairs(self) -> bool:

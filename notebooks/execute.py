@@ -1,0 +1,118 @@
+"""Runs notebooks top to bottom and stores what they show: python notebooks/execute.py [01 05 ...] [--quick]
+
+Stored are pictures and text, never what changes from run to run or from machine to machine: no widget state, no
+progress bars, no times, no folder names. A hash of the executed code lets a test tell stale outputs.
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+HERE = Path(__file__).resolve().parent
+LARGEST = 1_500_000  # bytes of a stored notebook
+WIDGET = "application/vnd.jupyter.widget-view+json"
+SETTING = re.compile(r'^REPOSITORY = ".*?"', re.MULTILINE)
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
+}
+
+
+def code_hash(notebook) -> str:
+    """16 hexadecimal digits of the code cells in their order: other code, other digits.
+
+    The name of the repository in the setup cell does not count: `make colab` may fill it in later.
+    """
+    sources = [SETTING.sub('REPOSITORY = ""', c.source, count=1) for c in notebook.cells if c.cell_type == "code"]
+    return hashlib.sha256("\0".join(sources).encode()).hexdigest()[:16]
+
+
+def size(notebook) -> int:
+    """Bytes of the notebook as stored."""
+    return len(nbformat.writes(notebook).encode())
+
+
+def run(notebook, folder=HERE, *, library=HERE.parent, env=None, timeout: int = 900):
+    """The notebook with the outputs of one run from an empty kernel in ``folder``. Raises: CellExecutionError.
+
+    ``library`` is the folder that `aart_lib` is imported from, installed or not; ``env`` the kernel's environment.
+    """
+    notebook = nbformat.from_dict(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    resources = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=resources, record_timing=False)
+    env = dict(os.environ if env is None else env)
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(library), env.get("PYTHONPATH")]))
+    return client.execute(env=env)
+
+
+def tidy(notebook):
+    """The same notebook without what does not belong into a stored one; marks it as executed."""
+    notebook.metadata = nbformat.from_dict({**METADATA, "aart": {"executed": code_hash(notebook)}})
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in map(_tidy_output, cell.outputs) if output is not None]
+    return notebook
+
+
+def _tidy_output(output):
+    """An output worth storing, or None."""
+    if output.output_type == "stream":
+        if output.name == "stderr" and "\r" in output.text:  # progress bars
+            return None
+        output.text = _without_places(output.text)
+    elif "data" in output:
+        if WIDGET in output.data:  # it lives only while its kernel does
+            return None
+        for kind, value in output.data.items():
+            if kind.startswith("text/") and isinstance(value, str):
+                output.data[kind] = _without_places(value)
+    return output
+
+
+def _without_places(text: str) -> str:
+    """Text without folder names of this machine and without memory addresses."""
+    places = {os.environ.get("AART_CACHE"): "~/.cache/aart", str(HERE): ".", str(HERE.parent): ".."}
+    places |= {sys.prefix: "python", tempfile.gettempdir(): "temporary", str(Path.home()): "~"}
+    for place in sorted(filter(None, places), key=len, reverse=True):
+        if len(place) > 1:
+            text = re.sub(re.escape(place) + r"(?=[/\s'\"):,]|$)", places[place], text)
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
+
+
+def main(arguments=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("numbers", nargs="*", metavar="NN", help="numbers of notebooks; none = all")
+    parser.add_argument("--quick", action="store_true", help="the tests' shorter version, outputs are thrown away")
+    options = parser.parse_args(arguments)
+    paths = sorted(HERE.glob("[0-9]*.ipynb"))
+    if options.numbers:
+        paths = [path for path in paths if path.name[:2] in {f"{int(number):02d}" for number in options.numbers}]
+    if not paths:
+        sys.exit(f"no such notebook; there are {', '.join(sorted(p.name for p in HERE.glob('[0-9]*.ipynb')))}")
+    os.environ.pop("AART_QUICK", None)
+    if options.quick:
+        os.environ["AART_QUICK"] = "1"
+    for path in paths:
+        started = time.perf_counter()
+        notebook = tidy(run(nbformat.read(path, as_version=4)))
+        if size(notebook) > LARGEST:
+            sys.exit(f"{path.name} would have {size(notebook):,} bytes, allowed are {LARGEST:,}; store fewer pictures")
+        if not options.quick:
+            nbformat.write(notebook, path)
+        print(f"{path.name}: {time.perf_counter() - started:.0f} s, {size(notebook) / 1000:.0f} kB", flush=True)
+
+
+if __name__ == "__main__":
+    main()

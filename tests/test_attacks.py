@@ -1,0 +1,509 @@
+"""attacks.py: no attack leaves its budget, the box or the real frames; stronger search is stronger; nothing else moves."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from aart_lib import attacks
+from aart_lib.attacks import (
+    NORMS,
+    OBJECTIVES,
+    Attack,
+    ThreatModel,
+    fgsm,
+    loss_and_gradient,
+    noise,
+    one_step,
+    perturb,
+    pgd,
+)
+from aart_lib.data import BOX, LEVEL, Batch
+from aart_lib.losses import bce
+from aart_lib.model import MODELS, ModelConfig, Output, SteadyAttention, VideoTransformer
+
+D, C = 5, 4
+
+
+def network(seed=0, **changes) -> VideoTransformer:
+    torch.manual_seed(seed)
+    model = VideoTransformer(ModelConfig(D, C, max_frames=8, width=8, heads=2, layers=2, **changes)).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.mul_(2.5)
+    return model
+
+
+def videos(count=6, frames=5, seed=0, lengths=None, spread=0.8) -> Batch:
+    """Random videos inside the box, zero padding, random labels."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.tensor(lengths) if lengths else torch.randint(1, frames + 1, (count,), generator=generator)
+    mask = torch.arange(frames) < lengths[:, None]
+    drawn = (torch.randn(len(lengths), frames, D, generator=generator) * spread).clamp(*BOX)
+    labels = (torch.rand(len(lengths), C, generator=generator) < 0.4).float()
+    return Batch(drawn * mask[..., None], mask, labels, tuple(f"v{i}" for i in range(len(lengths))))
+
+
+def learned(model, batch: Batch) -> Batch:
+    """The batch with the labels that the model sees in it, as if it were well trained."""
+    with torch.no_grad():
+        return replace(batch, labels=(model(batch.frames, batch.mask).logits > 0).float())
+
+
+def loss_of(model, batch: Batch, frames) -> torch.Tensor:
+    with torch.no_grad():
+        return bce(model(frames, batch.mask).logits, batch.labels)
+
+
+def generator(seed=0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def size(norm: str, delta: torch.Tensor) -> float:
+    """The norm of a perturbation [B,T,D], the largest in the batch."""
+    if norm == "linf":
+        return float(delta.abs().max())
+    return float(delta.square().sum((2,) if norm == "l2-frame" else (1, 2)).sqrt().max())
+
+
+class Linear(nn.Module):
+    """Logits that are linear in the frames: weights [T,D,C]."""
+
+    def __init__(self, weights: torch.Tensor):
+        super().__init__()
+        self.weights = nn.Parameter(weights)
+
+    def forward(self, frames, mask, *, return_attention=False) -> Output:
+        return Output(torch.einsum("btd,tdc->bc", frames * mask[..., None], self.weights[: frames.shape[1]]), None)
+
+
+# ---------------------------------------------------------------- any shape, any budget, any search
+
+MODEL = network()
+attack_values = st.builds(
+    Attack,
+    st.builds(
+        ThreatModel,
+        st.sampled_from(list(NORMS)),
+        st.sampled_from([0.0, 1e-3, LEVEL, 0.3, 5.0]),
+        st.sampled_from([None, 1, 2, 7]),
+    ),
+    objective=st.sampled_from(list(OBJECTIVES)),
+    steps=st.integers(0, 4),
+    restarts=st.integers(1, 2),
+    start=st.sampled_from(["zero", "random", "tiny"]),
+    step_size=st.sampled_from([None, 0.3, 1.0]),
+    momentum=st.sampled_from([0.0, 0.75]),
+    keep_best=st.booleans(),
+    frames=st.sampled_from(["gradient", "attention", "random"]),
+    search=st.sampled_from(["gradient", "random"]),
+    threshold=st.sampled_from([0.0, -2.0]),
+    mixture=st.sampled_from([1.0, -1.0]),
+)
+
+
+@settings(max_examples=250)
+@given(attack_values, st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(0, 99), st.floats(0.1, 3))
+def test_every_attack_keeps_norm_box_padding_frames_and_model(attack, lengths, seed, spread):
+    batch, threat = videos(frames=6, lengths=lengths, seed=seed, spread=spread), attack.threat
+    MODEL.train()
+    MODEL.blocks[0].eval()  # modes of parts differ: each must get its own back
+    modes = [module.training for module in MODEL.modules()]
+    for parameter in MODEL.parameters():
+        parameter.grad = None
+    MODEL.cls.grad = torch.full_like(MODEL.cls, 7)
+    before = batch.frames.clone()
+    frames = perturb(MODEL, batch, attack, generator=generator(seed))
+    delta = frames - batch.frames
+    assert frames.isfinite().all() and not frames.requires_grad
+    assert torch.equal(batch.frames, before)
+    assert size(threat.norm, delta) <= threat.epsilon * (1 + 1e-5) + 1e-6
+    assert frames.min() >= BOX[0] - 1e-6 and frames.max() <= BOX[1] + 1e-6
+    assert (frames[~batch.mask] == 0).all()
+    if threat.max_frames is not None:
+        assert ((delta != 0).any(2).sum(1) <= threat.max_frames).all()
+    assert [module.training for module in MODEL.modules()] == modes
+    assert (MODEL.cls.grad == 7).all()
+    assert all(p.grad is None for p in MODEL.parameters() if p is not MODEL.cls)
+
+
+@settings(max_examples=60)
+@given(attack_values, st.integers(0, 99))
+def test_the_same_generator_gives_the_same_attack(attack, seed):
+    batch = videos(seed=seed)
+    first, again = (perturb(MODEL, batch, attack, generator=generator(seed)) for _ in range(2))
+    assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("make", [noise, fgsm, pgd])
+def test_without_a_budget_the_clean_frames_come_back(make, norm):
+    batch = videos()
+    frames = perturb(network(), batch, make(ThreatModel(norm, 0.0)), generator=generator())
+    assert torch.equal(frames, batch.frames) and frames is not batch.frames
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("attack", [noise, pgd])
+def test_random_attacks_follow_their_generator(attack, norm):
+    batch, model = videos(), network()
+    one, other = (perturb(model, batch, attack(ThreatModel(norm, 0.1)), generator=generator(s)) for s in (0, 1))
+    assert not torch.equal(one, other)
+
+
+def test_clean_values_outside_the_box_may_stay_but_go_no_further():
+    batch = videos()
+    batch.frames[0, 0] = 3.0
+    frames = perturb(network(), batch, pgd(ThreatModel("linf", 0.5), 5, 1), generator=generator())
+    assert frames[0, 0].max() <= 3.0 and (frames[0, 0] < 3.0).any()
+
+
+def test_an_attack_is_made_also_where_gradients_are_switched_off():
+    batch, model = videos(), network()
+    attack = pgd(ThreatModel("linf", 0.1), 3, 1)
+    with torch.no_grad():
+        inside = perturb(model, batch, attack, generator=generator())
+    assert torch.equal(inside, perturb(model, batch, attack, generator=generator()))
+
+
+def test_the_modes_are_restored_also_when_a_model_fails():
+    class Failing(nn.Module):
+        def forward(self, frames, mask, **options):
+            raise RuntimeError("planted")
+
+    model = Failing().train()
+    with pytest.raises(RuntimeError, match="planted"):
+        perturb(model, videos(), fgsm(ThreatModel("linf", 0.1)))
+    assert model.training
+
+
+# ---------------------------------------------------------------- noise
+
+
+def test_linf_noise_lies_in_the_corners_and_l2_noise_on_the_sphere():
+    batch, epsilon = videos(lengths=[5, 3], spread=0.3), 0.2
+    for norm in NORMS:
+        delta = perturb(network(), batch, noise(ThreatModel(norm, epsilon)), generator=generator()) - batch.frames
+        real = delta[batch.mask]
+        if norm == "linf":
+            torch.testing.assert_close(real.abs(), torch.full_like(real, epsilon))
+            assert 0.3 < (real > 0).float().mean() < 0.7
+        elif norm == "l2-frame":
+            torch.testing.assert_close(real.norm(dim=1), torch.full((8,), epsilon))
+        else:
+            torch.testing.assert_close(delta.flatten(1).norm(dim=1), torch.full((2,), epsilon))
+
+
+# ---------------------------------------------------------------- strength
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("norm, epsilon", [("linf", 0.15), ("l2-frame", 0.4), ("l2-clip", 0.7)])
+def test_pgd_is_stronger_than_fgsm_and_fgsm_than_nothing(norm, epsilon, seed):
+    model = network(seed)
+    batch, threat = learned(model, videos(40, seed=seed)), ThreatModel(norm, epsilon)
+    clean = loss_of(model, batch, batch.frames)
+    found = {
+        name: loss_of(model, batch, perturb(model, batch, attack, generator=generator()))
+        for name, attack in {"noise": noise(threat), "fgsm": fgsm(threat), "pgd": pgd(threat)}.items()
+    }
+    assert found["pgd"].mean() > found["fgsm"].mean() > found["noise"].mean()
+    assert found["fgsm"].mean() > clean.mean()
+    assert (found["pgd"] >= clean).all()
+    assert (found["pgd"] >= found["noise"] - 1e-5).float().mean() > 0.95
+
+
+def test_more_steps_and_more_restarts_are_not_weaker():
+    model, threat = network(), ThreatModel("linf", 0.2)
+    batch = learned(model, videos(60))
+    loss = lambda **o: loss_of(  # noqa: E731
+        model, batch, perturb(model, batch, Attack(threat, **o), generator=generator())
+    )
+    losses = [float(loss(steps=steps).mean()) for steps in (1, 3, 10, 40)]
+    assert losses == sorted(losses) and losses[-1] > 1.05 * losses[0]
+    assert (loss(steps=5, restarts=3) >= loss(steps=5, restarts=1) - 1e-6).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_best_iterate_is_never_below_the_last_nor_below_clean(norm):
+    model, threat = network(), ThreatModel(norm, 0.6)
+    batch = learned(model, videos(40))
+    best, last = (
+        loss_of(
+            model,
+            batch,
+            perturb(
+                model, batch, Attack(threat, steps=6, step_size=1.0, start="zero", keep_best=keep), generator=generator()
+            ),
+        )
+        for keep in (True, False)
+    )
+    assert (best >= last - 1e-6).all() and (best > last + 1e-4).any()
+    assert (best >= loss_of(model, batch, batch.frames) - 1e-6).all()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_reaches_what_it_is_after(objective):
+    model, threat = network(), ThreatModel("linf", 0.2)
+    batch = learned(model, videos(40))
+    attack = Attack(threat, objective, steps=10)
+    clean = model(batch.frames, batch.mask, return_attention=True)
+
+    def reached(frames):
+        with torch.no_grad():
+            output = model(frames, batch.mask, return_attention=True)
+        return OBJECTIVES[objective](attack, output, clean, batch).mean()
+
+    frames = perturb(model, batch, attack, generator=generator())
+    random = perturb(model, batch, noise(threat), generator=generator())
+    assert reached(frames) > reached(random) > reached(batch.frames) - 1e-3
+
+
+def test_the_mixture_of_an_attack_moves_or_keeps_attention():
+    model, threat = network(), ThreatModel("linf", 0.2)
+    batch = learned(model, videos(40))
+    clean = model(batch.frames, batch.mask, return_attention=True).attention
+
+    def moved(mixture):
+        attack = Attack(threat, "bce-attention", steps=20, mixture=mixture)
+        frames = perturb(model, batch, attack, generator=generator())
+        attacked = model(frames, batch.mask, return_attention=True).attention
+        return attacks.attention_divergence(clean, attacked, batch.mask).mean()
+
+    assert moved(20.0) > 1.5 * moved(0.0) > 3 * moved(-20.0)
+
+
+@pytest.mark.parametrize("control", ["uniform", "steady"])
+def test_attention_that_cannot_move_gives_the_attacker_nothing_and_no_crash(control):
+    batch = videos()
+    model = network(**MODELS["uniform"]) if control == "uniform" else network()
+    if control == "steady":
+        model = SteadyAttention(model, model(batch.frames, batch.mask, return_attention=True).attention)
+    frames = perturb(model, batch, Attack(ThreatModel("linf", 0.1), "attention", steps=3), generator=generator())
+    assert size("linf", frames - batch.frames) <= 0.1 + 1e-6
+
+
+# ---------------------------------------------------------------- one step
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_one_step_along_a_gradient_is_fgsm(norm):
+    model, batch, threat = network(), videos(), ThreatModel(norm, 0.3)
+    frames = batch.frames.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(bce(model(frames, batch.mask).logits, batch.labels).sum(), frames)
+    torch.testing.assert_close(one_step(batch, gradient, threat), perturb(model, batch, fgsm(threat)))
+    torch.testing.assert_close(one_step(batch, 1e-3 * gradient, threat), one_step(batch, gradient, threat))
+
+
+def test_one_step_leaves_padding_alone_whatever_its_gradient():
+    batch = videos()
+    frames = one_step(batch, torch.ones_like(batch.frames), ThreatModel("linf", 0.3))
+    assert (frames[~batch.mask] == 0).all() and (frames[batch.mask] != batch.frames[batch.mask]).all()
+
+
+@pytest.mark.parametrize("norm, dims", [("l2-frame", (2,)), ("l2-clip", (1, 2))])
+def test_an_l2_step_follows_the_gradient(norm, dims):
+    model, batch, threat = network(), videos(lengths=[5, 5, 5], spread=0.3), ThreatModel(norm, 0.1)
+    _, gradient = loss_and_gradient(model, batch, fgsm(threat), torch.zeros_like(batch.frames))
+    delta = perturb(model, batch, fgsm(threat)) - batch.frames
+    cosine = (delta * gradient).sum(dims) / (delta.square().sum(dims).sqrt() * gradient.square().sum(dims).sqrt())
+    torch.testing.assert_close(cosine, torch.ones_like(cosine), atol=1e-4, rtol=0)
+    lengths = delta.square().sum(dims).sqrt()
+    torch.testing.assert_close(lengths, torch.full_like(lengths, 0.1))
+
+
+def test_on_a_linear_model_one_step_does_all_that_any_attack_could():
+    torch.manual_seed(0)
+    weights, batch = torch.randn(5, D, 1), videos(3, lengths=[5, 3, 1], spread=0.3)
+    batch = replace(batch, labels=torch.tensor([[1.0], [0.0], [1.0]]))
+    model, epsilon = Linear(weights), 0.2
+    used = weights[None, ..., 0] * batch.mask[..., None]  # [B,T,D], zero on padding
+    dual = {
+        "linf": used.abs().sum((1, 2)),
+        "l2-frame": used.norm(dim=2).sum(1),
+        "l2-clip": used.flatten(1).norm(dim=1),
+    }
+    for norm, most in dual.items():
+        threat = ThreatModel(norm, epsilon)
+        for attack in (fgsm(threat), pgd(threat, 40, 1), pgd(threat, 40, 1, momentum=0.75)):
+            frames = perturb(model, batch, attack, generator=generator())
+            shift = (model(frames, batch.mask).logits - model(batch.frames, batch.mask).logits)[:, 0]
+            expected = epsilon * most * (1 - 2 * batch.labels[:, 0])  # down where the label is right
+            torch.testing.assert_close(shift, expected, atol=1e-3, rtol=1e-2)
+
+
+def test_momentum_changes_the_path_and_is_no_weaker_by_much():
+    model, threat = network(), ThreatModel("linf", 0.2)
+    batch = learned(model, videos(40))
+    plain, heavy = (
+        perturb(model, batch, pgd(threat, 10, 1, momentum=momentum), generator=generator()) for momentum in (0.0, 0.9)
+    )
+    assert not torch.equal(plain, heavy)
+    assert loss_of(model, batch, heavy).mean() > 0.9 * loss_of(model, batch, plain).mean()
+
+
+def test_momentum_keeps_going_where_the_gradient_turns():
+    # Two iterates of a model |x|: the gradient of the second step has the other sign, momentum 2 overrules it.
+    class Absolute(nn.Module):
+        def forward(self, frames, mask, *, return_attention=False):
+            return Output(-(frames - 0.05).abs().sum((1, 2))[:, None], None)
+
+    batch = Batch(torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1), ("v",))
+    options = {"steps": 2, "start": "zero", "step_size": 0.1, "keep_best": False}
+    ends = [
+        float(perturb(Absolute(), batch, Attack(ThreatModel("linf", 1.0), momentum=momentum, **options)))
+        for momentum in (0.0, 2.0)
+    ]
+    assert ends == pytest.approx([0.0, 0.2], abs=1e-6)
+
+
+# ---------------------------------------------------------------- few frames
+
+
+def planted() -> tuple[Linear, Batch]:
+    """Frame 1 has the largest sum of absolute weights, frame 0 the largest Euclidean norm, frame 3 is padding."""
+    weights = torch.zeros(4, D, 1)
+    weights[0, 0, 0] = 3.0
+    weights[1, :3, 0] = 1.2
+    weights[2, :, 0] = 0.1
+    weights[3] = 9.0
+    mask = torch.tensor([[True, True, True, False]])
+    frames = torch.zeros(1, 4, D)
+    return Linear(weights), Batch(frames, mask, torch.ones(1, 1), ("v",))
+
+
+@pytest.mark.parametrize("norm, frame", [("linf", 1), ("l2-frame", 0), ("l2-clip", 0)])
+@pytest.mark.parametrize("search", ["gradient", "random"])
+def test_a_one_frame_attack_takes_the_frame_with_the_largest_dual_norm(norm, frame, search):
+    model, batch = planted()
+    attack = Attack(ThreatModel(norm, 0.2, max_frames=1), steps=3, search=search)
+    touched = (perturb(model, batch, attack, generator=generator()) != batch.frames).any(2)
+    assert touched[0].nonzero().flatten().tolist() == [frame]
+
+
+def test_a_few_frame_attack_can_take_the_most_attended_frame():
+    model, batch = network(), videos(20, lengths=[5] * 20)
+    row = model(batch.frames, batch.mask, return_attention=True).attention[-1][:, :, 0, 1:].mean(1)
+    attack = Attack(ThreatModel("linf", 0.2, max_frames=1), steps=2, frames="attention")
+    touched = (perturb(model, batch, attack, generator=generator()) != batch.frames).any(2)
+    assert torch.equal(touched.float().argmax(1), row.argmax(1))
+    assert (touched.sum(1) == 1).all()
+
+
+def test_chosen_frames_hurt_more_than_random_ones():
+    model = network()
+    batch, threat = learned(model, videos(60, lengths=[5] * 60)), ThreatModel("linf", 0.4, max_frames=1)
+    loss = {
+        frames: loss_of(model, batch, perturb(model, batch, Attack(threat, frames=frames), generator=generator())).mean()
+        for frames in ("gradient", "random")
+    }
+    assert loss["gradient"] > 1.05 * loss["random"]
+
+
+# ---------------------------------------------------------------- without gradients
+
+
+def test_random_search_only_improves():
+    model, threat = network(), ThreatModel("linf", 0.3)
+    batch = learned(model, videos(20))
+    attack = Attack(threat, steps=30, search="random")
+    with attacks.evaluating(model):
+        path = list(attacks._random_search(model, batch, attack, batch.mask[..., None].float(), None, generator()))
+    assert len(path) == 30
+    losses = torch.stack([loss for _, loss in path])
+    assert (losses.diff(dim=0) >= 0).all() and (losses[-1] > losses[0] + 1e-3).float().mean() > 0.5
+    torch.testing.assert_close(losses[-1], loss_of(model, batch, batch.frames + path[-1][0]))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_random_search_beats_noise_and_needs_no_gradient(norm):
+    class NoGradient(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        @torch.no_grad()
+        def forward(self, frames, mask, **options):
+            return self.model(frames, mask, **options)
+
+    model, threat = network(), ThreatModel(norm, 0.3)
+    batch = learned(model, videos(20))
+    found = perturb(NoGradient(model), batch, Attack(threat, steps=60, search="random"), generator=generator())
+    drawn = perturb(model, batch, noise(threat), generator=generator())  # where the search begins
+    assert (loss_of(model, batch, found) >= loss_of(model, batch, drawn) - 1e-5).all()
+    assert loss_of(model, batch, found).mean() > loss_of(model, batch, drawn).mean() + 0.01
+
+
+# ---------------------------------------------------------------- vanishing gradients
+
+
+def test_margin_still_moves_a_model_so_sure_that_the_bce_gradient_is_exactly_zero():
+    torch.manual_seed(0)
+    weights = torch.randn(5, D, 2) * 1e3
+    model, batch = Linear(weights), videos(4, lengths=[5] * 4)
+    batch = replace(batch, frames=0.3 * torch.stack([weights[..., 0] - weights[..., 1]] * 4) / 1e3)
+    batch = replace(batch, frames=batch.frames.clamp(*BOX), labels=torch.tensor([[1.0, 0.0]] * 4))
+    threat = ThreatModel("linf", 0.05)
+    assert loss_and_gradient(model, batch, fgsm(threat), torch.zeros_like(batch.frames))[1].abs().max() == 0
+    assert torch.equal(perturb(model, batch, fgsm(threat)), batch.frames)
+    attack = Attack(threat, "margin", steps=3, start="zero")
+    frames = perturb(model, batch, attack)
+    margin = lambda x: model(x, batch.mask).logits.diff(dim=1)[:, 0]  # noqa: E731
+    expected = 0.05 * (weights[..., 1] - weights[..., 0]).abs().sum()
+    torch.testing.assert_close(margin(frames) - margin(batch.frames), expected.expand(4), rtol=1e-3, atol=0)
+
+
+def test_the_margin_of_videos_with_no_or_all_labels_is_one_sided_and_finite():
+    logits = torch.tensor([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]])
+    batch = replace(videos(3), labels=torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]]))
+    assert OBJECTIVES["margin"](None, Output(logits, None), None, batch).tolist() == [1.0, 2.0, -1.0]
+
+
+def test_gap_objective_counts_wrong_labels_above_and_right_labels_below_the_threshold():
+    attack = Attack(ThreatModel("linf", 0.1), "gap", threshold=-2.0)
+    batch = replace(videos(1), labels=torch.tensor([[1.0, 0.0, 0.0]]))
+    logits = torch.tensor([[-40.0, 40.0, -40.0]])
+    assert float(OBJECTIVES["gap"](attack, Output(logits, None), None, batch)) == pytest.approx(2.0)
+    logits = torch.tensor([[-2.0, -2.0, -2.0]])
+    assert float(OBJECTIVES["gap"](attack, Output(logits, None), None, batch)) == pytest.approx(1.5)
+
+
+# ---------------------------------------------------------------- values
+
+
+def test_a_threat_is_spoken_of_in_byte_steps():
+    threat = ThreatModel("linf", 3 * LEVEL)
+    assert threat.levels == pytest.approx(3) and threat.times(2).levels == pytest.approx(6)
+
+
+def test_steps_cover_the_ball():
+    threat = ThreatModel("linf", 0.4)
+    assert fgsm(threat).size == 0.4 and Attack(threat, steps=1).size == 0.4
+    assert Attack(threat, steps=20).size == pytest.approx(0.05)
+    assert Attack(threat, steps=20, step_size=0.5).size == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: ThreatModel("l1", 0.1), "unknown norm 'l1'; known: linf, l2-frame, l2-clip"),
+        (lambda: ThreatModel("linf", -0.1), "epsilon must be a number of at least 0, got -0.1"),
+        (lambda: ThreatModel("linf", math.nan), "epsilon must be a number of at least 0, got nan"),
+        (lambda: ThreatModel("linf", math.inf), "epsilon must be a number of at least 0, got inf"),
+        (lambda: ThreatModel("linf", 0.1, 0), "max_frames must be at least 1, got 0"),
+        (lambda: Attack(ThreatModel("linf", 0.1), "loss"), "unknown objective 'loss'; known: bce, margin"),
+        (lambda: Attack(ThreatModel("linf", 0.1), start="one"), "unknown start 'one'; known: zero, random, tiny"),
+        (lambda: Attack(ThreatModel("linf", 0.1), frames="all"), "unknown frames 'all'; known: gradient"),
+        (lambda: Attack(ThreatModel("linf", 0.1), search="grid"), "unknown search 'grid'; known: gradient, random"),
+        (lambda: Attack(ThreatModel("linf", 0.1), steps=-1), "steps must be at least 0 and restarts 1, got -1 and 1"),
+        (lambda: Attack(ThreatModel("linf", 0.1), restarts=0), "got 10 and 0"),
+    ],
+)
+def test_attacks_that_do_not_exist_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

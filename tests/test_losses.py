@@ -1,0 +1,236 @@
+"""losses.py: divergences against torch's own and by hand, attention terms that padding cannot reach, defenses as data."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.distributions import Bernoulli, kl_divergence
+
+from aart_lib.losses import (
+    DEFENSES,
+    DIVERGENCES,
+    SIX,
+    TERMS,
+    Defense,
+    attention_divergence,
+    attention_entropy,
+    bce,
+    bernoulli_kl,
+    defense,
+    terms,
+)
+from aart_lib.model import Output
+
+
+def maps(seed: int, mask: torch.Tensor, layers: int = 2, heads: int = 3) -> tuple[torch.Tensor, ...]:
+    """Random attention, 0 on padding."""
+    generator = torch.Generator().manual_seed(seed)
+    size = mask.shape[1] + 1
+    bias = torch.zeros(len(mask), 1, 1, size)
+    bias[:, 0, 0, 1:].masked_fill_(~mask, -torch.inf)
+    drawn = (torch.randn(len(mask), heads, size, size, generator=generator) for _ in range(layers))
+    return tuple(torch.softmax(2 * x + bias, -1) for x in drawn)
+
+
+MASK = torch.tensor([[True] * 5, [True, True, False, False, False]])
+
+
+# ---------------------------------------------------------------- logits
+
+
+def test_bce_is_the_sum_of_minus_log_probabilities():
+    logits, labels = torch.tensor([[0.0, 2.0, -1.0]]), torch.tensor([[1.0, 0.0, 0.0]])
+    p = [1 / (1 + math.exp(-x)) for x in (0.0, 2.0, -1.0)]
+    expected = -math.log(p[0]) - math.log(1 - p[1]) - math.log(1 - p[2])
+    assert bce(logits, labels).tolist() == pytest.approx([expected])
+
+
+@given(st.lists(st.tuples(st.floats(-30, 30), st.floats(-30, 30)), min_size=1, max_size=6))
+def test_bernoulli_kl_is_that_of_torch(pairs):
+    p, q = torch.tensor(pairs, dtype=torch.float64).T
+    expected = kl_divergence(Bernoulli(logits=p), Bernoulli(logits=q)).sum()
+    torch.testing.assert_close(bernoulli_kl(p[None], q[None])[0], expected, atol=1e-9, rtol=1e-6)
+
+
+def test_bernoulli_kl_is_zero_only_for_equal_logits():
+    p = torch.tensor([[3.0, -2.0], [0.5, 0.1]])
+    assert bernoulli_kl(p, p).tolist() == [0, 0]
+    assert (bernoulli_kl(p, p + torch.tensor([0.1, 0.0])) > 1e-5).all()
+    assert (bernoulli_kl(p, p - torch.tensor([0.0, 0.1])) > 1e-5).all()
+
+
+def test_bernoulli_kl_stays_finite_for_the_surest_logits():
+    assert bernoulli_kl(torch.tensor([[200.0, -200.0]]), torch.tensor([[-200.0, 200.0]])).tolist() == [400]
+
+
+# ---------------------------------------------------------------- attention
+
+
+@pytest.mark.parametrize("rows", ["cls", "all"])
+@pytest.mark.parametrize("layers", ["last", "all"])
+@pytest.mark.parametrize("kind", DIVERGENCES)
+def test_divergence_is_zero_on_equal_maps_symmetric_and_positive_elsewhere(kind, layers, rows):
+    p, q = maps(0, MASK), maps(1, MASK)
+    options = {"kind": kind, "layers": layers, "rows": rows}
+    assert attention_divergence(p, p, MASK, **options).abs().max() < 1e-6
+    there, back = attention_divergence(p, q, MASK, **options), attention_divergence(q, p, MASK, **options)
+    torch.testing.assert_close(there, back)
+    assert there.shape == (2,) and (there > 0.01).all()
+
+
+HALF, SURE = torch.tensor([0.5, 0.5]), torch.tensor([0.75, 0.25])
+BY_HAND = {
+    "symmetric-kl": 0.25 * math.log(0.75 / 0.5) - 0.25 * math.log(0.25 / 0.5),
+    "jensen-shannon": (
+        0.5 * math.log(0.5 / 0.625)
+        + 0.5 * math.log(0.5 / 0.375)
+        + 0.75 * math.log(0.75 / 0.625)
+        + 0.25 * math.log(0.25 / 0.375)
+    )
+    / 2,
+    "squared-l2": 2 * 0.25**2,
+    "total-variation": 0.25,
+}
+
+
+@pytest.mark.parametrize("kind", DIVERGENCES)
+def test_divergence_is_the_hand_computed_one(kind):
+    assert float(DIVERGENCES[kind](HALF, SURE)) == pytest.approx(BY_HAND[kind])
+    # One frame, two heads: one has not moved, one moved as above; their mean is half of it.
+    still = HALF.expand(1, 1, 2, 2)
+    p = torch.cat([still, still], 1)
+    q = torch.cat([still, SURE.expand(1, 1, 2, 2)], 1)
+    found = attention_divergence((p,), (q,), torch.ones(1, 1, dtype=torch.bool), kind=kind)
+    assert found.tolist() == pytest.approx([BY_HAND[kind] / 2])
+
+
+@pytest.mark.parametrize("kind", DIVERGENCES)
+@pytest.mark.parametrize("rows", ["cls", "all"])
+def test_padding_adds_nothing_to_a_divergence(kind, rows):
+    short = MASK[1:, :2]
+    p, q = maps(0, short), maps(1, short)
+    padded = [tuple(torch.nn.functional.pad(layer, (0, 3, 0, 3)) for layer in side) for side in (p, q)]
+    torch.testing.assert_close(
+        attention_divergence(*padded, MASK[1:], kind=kind, rows=rows),
+        attention_divergence(p, q, short, kind=kind, rows=rows),
+    )
+
+
+def test_divergence_of_all_rows_ignores_padded_queries():
+    p, q = maps(0, MASK), maps(1, MASK)
+    moved = tuple(layer.clone() for layer in q)
+    for layer in moved:
+        layer[1, :, 3:] = 0
+        layer[1, :, 3:, 0] = 1
+    torch.testing.assert_close(
+        attention_divergence(p, moved, MASK, rows="all"), attention_divergence(p, q, MASK, rows="all")
+    )
+    for layer in moved:
+        layer[1, :, 2] = layer[1, :, 0]  # a real frame's row counts
+    assert (attention_divergence(p, moved, MASK, rows="all") - attention_divergence(p, q, MASK, rows="all")).abs()[1]
+
+
+def test_the_last_layer_and_the_cls_row_are_told_from_the_others():
+    p, q = maps(0, MASK), maps(1, MASK)
+    assert attention_divergence(p, (q[0], p[1]), MASK).abs().max() < 1e-6
+    both = attention_divergence(p, (q[0], p[1]), MASK, layers="all")
+    first = attention_divergence(p[:1], q[:1], MASK)
+    torch.testing.assert_close(both, first / 2)
+    below = p[1].clone()
+    below[:, :, 1:] = q[1][:, :, 1:]
+    assert attention_divergence(p, (p[0], below), MASK).abs().max() < 1e-6
+    assert attention_divergence(p, (p[0], below), MASK, rows="all").min() > 0.01
+
+
+def test_divergence_has_finite_gradients_where_a_key_gets_nothing():
+    logits = torch.zeros(1, 1, 3, 3, requires_grad=True)
+    p = torch.softmax(logits + torch.tensor([0.0, 0.0, -torch.inf]), -1)
+    q = torch.tensor([1.0, 0.0, 0.0]).expand(1, 1, 3, 3)
+    for kind in DIVERGENCES:
+        loss = attention_divergence((p,), (q,), torch.tensor([[True, False]]), kind=kind).sum()
+        (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True)
+        assert gradient.isfinite().all() and gradient[0, 0, 0, :2].abs().min() > 0, kind
+
+
+def test_entropy_is_one_on_uniform_and_zero_on_one_frame():
+    uniform = torch.zeros(2, 3, 6, 6)
+    uniform[0], uniform[1, ..., :3] = 1 / 6, 1 / 3
+    torch.testing.assert_close(attention_entropy((uniform,), MASK), torch.ones(2))
+    one_frame = torch.zeros(2, 3, 6, 6)
+    one_frame[..., 1] = 1
+    torch.testing.assert_close(attention_entropy((one_frame,), MASK), torch.zeros(2))
+
+
+def test_entropy_reads_the_last_layers_cls_row():
+    uniform, sharp = torch.full((2, 1, 6, 6), 1 / 6), torch.eye(6).expand(2, 1, 6, 6).clone()
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    assert attention_entropy((uniform, sharp), mask).abs().max() < 1e-6
+    sharp[:, :, 0] = 1 / 6
+    torch.testing.assert_close(attention_entropy((uniform, sharp), mask), torch.ones(2))
+
+
+# ---------------------------------------------------------------- defenses
+
+
+def test_all_terms_vanish_on_an_untouched_video_but_those_of_the_task():
+    output = Output(torch.tensor([[1.0, -2.0], [0.3, 0.0]]), maps(0, MASK))
+    labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    found = terms(Defense({"task": 1.0}), output, output, labels, MASK, list(TERMS))
+    assert float(found["task"]) == float(found["robust"]) == pytest.approx(float(bce(output.logits, labels).mean()))
+    assert max(abs(float(found[name])) for name in ("pairing", "consistency", "attention")) < 1e-6
+
+
+def test_the_attention_term_is_measured_as_the_defense_says():
+    clean, attacked = Output(torch.zeros(2, 2), maps(0, MASK)), Output(torch.zeros(2, 2), maps(1, MASK))
+    recipe = replace(DEFENSES["a-art"], kind="squared-l2", layers="all", rows="all")
+    found = terms(recipe, clean, attacked, torch.zeros(2, 2), MASK, ["attention"])["attention"]
+    expected = attention_divergence(
+        clean.attention, attacked.attention, MASK, kind="squared-l2", layers="all", rows="all"
+    )
+    torch.testing.assert_close(found, expected.mean())
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"weights": {"task": 1.0, "atention": 1.0}}, "unknown loss term atention; known: task, robust"),
+        ({"weights": {"task": -0.5}}, "weights must be numbers of at least 0"),
+        ({"weights": {"task": math.nan}}, "weights must be numbers of at least 0"),
+        ({"weights": {}}, "at least one"),
+        ({"weights": {"attention": 1.0}, "kind": "kl"}, "unknown kind 'kl'; known: symmetric-kl"),
+        ({"weights": {"attention": 1.0}, "layers": "first"}, "unknown layers 'first'; known: last, all"),
+        ({"weights": {"attention": 1.0}, "rows": "frames"}, "unknown rows 'frames'; known: cls, all"),
+    ],
+)
+def test_a_defense_that_cannot_be_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Defense(**arguments)
+
+
+def test_an_unknown_defense_lists_the_known():
+    with pytest.raises(ValueError, match="unknown defense 'aart'; known: standard, adversarial, .*a-art"):
+        defense("aart")
+    assert defense("a-art") is DEFENSES["a-art"]
+
+
+def test_the_six_compared_defenses_exist_and_only_the_baseline_needs_no_attack():
+    assert set(SIX) <= set(DEFENSES)
+    assert [name for name in DEFENSES if not DEFENSES[name].pairs] == ["standard"]
+
+
+def test_only_single_step_attacks_on_the_task_share_the_clean_pass():
+    assert DEFENSES["a-art"].shares_clean_pass and DEFENSES["adversarial"].shares_clean_pass
+    a_art = DEFENSES["a-art"]
+    for changes in ({"steps": 2}, {"start": "random"}, {"objective": "kl"}, {"two_sided": True}):
+        assert not replace(a_art, **changes).shares_clean_pass
+    assert not replace(a_art, weights={"robust": 1.0}).shares_clean_pass
+
+
+def test_a_art_is_adversarial_training_and_the_attention_term():
+    a_art, adversarial = DEFENSES["a-art"], DEFENSES["adversarial"]
+    extra = a_art.weights["attention"]
+    assert extra > 0
+    assert dict(a_art.weights) == dict(adversarial.weights) | {"attention": extra}

@@ -1,0 +1,313 @@
+"""The notebooks run from an empty kernel, what they show is fresh, and every exercise can be solved as printed.
+
+One run of a notebook serves for two facts: its cells run without an error or a warning (the shorter version,
+AART_QUICK=1), and at each exercise the stub fails the check and the printed solution passes it.
+"""
+
+import ast
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "notebooks"
+PATHS = sorted(FOLDER.glob("[0-9]*.ipynb"))
+NAMES = (
+    "01_data_loading 02_baseline_training 03_attack_crafting 04_aart_training 05_attention_under_attack "
+    "06_is_it_really_robust 07_youtube8m_at_scale"
+).split()
+LONGEST_CELL = 25  # lines
+PLACE = re.compile(r"(?<![\w.:/~-])/(?:root|home|Users|work|tmp|var|usr|opt|mnt|private|content)/|[A-Z]:\\+Users")
+SOLUTION = re.compile(r"```python\n(.*?)\n```", re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
+
+_spec = importlib.util.spec_from_file_location("execute", FOLDER / "execute.py")
+execute = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(execute)
+
+every_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+
+
+def read(path: Path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook) -> list:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def tagged(notebook, tag: str) -> list:
+    return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
+
+
+def texts(cell) -> str:
+    """All that a cell's outputs say, pictures left out."""
+    found = []
+    for output in cell.outputs:
+        found.append(output.get("text", ""))
+        found += [v for kind, v in output.get("data", {}).items() if kind.startswith("text/")]
+        found += output.get("traceback", [])
+    return "\n".join(found)
+
+
+def warnings_of(cell) -> str:
+    """What a cell wrote to standard error, progress bars left out."""
+    errors = [o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stderr" and "\r" not in o.text]
+    return "".join(errors)
+
+
+def setup_cell(notebook) -> str:
+    return code_cells(notebook)[0].source
+
+
+# ---------------------------------------------------------------- what is stored
+
+
+def test_there_are_seven():
+    assert [path.stem for path in PATHS] == NAMES
+
+
+@every_notebook
+def test_stored_outputs_come_from_one_run_of_this_code(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    assert counts == list(range(1, len(counts) + 1)), f"run notebooks/execute.py {path.name[:2]}"
+    stored = notebook.metadata.get("aart", {}).get("executed")
+    assert stored == execute.code_hash(notebook), f"the code changed: run notebooks/execute.py {path.name[:2]}"
+
+
+def test_hash_sees_code_and_not_the_name_of_the_repository():
+    cells = [nbformat.v4.new_code_cell('REPOSITORY = ""  # name\nx = 1'), nbformat.v4.new_code_cell("y = 2")]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    before = execute.code_hash(notebook)
+    cells[0].source = 'REPOSITORY = "someone/something"  # name\nx = 1'
+    assert execute.code_hash(notebook) == before
+    cells[1].source = "y = 3"
+    assert execute.code_hash(notebook) != before
+
+
+@every_notebook
+def test_stored_outputs_can_be_seen_without_running(path):
+    notebook = read(path)
+    assert path.stat().st_size <= execute.LARGEST
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 1
+    assert not [output for output in outputs if execute.WIDGET in output.get("data", {})]
+    assert "widgets" not in notebook.metadata
+
+
+@every_notebook
+def test_stored_outputs_name_no_folder_and_warn_of_nothing(path):
+    for cell in code_cells(read(path)):
+        assert not PLACE.search(texts(cell)), texts(cell)
+        assert not warnings_of(cell)
+
+
+def test_tidy_leaves_pictures_and_drops_what_does_not_last():
+    stream, data = nbformat.v4.new_output, {"text/plain": "VBox()", execute.WIDGET: {"model_id": "1"}}
+    home = str(Path.home())
+    outputs = [
+        stream("stream", name="stdout", text=f"{FOLDER}/checkpoints {home}/x <f at 0x7f0a>"),
+        stream("stream", name="stderr", text="\rtrain:  50%"),
+        stream("display_data", data=data),
+        stream("display_data", data={"image/png": "AAAA", "text/plain": "<Figure>"}),
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", outputs=outputs)])
+    notebook.metadata["widgets"] = {"state": {}}
+    text, picture = execute.tidy(notebook).cells[0].outputs
+    assert text.text == "./checkpoints ~/x <f>" and "image/png" in picture.data
+    assert "widgets" not in notebook.metadata
+
+
+@every_notebook
+def test_every_figure_has_an_alternative_text(path):
+    notebook = read(path)
+    pictures = sum("image/png" in o.get("data", {}) for cell in code_cells(notebook) for o in cell.outputs)
+    described = sum(cell.source.count("*Figure") for cell in notebook.cells if cell.cell_type == "markdown")
+    assert described >= pictures
+
+
+# ---------------------------------------------------------------- how they are written
+
+
+@every_notebook
+def test_cells_are_short(path):
+    long = [cell.source for cell in code_cells(read(path)) if len(cell.source.splitlines()) > LONGEST_CELL]
+    assert not long, f"{len(long)} cells of more than {LONGEST_CELL} lines; the first:\n{long[:1]}"
+
+
+@every_notebook
+def test_setup_cell_and_badge_are_the_same_everywhere(path):
+    assert setup_cell(read(path)) == setup_cell(read(PATHS[0]))
+    first = read(path).cells[0]
+    assert first.cell_type == "markdown" and first.source.startswith("[![Open in Colab](")
+    assert f"/notebooks/{path.name})" in first.source.splitlines()[0]
+
+
+@every_notebook
+def test_links_lead_to_files(path):
+    for cell in read(path).cells:
+        for target in LINK.findall(cell.source) if cell.cell_type == "markdown" else []:
+            assert (FOLDER / target).exists(), target
+
+
+@every_notebook
+def test_exercises_have_stub_check_and_one_solution(path):
+    notebook = read(path)
+    parts = [tagged(notebook, f"exercise-{part}") for part in ("stub", "check", "solution")]
+    assert len({len(part) for part in parts}) == 1 and len(parts[0]) >= 2
+    for stub, check, solution in zip(*parts, strict=True):
+        places = [notebook.cells.index(cell) for cell in (stub, check, solution)]
+        assert places == sorted(places) and solution.cell_type == "markdown" and "<details>" in solution.source
+        (code,) = SOLUTION.findall(solution.source)
+        assert defined(stub.source) <= defined(code)
+        assert "not yet" in texts(check)
+
+
+def defined(source: str) -> set[str]:
+    """Functions, classes and variables that code defines at its top level."""
+    found = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign):
+            found |= {name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    return found
+
+
+# ---------------------------------------------------------------- they run
+
+
+def with_solutions(notebook):
+    """The notebook with every printed solution and its check once more as cells of their own."""
+    cells, check = [], None
+    for cell in notebook.cells:
+        cells.append(cell)
+        tags = cell.metadata.get("tags", [])
+        if "exercise-check" in tags:
+            check = cell.source
+        if "exercise-solution" in tags:
+            cells.append(nbformat.v4.new_code_cell(SOLUTION.search(cell.source)[1]))
+            cells.append(nbformat.v4.new_code_cell(check, metadata={"tags": ["solved"]}))
+    notebook.cells = cells
+    return notebook
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    """A copy of the notebooks' folder, checkpoints and figures beside it: a run cannot change what is stored."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("notebooks", "figures"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns(".*", "*.ipynb", "__pycache__"))
+    return folder / "notebooks"
+
+
+@every_notebook
+def test_runs_from_an_empty_kernel_and_exercises_can_be_solved(path, copy):
+    notebook = execute.run(with_solutions(read(path)), copy, library=ROOT, env=os.environ | {"AART_QUICK": "1"})
+    for cell in code_cells(notebook):
+        assert not warnings_of(cell), cell.source
+    stubs, solved = tagged(notebook, "exercise-check"), tagged(notebook, "solved")
+    assert len(stubs) == len(solved) >= 2
+    for before, after in zip(stubs, solved, strict=True):
+        assert "not yet" in texts(before) and "correct" not in texts(before), before.source
+        assert "correct" in texts(after) and "not yet" not in texts(after), f"{before.source}\n{texts(after)}"
+
+
+# ---------------------------------------------------------------- Colab
+
+
+def git(*arguments, cwd=None) -> None:
+    """Git by itself, without the settings and hooks of whoever runs the test."""
+    quiet = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0"}
+    who = ("-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false")
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    subprocess.run(["git", *who, *arguments], cwd=cwd, env=clean | quiet, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> str:
+    """The address of a bare repository with this project as it stands."""
+    if not shutil.which("git"):
+        pytest.skip("git is not installed: nothing can be cloned")
+    folder = tmp_path_factory.mktemp("published")
+    skip = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "runs", "build")
+    shutil.copytree(ROOT, folder / "work", ignore=skip)
+    git("init", "-q", "-b", "main", cwd=folder / "work")
+    git("add", "-A", cwd=folder / "work")
+    git("commit", "-q", "-m", "as it stands", cwd=folder / "work")
+    git("clone", "-q", "--bare", str(folder / "work"), str(folder / "project.git"))
+    return (folder / "project.git").as_uri()
+
+
+COLAB = """
+import subprocess, sys, types
+
+sys.modules["google.colab"] = types.ModuleType("google.colab")
+PIP, _run = [], subprocess.run
+
+def run(command, **options):  # pip is noted, not run: this test needs no network
+    return PIP.append(command[2:]) if command[1:3] == ["-m", "pip"] else _run(command, **options)
+
+subprocess.run = run
+"""
+REPORT = (
+    'import aart_lib, json, os\nprint(json.dumps([PIP, os.path.realpath("."), os.path.realpath(aart_lib.__file__)]))'
+)
+
+
+def in_colab(notebook, repository: str):
+    """The notebook with a stand-in for Colab in front, naming ``repository``, and a report of what was done."""
+    setup = code_cells(notebook)[0]
+    setup.source = execute.SETTING.sub(f'REPOSITORY = "{repository}"', setup.source, count=1)
+    notebook.cells = [nbformat.v4.new_code_cell(COLAB), *notebook.cells, nbformat.v4.new_code_cell(REPORT)]
+    return notebook
+
+
+def test_colab_starts_from_an_empty_folder(published, tmp_path):
+    empty = tmp_path / "content"
+    empty.mkdir()
+    notebook = in_colab(read(PATHS[0]), published)
+    done = execute.run(notebook, empty, library=empty / "aart", env=os.environ | {"AART_QUICK": "1"})
+    installed, folder, library = json.loads(texts(done.cells[-1]))
+    assert Path(folder) == (empty / "aart" / "notebooks").resolve()
+    assert Path(library).is_relative_to((empty / "aart").resolve())
+    assert any("./aart" in command and "--no-deps" in command for command in installed)
+    assert not [word for command in installed for word in command if "torch" in word or "numpy" in word]
+
+
+@pytest.fixture
+def setup_code():
+    return execute.SETTING.sub('REPOSITORY = ""', setup_cell(read(PATHS[0])), count=1)
+
+
+def refuse(*command, **options):
+    raise AssertionError(f"nothing must be run, got {command}")
+
+
+def test_colab_without_a_repository_says_what_to_set(setup_code, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    monkeypatch.setattr(subprocess, "run", refuse)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="Set REPOSITORY in this cell"):
+        exec(setup_code, {})
+
+
+def test_setup_does_nothing_in_a_clone(setup_code, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", refuse)
+    monkeypatch.chdir(FOLDER)
+    names = {}
+    exec(setup_code, names)
+    assert names["DEVICE"] in ("cpu", "cuda") and Path.cwd() == FOLDER
