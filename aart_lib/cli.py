@@ -190,14 +190,15 @@ def _train(options) -> None:
     from aart_lib.losses import defense
     from aart_lib.reproduce import Experiment, default_threat
 
-    preset, recipe = _preset(options), defense(options.defense)
+    preset = _preset(options)
+    defense(options.defense)  # an unknown name is told before data is touched
     if options.epsilon is not None:
         ThreatModel(options.norm or "linf", options.epsilon)
     splits = _open(options, preset)
     threat = _threat(options, splits) or default_threat(splits)
     _reserve(options.out, options.resume)
     experiment = Experiment(splits, preset, options.out)
-    _, notes = experiment.model(options.defense, options.seed, threat, recipe=recipe)
+    _, notes = experiment.model(options.defense, options.seed, threat)
     made = options.out / "checkpoints" / f"{options.defense}-seed{options.seed}.safetensors"
     shutil.move(made, options.out / "model.safetensors")
     made.parent.rmdir()
@@ -211,7 +212,8 @@ def _evaluate(options) -> None:
     from aart_lib import checkpoint
     from aart_lib.attacks import ThreatModel
     from aart_lib.evaluate import evaluate, flags
-    from aart_lib.reproduce import summarize, write_json
+    from aart_lib.records import write_json
+    from aart_lib.reproduce import summarize
 
     preset = _preset(options)
     model, notes = checkpoint.load(options.checkpoint)

@@ -44,6 +44,7 @@ class DatasetSpec:
     max_frames: int = 32
     norm: str = "linf"
     epsilon: float = 2.5 * LEVEL  # where the calibration starts to look
+    epochs: int = 20  # until no defense still rises
     video_level: bool = False  # one row of floats a video, not byte lists
     evidence: bool = False
 
@@ -74,6 +75,7 @@ SPECS = {
         max_frames=10,
         norm="l2-clip",
         epsilon=0.9,
+        epochs=12,
     ),
     "yt8m-frame": DatasetSpec(
         "yt8m-frame",
@@ -166,7 +168,11 @@ class VideoDataset(Dataset):
     def __init__(self, paths, spec: DatasetSpec, *, labels: Sequence[int] | None = None, max_frames: int | None = None):
         self.spec, self.max_frames = spec, max_frames or spec.max_frames
         self.entries = [entry for path in paths for entry in _index(Path(path), spec)]
-        self.left_out, self._cache, self._room = 0, {}, [CACHE_BYTES]  # shared objects, so that selections fill one cache
+        self.left_out, self._cache, self._room = (
+            0,
+            {},
+            [CACHE_BYTES],
+        )  # shared objects, so that selections fill one cache
         self.labels = list(range(spec.classes))
         self._column = {label: label for label in self.labels}
         if labels is not None:

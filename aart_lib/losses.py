@@ -9,7 +9,7 @@ term, its weight, its layer and the training attack are this project's reconstru
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -168,6 +168,23 @@ DEFENSES = {
     "a-art-all-rows": Defense(_MIX | {"attention": 10.0}, epsilon_scale=2.0, layers="all", rows="all"),
 }
 SIX = ("standard", "adversarial", "logit-pairing", "trades", "vat", "a-art")
+
+
+# What the trials on each data set's validation split chose (figures/trials-*.json, a test compares); all else as above.
+TUNED: dict[str, dict[str, dict]] = {}
+
+
+def changed(name: str, changes: Mapping) -> tuple[Defense, dict]:
+    """A defense with changes, ``weights`` among them term by term; settings of the loop are handed back apart."""
+    recipe, changes = defense(name), dict(changes)
+    settings = {key: changes.pop(key) for key in ("rate", "weight_decay") if key in changes}
+    weights = dict(recipe.weights) | changes.pop("weights", {})
+    return replace(recipe, weights=weights, **changes), settings
+
+
+def tuned(data: str, name: str) -> tuple[Defense, dict]:
+    """The defense as tuned for a data set, and settings of the training loop."""
+    return changed(name, TUNED.get(data, {}).get(name, {}))
 
 
 def defense(name: str) -> Defense:

@@ -8,6 +8,7 @@ called context, and lists over time: one byte string for each frame).
 Source: tensorflow/core/lib/io/record_writer.h, tensorflow/core/example/{example,feature}.proto.
 """
 
+import json
 import os
 import struct
 import tempfile
@@ -49,6 +50,12 @@ def replacing(path):
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def write_json(path, value) -> None:
+    """JSON under a temporary name, then renamed; NaN is refused, since no other reader takes it."""
+    with replacing(path) as file:
+        file.write(json.dumps(value, indent=1, allow_nan=False).encode())
 
 
 # ---------------------------------------------------------------- framing

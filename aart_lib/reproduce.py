@@ -7,7 +7,7 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
@@ -16,9 +16,9 @@ from aart_lib import checkpoint, synthetic
 from aart_lib.attacks import ThreatModel
 from aart_lib.data import SPECS, Splits, open_splits
 from aart_lib.evaluate import calibrate, evaluate, flags
-from aart_lib.losses import SIX, Defense, defense
+from aart_lib.losses import SIX, defense, tuned
 from aart_lib.model import ModelConfig
-from aart_lib.records import replacing
+from aart_lib.records import write_json
 from aart_lib.train import TrainConfig, fingerprint, train
 
 TARGET_RATIO = 0.80  # the paper's baseline falls from about 91 (assumed) to 72.9
@@ -29,7 +29,7 @@ T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8
 class Preset:
     """How much is done; a preset names only what differs from ``small``."""
 
-    epochs: int = 30
+    epochs: int | None = None  # None = the data set's
     suite: str = "standard"
     defenses: tuple[str, ...] = SIX
     test_videos: int | None = 3000  # at most so many test videos are attacked
@@ -80,6 +80,11 @@ def model_config(splits: Splits, preset: Preset = PRESETS["small"]) -> ModelConf
     return ModelConfig(splits.spec.dims, len(splits.labels), max_frames=frames, **preset.model)
 
 
+def train_config(splits: Splits, preset: Preset = PRESETS["small"], **settings) -> TrainConfig:
+    """The training loop's settings for a data set."""
+    return TrainConfig(preset.epochs or splits.spec.epochs, preset.batch_size, **settings)
+
+
 def default_threat(splits: Splits) -> ThreatModel:
     """The data set's own norm and the ε at which the calibration starts."""
     return ThreatModel(splits.spec.norm, splits.spec.epsilon)
@@ -89,8 +94,9 @@ def calibrated(splits: Splits, preset: Preset, model=None) -> tuple[ThreatModel,
     """ε at which a baseline (trained here with seed 0 if not given) keeps `TARGET_RATIO` of its validation GAP."""
     start = default_threat(splits)
     if model is None:
-        config = TrainConfig(preset.epochs, preset.batch_size, seed=0)
-        model, _ = train(defense("standard"), splits, model_config(splits, preset), start, config, progress="standard")
+        recipe, settings = tuned(splits.spec.name, "standard")
+        config = train_config(splits, preset, **settings)
+        model, _ = train(recipe, splits, model_config(splits, preset), start, config, progress="standard")
     epsilon, reached = calibrate(model, splits.validation, start, target=TARGET_RATIO)
     return ThreatModel(start.norm, epsilon), reached
 
@@ -103,10 +109,10 @@ class Experiment:
         order = range(len(splits.test))
         self.test = splits.test.select(order[: preset.test_videos]) if preset.test_videos else splits.test
 
-    def model(self, name: str, seed: int, threat: ThreatModel, *, recipe: Defense | None = None):
+    def model(self, name: str, seed: int, threat: ThreatModel):
         """A trained model and its notes, from its checkpoint if that was made with the same settings."""
-        recipe = recipe or defense(name)
-        config = TrainConfig(self.preset.epochs, self.preset.batch_size, seed=seed)
+        recipe, settings = tuned(self.splits.spec.name, name)
+        config = train_config(self.splits, self.preset, seed=seed, **settings)
         shape = model_config(self.splits, self.preset)
         mark = fingerprint(recipe, self.splits, shape, threat, config)
         path = self.out / "checkpoints" / f"{name}-seed{seed}.safetensors"
@@ -214,7 +220,11 @@ def reproduce(
             },
             "settings_hash": settings_hash(splits),
         },
-        "train": {"epochs": preset.epochs, "batch_size": preset.batch_size, "suite": preset.suite},
+        "train": {
+            "epochs": preset.epochs or splits.spec.epochs,
+            "batch_size": preset.batch_size,
+            "suite": preset.suite,
+        },
         "threat": {
             "norm": threat.norm,
             "epsilon": threat.epsilon,
@@ -284,14 +294,3 @@ def _recovered(gap, row: dict, base: dict) -> float | None:
 
 def _plain(value):
     return json.loads(json.dumps(value, default=dict))
-
-
-def write_json(path, value) -> None:
-    """JSON under a temporary name, then renamed; NaN is refused, since no other reader takes it."""
-    with replacing(path) as file:
-        file.write(json.dumps(value, indent=1, allow_nan=False).encode())
-
-
-def with_weights(recipe: Defense, **weights: float) -> Defense:
-    """The same defense with other weights of its terms."""
-    return replace(recipe, weights=dict(recipe.weights) | weights)

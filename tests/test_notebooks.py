@@ -263,7 +263,7 @@ def run(command, **options):  # pip is noted, not run: this test needs no networ
 
 subprocess.run = run
 """
-REPORT = (
+REPORT = 'import aart_lib, json, os\nprint(json.dumps([PIP, os.getcwd(), os.path.realpath(aart_lib.__file__)]))'
     'import aart_lib, json, os\nprint(json.dumps([PIP, os.path.realpath("."), os.path.realpath(aart_lib.__file__)]))'
 )
 
