@@ -1,7 +1,6 @@
 """Trained models on disk: safetensors weights with a JSON description in the header, nothing that can run code."""
 
 import json
-import math
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
+from aart_lib.attacks import ThreatModel
 from aart_lib.model import ModelConfig, VideoTransformer
 from aart_lib.records import replacing
 
@@ -47,17 +47,18 @@ def load(path) -> tuple[VideoTransformer, dict]:
         with safe_open(path, "pt") as file:
             description = json.loads((file.metadata() or {}).get("aart", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except (SafetensorError, json.JSONDecodeError, RecursionError, OSError) as error:
         raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
     model, notes = _build(path, description)
     expected = model.state_dict()
-    wrong = sorted(set(expected) ^ set(tensors)) or [k for k, v in expected.items() if v.shape != tensors[k].shape]
+    differ = lambda k: (expected[k].shape, expected[k].dtype) != (tensors[k].shape, tensors[k].dtype)  # noqa: E731
+    wrong = sorted(set(expected) ^ set(tensors)) or [name for name in expected if differ(name)]
     if wrong:
         raise ValueError(f"{path}: tensor {wrong[0]!r} is not what the model of its description has")
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{path}: tensor {name!r} holds NaN or infinity")
-    model.load_state_dict(tensors)
+    model.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
     return model.eval(), notes
 
 
@@ -74,12 +75,16 @@ def _build(path: Path, description) -> tuple[VideoTransformer, dict]:
         sizes = config.features, config.labels, config.max_frames, config.width, config.heads, config.layers
         if not all(isinstance(size, int) and 0 < size < 2**20 for size in (*sizes, config.experts)):
             raise ValueError(f"sizes {sizes} that no model has")
-        if math.prod((config.width, config.layers)) > 2**20 or notes["version"] != VERSION:
+        if config.layers > 1000 or notes["version"] != VERSION:
             raise ValueError(f"version {notes['version']} or a size that this version does not read")
         missing = [key for key in REQUIRED if key not in notes]
         if missing:
             raise KeyError(*missing)
-        return VideoTransformer(config), notes
+        if len(notes["labels"]) != config.labels:
+            raise ValueError(f"labels of {len(notes['labels'])} classes for a model of {config.labels}")
+        ThreatModel(notes["threat"]["norm"], notes["threat"]["epsilon"])
+        with torch.device("meta"):  # allocates nothing, whatever sizes the description claims
+            return VideoTransformer(config), notes
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path} has no description of a video Transformer of this project: {error}") from error
 

@@ -75,7 +75,7 @@ SPECS = {
         max_frames=10,
         norm="l2-clip",
         epsilon=0.9,
-        epochs=12,
+        epochs=8,
     ),
     "yt8m-frame": DatasetSpec(
         "yt8m-frame",

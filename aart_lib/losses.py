@@ -171,7 +171,10 @@ SIX = ("standard", "adversarial", "logit-pairing", "trades", "vat", "a-art")
 
 
 # What the trials on each data set's validation split chose (figures/trials-*.json, a test compares); all else as above.
-TUNED: dict[str, dict[str, dict]] = {}
+TUNED: dict[str, dict[str, dict]] = {
+    "synthetic": {"standard": {"rate": 0.004, "weight_decay": 0.1}},
+    "audioset": {"standard": {"rate": 0.002, "weight_decay": 0.1}},
+}
 
 
 def changed(name: str, changes: Mapping) -> tuple[Defense, dict]:

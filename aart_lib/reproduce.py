@@ -32,7 +32,7 @@ class Preset:
     epochs: int | None = None  # None = the data set's
     suite: str = "standard"
     defenses: tuple[str, ...] = SIX
-    test_videos: int | None = 3000  # at most so many test videos are attacked
+    test_videos: int | None = 2000  # at most so many test videos are attacked
     batch_size: int = 64
     model: dict = field(default_factory=dict)
     dims: dict = field(default_factory=dict)

@@ -19,7 +19,6 @@ from nbclient import NotebookClient
 HERE = Path(__file__).resolve().parent
 LARGEST = 1_500_000  # bytes of a stored notebook
 WIDGET = "application/vnd.jupyter.widget-view+json"
-SETTING = re.compile(r'^REPOSITORY = ".*?"', re.MULTILINE)
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
@@ -27,11 +26,8 @@ METADATA = {
 
 
 def code_hash(notebook) -> str:
-    """16 hexadecimal digits of the code cells in their order: other code, other digits.
-
-    The name of the repository in the setup cell does not count: `make colab` may fill it in later.
-    """
-    sources = [SETTING.sub('REPOSITORY = ""', c.source, count=1) for c in notebook.cells if c.cell_type == "code"]
+    """16 hexadecimal digits of the code cells in their order: other code, other digits."""
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     return hashlib.sha256("\0".join(sources).encode()).hexdigest()[:16]
 
 

@@ -334,7 +334,9 @@ def test_on_a_linear_model_one_step_does_all_that_any_attack_could():
             frames = perturb(model, batch, attack, generator=generator())
             shift = (model(frames, batch.mask).logits - model(batch.frames, batch.mask).logits)[:, 0]
             expected = epsilon * most * (1 - 2 * batch.labels[:, 0])  # down where the label is right
-            torch.testing.assert_close(shift, expected, atol=1e-3, rtol=1e-2)
+            assert (shift.abs() <= expected.abs() + 1e-4).all()
+            tolerance = 1e-4 if attack == fgsm(threat) else 0.05  # small steps come near the corner, not into it
+            torch.testing.assert_close(shift, expected, atol=1e-4, rtol=tolerance)
 
 
 def test_momentum_changes_the_path_and_is_no_weaker_by_much():

@@ -150,7 +150,7 @@ BROKEN = {
     "other version": (lambda p: forge(p, text=description(notes=NOTES | {"version": 99})), "version 99"),
     "missing notes": (lambda p: forge(p, text=description(notes={"data": "synthetic"})), "labels"),
     "another number of labels": (lambda p: forge(p, text=description(notes=NOTES | {"labels": [1]})), "labels"),
-    "no threat": (lambda p: forge(p, text=description(notes=NOTES | {"threat": 5})), "threat"),
+    "no threat": (lambda p: forge(p, text=description(notes=NOTES | {"threat": 5})), "description"),
     "negative epsilon": (
         lambda p: forge(p, text=description(notes=NOTES | {"threat": {"norm": "linf", "epsilon": -1}})),
         "epsilon must be",

@@ -28,6 +28,7 @@ NAMES = (
 LONGEST_CELL = 25  # lines
 PLACE = re.compile(r"(?<![\w.:/~-])/(?:root|home|Users|work|tmp|var|usr|opt|mnt|private|content)/|[A-Z]:\\+Users")
 SOLUTION = re.compile(r"```python\n(.*?)\n```", re.DOTALL)
+SETTING = re.compile(r'^REPOSITORY = ".*?"', re.MULTILINE)  # in the setup cell
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 
 _spec = importlib.util.spec_from_file_location("execute", FOLDER / "execute.py")
@@ -86,13 +87,13 @@ def test_stored_outputs_come_from_one_run_of_this_code(path):
     assert stored == execute.code_hash(notebook), f"the code changed: run notebooks/execute.py {path.name[:2]}"
 
 
-def test_hash_sees_code_and_not_the_name_of_the_repository():
-    cells = [nbformat.v4.new_code_cell('REPOSITORY = ""  # name\nx = 1'), nbformat.v4.new_code_cell("y = 2")]
-    notebook = nbformat.v4.new_notebook(cells=cells)
+def test_hash_sees_every_change_of_code():
+    cells = [nbformat.v4.new_code_cell("x = 1"), nbformat.v4.new_code_cell("y = 2")]
+    notebook = nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_markdown_cell("text")])
     before = execute.code_hash(notebook)
-    cells[0].source = 'REPOSITORY = "someone/something"  # name\nx = 1'
+    notebook.cells[2].source = "another text"
     assert execute.code_hash(notebook) == before
-    cells[1].source = "y = 3"
+    notebook.cells[1].source = "y = 3"
     assert execute.code_hash(notebook) != before
 
 
@@ -263,15 +264,13 @@ def run(command, **options):  # pip is noted, not run: this test needs no networ
 
 subprocess.run = run
 """
-REPORT = 'import aart_lib, json, os\nprint(json.dumps([PIP, os.getcwd(), os.path.realpath(aart_lib.__file__)]))'
-    'import aart_lib, json, os\nprint(json.dumps([PIP, os.path.realpath("."), os.path.realpath(aart_lib.__file__)]))'
-)
+REPORT = "import aart_lib, json, os\nprint(json.dumps([PIP, os.getcwd(), os.path.realpath(aart_lib.__file__)]))"
 
 
 def in_colab(notebook, repository: str):
     """The notebook with a stand-in for Colab in front, naming ``repository``, and a report of what was done."""
     setup = code_cells(notebook)[0]
-    setup.source = execute.SETTING.sub(f'REPOSITORY = "{repository}"', setup.source, count=1)
+    setup.source = SETTING.sub(f'REPOSITORY = "{repository}"', setup.source, count=1)
     notebook.cells = [nbformat.v4.new_code_cell(COLAB), *notebook.cells, nbformat.v4.new_code_cell(REPORT)]
     return notebook
 
@@ -290,7 +289,7 @@ def test_colab_starts_from_an_empty_folder(published, tmp_path):
 
 @pytest.fixture
 def setup_code():
-    return execute.SETTING.sub('REPOSITORY = ""', setup_cell(read(PATHS[0])), count=1)
+    return SETTING.sub('REPOSITORY = ""', setup_cell(read(PATHS[0])), count=1)
 
 
 def refuse(*command, **options):
