@@ -5,11 +5,12 @@ OUT ?= runs/synthetic
 SEEDS ?=
 PRESET ?=
 
+KEPT := notebooks/checkpoints
 BIN := .venv/bin/python
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lab figures checkpoints bench lint
+.PHONY: help reproduce test lab figures checkpoints colab bench lint
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -25,11 +26,18 @@ test: $(STAMP) ## all tests, the notebooks too
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	$(BIN) -m jupyterlab --notebook-dir=notebooks
 
-figures: $(STAMP) ## draw the committed figures anew from the committed results
-	$(BIN) -m aart_lib figures
+figures: $(STAMP) ## draw the committed figures and tables anew from the committed results and checkpoints
+	$(BIN) -m aart_lib report figures/results-synthetic.json --out figures --readme README.md --checkpoints $(KEPT)
+	$(BIN) -m aart_lib report figures/results-audioset.json --out figures --readme README.md
 
-checkpoints: $(STAMP) ## train the small checkpoints of the notebooks anew
-	$(BIN) -m aart_lib checkpoints
+checkpoints: $(STAMP) ## train the notebooks' small checkpoints anew
+	$(BIN) -m aart_lib reproduce --data synthetic --out runs/synthetic --resume \
+	    --defenses standard,adversarial,a-art,adversarial-uniform
+	cd runs/synthetic/checkpoints && cp standard-seed0.safetensors adversarial-seed0.safetensors \
+	    a-art-seed0.safetensors adversarial-uniform-seed0.safetensors "$(CURDIR)/$(KEPT)"
+
+colab: $(STAMP) ## write badges and repository name into the notebooks: make colab REPO=owner/name
+	$(BIN) notebooks/colab.py "$(REPO)"
 
 bench: $(STAMP) ## time an A-ART step against a standard step
 	$(BIN) -m pytest tests/benchmarks -s

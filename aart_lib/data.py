@@ -122,8 +122,7 @@ class Batch:
         return len(self.labels)
 
     def to(self, device) -> "Batch":
-        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
+        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)})
 
 
 def collate(items: Sequence[Item]) -> Batch:
@@ -224,9 +223,7 @@ class VideoDataset(Dataset):
     def batches(self, size: int, *, seed: int | None = None, workers: int = 0) -> DataLoader:
         """Batches of ``size`` videos, in file order, or shuffled by ``seed``."""
         order = torch.Generator().manual_seed(seed) if seed is not None else None
-        return DataLoader(
-            self, size, shuffle=seed is not None, generator=order, collate_fn=collate, num_workers=workers
-        )
+        return DataLoader(self, size, seed is not None, generator=order, collate_fn=collate, num_workers=workers)
 
 
 def _index(path: Path, spec: DatasetSpec) -> Iterator[_Entry]:

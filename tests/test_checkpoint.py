@@ -143,7 +143,7 @@ BROKEN = {
     "a size that is none": (lambda p: forge(p, text=description().replace('"width": 8', '"width": "8"')), "description"),
     "negative size": (lambda p: forge(p, text=description().replace('"layers": 2', '"layers": -2')), "sizes"),
     "enormous sizes": (
-        lambda p: forge(p, text=description(replace(CONFIG, width=2**18, features=2**19, labels=2**19))),
+        lambda p: forge(p, text=description(replace(CONFIG, width=2**18, features=2**19))),
         "is not what the model",
     ),
     "enormous depth": (lambda p: forge(p, text=description(replace(CONFIG, layers=2**19, width=2))), "description"),

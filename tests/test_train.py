@@ -1,0 +1,292 @@
+"""train.py: the shared pass is the naive one, a resumed run is the uninterrupted one, and a broken run stops."""
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from aart_lib import train as training
+from aart_lib.attacks import ThreatModel, fgsm, perturb
+from aart_lib.data import Batch, DatasetSpec, open_splits
+from aart_lib.losses import DEFENSES, terms
+from aart_lib.model import ModelConfig, Output
+from aart_lib.records import encode_sequence_example, write_records
+from aart_lib.train import TrainConfig, TrainingStopped, fingerprint, train
+
+SPEC = DatasetSpec("tiny", {"rgb": (6, 6)}, 3, ("train*.tfrecord",), ("test*.tfrecord",), max_frames=5)
+SHAPE = ModelConfig(6, 3, max_frames=5, width=8, heads=2, layers=2)
+THREAT = ThreatModel("linf", 0.1)
+CONFIG = TrainConfig(epochs=4, batch_size=8, seed=1)
+
+
+def write_videos(folder, name: str, count: int, seed: int) -> None:
+    """Videos whose label raises two of the six numbers in every frame."""
+    rng = np.random.default_rng(seed)
+    payloads = []
+    for index in range(count):
+        label, frames = index % 3, int(rng.integers(2, 6))
+        stored = rng.normal(110, 25, (frames, 6))
+        stored[:, 2 * label : 2 * label + 2] += 50
+        lists = {"rgb": stored.clip(0, 255).astype(np.uint8)}
+        payloads.append(encode_sequence_example({"id": f"{name}{index}", "labels": [label]}, lists))
+    write_records(folder / f"{name}.tfrecord", payloads)
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    write_videos(folder, "train", 60, 0)
+    write_videos(folder, "test", 12, 1)
+    return open_splits(SPEC, folder)
+
+
+def run(name, splits, config=CONFIG, **options):
+    return train(DEFENSES[name], splits, SHAPE, THREAT, config, progress=None, **options)
+
+
+def same_weights(a, b) -> bool:
+    return all(torch.equal(x, b.state_dict()[name]) for name, x in a.state_dict().items())
+
+
+def timeless(history: list[dict]) -> list[dict]:
+    return [{key: value for key, value in entry.items() if key != "seconds"} for entry in history]
+
+
+# ---------------------------------------------------------------- the shared pass
+
+
+def double_run(name, splits, **changes) -> tuple[training._Run, Batch]:
+    """A run and a batch in float64, so that no gradient is on the edge of its sign."""
+    made = training._Run(replace(DEFENSES[name], **changes), splits, SHAPE, THREAT, CONFIG, Accelerator())
+    made.model.double()
+    (batch,) = splits.train.batches(1000)
+    return made, replace(batch, frames=batch.frames.double(), labels=batch.labels.double())
+
+
+def naive_gradients(made, batch: Batch, threat: ThreatModel) -> dict:
+    """Three passes, as one would write it down: attack, clean, attacked."""
+    model, defense = copy.deepcopy(made.model), made.defense
+    model.zero_grad()
+    frames = perturb(model, batch, fgsm(threat))
+    clean = model(batch.frames, batch.mask, return_attention=True)
+    attacked = model(frames, batch.mask, return_attention=True)
+    still = Output(clean.logits.detach(), tuple(layer.detach() for layer in clean.attention))
+    task = terms(defense, clean, attacked, batch.labels, batch.mask, ["task"])
+    rest = terms(defense, still, attacked, batch.labels, batch.mask, [n for n in defense.weights if n != "task"])
+    sum(defense.weights[name] * value for name, value in (task | rest).items()).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2-frame", "l2-clip"])
+@pytest.mark.parametrize("name", ["adversarial", "a-art", "a-art-all-rows", "attention-only", "adversarial-uniform"])
+def test_the_shared_clean_pass_gives_the_gradients_of_the_naive_three_passes(splits, name, norm):
+    made, batch = double_run(name, splits)
+    assert made.defense.shares_clean_pass
+    threat = ThreatModel(norm, 0.2)
+    expected = naive_gradients(made, batch, threat)
+    made.optimizer.zero_grad()
+    made._shared(batch, threat)
+    for key, parameter in made.model.named_parameters():
+        if expected[key] is None:  # queries and keys of uniform attention
+            assert parameter.grad is None, key
+            continue
+        torch.testing.assert_close(parameter.grad, expected[key], atol=1e-12, rtol=1e-8, msg=key)
+
+
+def test_an_a_art_step_is_two_forward_passes(splits):
+    made, batch = double_run("a-art", splits)
+    passes = []
+    made.model.register_forward_hook(lambda *arguments: passes.append(1))
+    made._shared(batch, THREAT)
+    assert len(passes) == 2
+
+
+def test_a_two_sided_defense_learns_from_both_sides(splits):
+    made, batch = double_run("logit-pairing", splits)
+    expected_model = copy.deepcopy(made.model)
+    frames = perturb(expected_model, batch, fgsm(THREAT))
+    clean, attacked = (expected_model(x, batch.mask) for x in (batch.frames, frames))
+    losses = terms(made.defense, clean, attacked, batch.labels, batch.mask, list(made.defense.weights))
+    sum(made.defense.weights[name] * value for name, value in losses.items()).backward()
+    made.optimizer.zero_grad()
+    made._crafted(batch, THREAT, None)
+    for (key, parameter), other in zip(made.model.named_parameters(), expected_model.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad, atol=1e-12, rtol=1e-8, msg=key)
+
+
+# ---------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_every_defense_trains(splits, name):
+    model, history = run(name, splits, TrainConfig(epochs=2, batch_size=8, seed=0))
+    assert not model.training and [entry["epoch"] for entry in history] == [1, 2]
+    assert set(history[-1]["loss"]) == set(DEFENSES[name].weights)
+    assert all(math.isfinite(value) for value in history[-1]["loss"].values())
+    assert all(0 <= history[-1][key] <= 1 for key in ("clean", "attacked", "fgsm"))
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_training_learns(splits):
+    _, history = run("standard", splits, TrainConfig(epochs=12, batch_size=8, rate=1e-2))
+    assert history[-1]["clean"] > 0.95 and history[-1]["loss"]["task"] < 0.5 * history[0]["loss"]["task"]
+
+
+def test_the_training_epsilon_is_reached_after_half_of_the_training(splits):
+    _, history = run("a-art", splits, TrainConfig(epochs=8, batch_size=8))
+    epsilons = [entry["epsilon"] for entry in history]
+    full = THREAT.epsilon * DEFENSES["a-art"].epsilon_scale
+    assert epsilons == sorted(epsilons) and epsilons[0] < full / 2
+    assert epsilons[4:] == pytest.approx([full] * 4) and epsilons[2] < full
+
+
+def test_the_same_seed_gives_the_same_model_and_another_another(splits):
+    one, again, other = (run("trades", splits, replace(CONFIG, epochs=1, seed=seed))[0] for seed in (1, 1, 2))
+    assert same_weights(one, again) and not same_weights(one, other)
+
+
+@pytest.mark.parametrize("values", [{"epochs": 0}, {"batch_size": 0}, {"rate": 0}, {"rate": math.nan}])
+def test_settings_that_cannot_train_are_refused(values):
+    with pytest.raises(ValueError, match="epochs, batch_size and rate must be positive"):
+        TrainConfig(**values)
+
+
+# ---------------------------------------------------------------- resuming
+
+
+@pytest.mark.parametrize("name", ["a-art", "trades", "attention-noise"])
+@pytest.mark.parametrize("finished", [1, 3])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(splits, tmp_path, monkeypatch, name, finished):
+    whole, history = run(name, splits)
+    state, one_epoch = tmp_path / "run.state", training._Run.one_epoch
+
+    def killed(self, bar):
+        if self.epoch == finished:
+            raise KeyboardInterrupt
+        one_epoch(self, bar)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Run, "one_epoch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(name, splits, state=state)
+    assert state.exists()
+    torch.rand(7)  # what happens to the global random numbers in between does not matter
+    epochs = []
+    monkeypatch.setattr(training._Run, "one_epoch", lambda self, bar: epochs.append(1) or one_epoch(self, bar))
+    resumed, resumed_history = run(name, splits, state=state)
+    assert len(epochs) == CONFIG.epochs - finished
+    assert same_weights(whole, resumed) and timeless(history) == timeless(resumed_history)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dropout_is_the_same_after_a_resume(splits, tmp_path, monkeypatch):
+    shape = replace(SHAPE, dropout=0.3)
+    go = lambda **o: train(DEFENSES["a-art"], splits, shape, THREAT, CONFIG, progress=None, **o)[0]  # noqa: E731
+    whole, one_epoch = go(), training._Run.one_epoch
+
+    def killed(self, bar):
+        if self.epoch == 2:
+            raise KeyboardInterrupt
+        one_epoch(self, bar)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Run, "one_epoch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            go(state=tmp_path / "run.state")
+    torch.rand(7)
+    assert same_weights(whole, go(state=tmp_path / "run.state"))
+
+
+def interrupted_state(splits, path, monkeypatch):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_state", lambda *a: training_save(*a) or killed())
+        with pytest.raises(KeyboardInterrupt):
+            run("a-art", splits, state=path)
+
+
+training_save = training.save_state
+
+
+def test_the_state_of_a_run_with_other_settings_is_refused(splits, tmp_path, monkeypatch):
+    state = tmp_path / "run.state"
+    interrupted_state(splits, state, monkeypatch)
+    for attempt in (
+        lambda: run("adversarial", splits, state=state),
+        lambda: run("a-art", splits, replace(CONFIG, seed=2), state=state),
+        lambda: run("a-art", splits, replace(CONFIG, epochs=5), state=state),
+    ):
+        with pytest.raises(ValueError, match=r"run\.state belongs to a run with other settings; use another --out"):
+            attempt()
+    assert state.exists()
+
+
+def test_a_damaged_state_is_refused(splits, tmp_path):
+    (tmp_path / "run.state").write_bytes(b"not a state")
+    with pytest.raises(ValueError, match=r"run\.state is not a readable training state; delete it"):
+        run("a-art", splits, state=tmp_path / "run.state")
+
+
+def test_the_fingerprint_tells_settings_and_videos_apart(splits, tmp_path):
+    base = (DEFENSES["a-art"], splits, SHAPE, THREAT, CONFIG)
+    write_videos(tmp_path, "train", 60, 0)
+    write_videos(tmp_path, "test", 12, 1)
+    assert fingerprint(*base) == fingerprint(DEFENSES["a-art"], open_splits(SPEC, tmp_path), *base[2:])
+    fewer = replace(splits, train=splits.train.select(range(20)))
+    others = [
+        (DEFENSES["adversarial"], *base[1:]),
+        (base[0], fewer, *base[2:]),
+        (*base[:2], replace(SHAPE, width=16), *base[3:]),
+        (*base[:3], ThreatModel("linf", 0.2), CONFIG),
+        (*base[:4], replace(CONFIG, seed=7)),
+    ]
+    assert len({fingerprint(*one) for one in (base, *others)}) == 6
+
+
+def test_the_fingerprint_tells_videos_of_the_same_names_apart(splits):
+    entries = [replace(entry, labels=(0, 1, 2)) for entry in splits.train.entries]
+    relabeled = splits.train.select(range(len(entries)))
+    relabeled.entries = entries
+    one, other = (fingerprint(DEFENSES["a-art"], s, SHAPE, THREAT, CONFIG) for s in (splits, replace(splits, train=relabeled)))
+    assert one != other
+
+
+# ---------------------------------------------------------------- runs that must stop
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_so(splits):
+    with pytest.raises(TrainingStopped, match=r"the loss is not finite in epoch \d .*task=.*; lower the rate"):
+        run("standard", splits, TrainConfig(epochs=3, batch_size=8, rate=1e30))
+
+
+def planted_check(splits, monkeypatch, name, *, fgsm_gap, pgd_gap, best):
+    made = training._Run(DEFENSES[name], splits, SHAPE, THREAT, CONFIG, Accelerator())
+    made.epoch, made.history = 3, [{"epoch": 2, "attacked": best}]
+    gap = lambda attack: 0.9 if attack is None else fgsm_gap if attack.steps == 1 else pgd_gap  # noqa: E731
+    monkeypatch.setattr(training, "score", lambda model, dataset, attack=None: {"gap": gap(attack)})
+    made._check({"epoch": 3}, 0.0)
+    return made.history[-1]
+
+
+def test_an_overfitted_single_step_attack_stops_the_run(splits, monkeypatch):
+    with pytest.raises(TrainingStopped, match="catastrophic overfitting in epoch 3: .*FGSM 0.850, under PGD 0.400"):
+        planted_check(splits, monkeypatch, "a-art", fgsm_gap=0.85, pgd_gap=0.4, best=0.7)
+
+
+@pytest.mark.parametrize(
+    "name, values",
+    [
+        ("a-art", {"fgsm_gap": 0.6, "pgd_gap": 0.4, "best": 0.7}),  # FGSM has fallen with it: no parting
+        ("a-art", {"fgsm_gap": 0.85, "pgd_gap": 0.4, "best": 0.42}),  # has never been better
+        ("standard", {"fgsm_gap": 0.85, "pgd_gap": 0.4, "best": 0.7}),  # trains with no attack at all
+    ],
+)
+def test_what_only_looks_like_overfitting_goes_on(splits, monkeypatch, name, values):
+    entry = planted_check(splits, monkeypatch, name, **values)
+    assert (entry["clean"], entry["attacked"], entry["fgsm"]) == (0.9, values["pgd_gap"], values["fgsm_gap"])
