@@ -184,8 +184,6 @@ def _reproduce(options) -> None:
 
 
 def _train(options) -> None:
-    import shutil
-
     from aart_lib.attacks import ThreatModel
     from aart_lib.losses import defense
     from aart_lib.reproduce import Experiment, default_threat
@@ -198,10 +196,7 @@ def _train(options) -> None:
     threat = _threat(options, splits) or default_threat(splits)
     _reserve(options.out, options.resume)
     experiment = Experiment(splits, preset, options.out)
-    _, notes = experiment.model(options.defense, options.seed, threat)
-    made = options.out / "checkpoints" / f"{options.defense}-seed{options.seed}.safetensors"
-    shutil.move(made, options.out / "model.safetensors")
-    made.parent.rmdir()
+    _, notes = experiment.model(options.defense, options.seed, threat, path=options.out / "model.safetensors")
     last = notes["history"][-1]
     print(
         f"validation GAP {last['clean']:.3f} clean, {last['attacked']:.3f} under PGD-7; {options.out}/model.safetensors"
@@ -213,7 +208,7 @@ def _evaluate(options) -> None:
     from aart_lib.attacks import ThreatModel
     from aart_lib.evaluate import evaluate, flags
     from aart_lib.records import write_json
-    from aart_lib.reproduce import summarize
+    from aart_lib.reproduce import settings_hash, summarize
 
     preset = _preset(options)
     model, notes = checkpoint.load(options.checkpoint)
@@ -230,8 +225,9 @@ def _evaluate(options) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     raised = flags(notes["defense"], row, notes.get("history", []))
     videos = {"train": len(splits.train), "validation": len(splits.validation), "test": len(test)}
+    about = {"settings_hash": settings_hash(splits)}
     results = {
-        "data": {"name": options.data, "labels": notes["labels"], "videos": videos, "settings_hash": None},
+        "data": about | {"name": options.data, "labels": notes["labels"], "videos": videos},
         "threat": notes["threat"] | {"epsilon_levels": threat.levels, "calibration": None},
         "rows": [row],
         "summary": summarize([row]),
@@ -286,7 +282,12 @@ def _report(options) -> None:
     if not options.results.is_file():
         raise ValueError(f"{options.results} is not a file; give a results.json that `reproduce` wrote")
     out = options.out or options.results.parent
-    results = json.loads(options.results.read_text())
+    try:
+        results = json.loads(options.results.read_text())
+    except ValueError as error:
+        raise ValueError(f"{options.results} is not JSON: {error}") from error
+    if not isinstance(results, dict) or not {"data", "threat", "rows", "summary", "flags"} <= set(results):
+        raise ValueError(f"{options.results} is not a results.json that `reproduce` wrote")
     print(write_report(results, out))
     if options.readme:
         insert_results(options.readme, results)

@@ -167,11 +167,8 @@ class VideoDataset(Dataset):
     def __init__(self, paths, spec: DatasetSpec, *, labels: Sequence[int] | None = None, max_frames: int | None = None):
         self.spec, self.max_frames = spec, max_frames or spec.max_frames
         self.entries = [entry for path in paths for entry in _index(Path(path), spec)]
-        self.left_out, self._cache, self._room = (
-            0,
-            {},
-            [CACHE_BYTES],
-        )  # shared objects, so that selections fill one cache
+        self.left_out, self._cache = 0, {}
+        self._room = [CACHE_BYTES]  # a list, so that selections fill one cache together
         self.labels = list(range(spec.classes))
         self._column = {label: label for label in self.labels}
         if labels is not None:

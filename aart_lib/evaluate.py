@@ -3,7 +3,6 @@
 Every attack is made for the model it is used on. An attack made for another model flatters a defense.
 """
 
-import math
 import zlib
 from collections import defaultdict
 from collections.abc import Callable
@@ -77,10 +76,10 @@ def calibrate(
     """
     clean = score(model, dataset)["gap"]
     ratio = lambda epsilon: score(model, dataset, pgd(ThreatModel(threat.norm, epsilon)))["gap"] / clean  # noqa: E731
-    low, high, epsilon = (0.0, 1.0), None, threat.epsilon
+    low, high, epsilon, tried = (0.0, 1.0), None, threat.epsilon, {}
     for _ in range(12):
         epsilon = float(f"{epsilon:.3g}")
-        reached = ratio(epsilon)
+        tried[epsilon] = reached = ratio(epsilon)
         if abs(reached - target) <= tolerance:
             break
         low, high = ((epsilon, reached), high) if reached > target else (low, (epsilon, reached))
@@ -94,7 +93,8 @@ def calibrate(
             raise ValueError(
                 f"no ε up to {epsilon:g} brings the baseline to {target:.0%} of its clean GAP; train longer"
             )
-    return epsilon, reached
+    epsilon = min(tried, key=lambda e: abs(tried[e] - target))  # a small split may have no score nearer to the target
+    return epsilon, tried[epsilon]
 
 
 class _WorstCase:
@@ -142,7 +142,7 @@ def evaluate(model, dataset: VideoDataset, threat: ThreatModel, *, name="standar
         _attention_measures(measures, "clean", clean, clean, batch)
         bar.update(len(batch))
     bar.close()
-    return _row(totals, {key: float(np.mean(values)) for key, values in measures.items()}, within, beyond)
+    return _row(totals, {key: float(np.mean(values)) for key, values in measures.items() if values}, within, beyond)
 
 
 def _under(model, batch: Batch, attack: Attack, generator):
@@ -209,7 +209,7 @@ def flags(defense: str, row: dict, history: list[dict]) -> list[dict]:
     rise = (
         max((history[-1][key] - history[-2][key] for key in ("clean", "attacked")), default=0.0)
         if len(history) > 1
-        else math.inf
+        else 1.0  # unknown, so the most that GAP can rise
     )
     checks = [
         ("still-rising", rise, 0.01, "validation GAP still rose at the last check: train longer before comparing"),

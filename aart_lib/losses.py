@@ -158,11 +158,12 @@ DEFENSES = {
     "trades": Defense({"task": 1.0, "consistency": 1.0}, "kl", 2, "random", epsilon_scale=2.0, two_sided=True),
     # Miyato et al. 2018: the direction in which the prediction changes most, found from a tiny start, without labels.
     "vat": Defense({"task": 1.0, "consistency": 1.0}, "kl", 1, "tiny", epsilon_scale=2.0),
-    # A-ART, reconstructed: adversarial training, and the row of attention that pools the frames must stay.
-    "a-art": Defense(_MIX | {"attention": 10.0}, epsilon_scale=2.0),
+    # A-ART, reconstructed: adversarial training; logits and the row of attention that pools the frames must stay.
+    "a-art": Defense(_MIX | {"pairing": 0.03, "attention": 1.0}, epsilon_scale=3.0),
     # Controls. If attention that cannot move is as robust, the gain is not attention's.
     "adversarial-uniform": Defense(_MIX, epsilon_scale=2.0, model={"attention": "uniform"}),
     "adversarial-mean": Defense(_MIX, epsilon_scale=2.0, model={"pooling": "mean"}),
+    "adversarial-attention": Defense(_MIX | {"attention": 1.0}, epsilon_scale=3.0),
     "attention-only": Defense({"task": 0.5, "attention": 10.0}, epsilon_scale=2.0),
     "attention-noise": Defense({"task": 0.5, "attention": 10.0}, "noise", 0, "random", epsilon_scale=2.0),
     "a-art-all-rows": Defense(_MIX | {"attention": 10.0}, epsilon_scale=2.0, layers="all", rows="all"),

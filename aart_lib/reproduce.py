@@ -109,13 +109,13 @@ class Experiment:
         order = range(len(splits.test))
         self.test = splits.test.select(order[: preset.test_videos]) if preset.test_videos else splits.test
 
-    def model(self, name: str, seed: int, threat: ThreatModel):
-        """A trained model and its notes, from its checkpoint if that was made with the same settings."""
+    def model(self, name: str, seed: int, threat: ThreatModel, *, path: Path | None = None):
+        """A trained model and its notes, from its checkpoint (or ``path``) if that was made with the same settings."""
         recipe, settings = tuned(self.splits.spec.name, name)
         config = train_config(self.splits, self.preset, seed=seed, **settings)
         shape = model_config(self.splits, self.preset)
         mark = fingerprint(recipe, self.splits, shape, threat, config)
-        path = self.out / "checkpoints" / f"{name}-seed{seed}.safetensors"
+        path = path or self.out / "checkpoints" / f"{name}-seed{seed}.safetensors"
         if path.exists():
             model, notes = checkpoint.load(path)
             if notes.get("fingerprint") == mark:
@@ -240,8 +240,9 @@ def reproduce(
 
 
 def settings_hash(splits: Splits) -> str | None:
-    """Of the generator's settings; None for genuine data."""
-    return synthetic.settings_hash(synthetic.SETTINGS["default"]) if splits.spec.name == "synthetic" else None
+    """Of the generator's settings, which its folder is named after; None for genuine data and other folders."""
+    folder = Path(splits.train.entries[0].path).parent.name
+    return folder.removeprefix("synthetic-") if folder.startswith("synthetic-") else None
 
 
 def summarize(rows: list[dict]) -> dict:

@@ -92,7 +92,9 @@ def train(
 
 def fingerprint(defense: Defense, splits: Splits, model: ModelConfig, threat: ThreatModel, config: TrainConfig) -> str:
     """16 hex digits that tell runs with other settings, other videos or another model apart."""
-    videos = hashlib.sha256("\n".join(entry.id for entry in splits.train.entries).encode()).hexdigest()
+    videos = hashlib.sha256(
+        "\n".join(f"{entry.id} {entry.labels}" for entry in splits.train.entries).encode()
+    ).hexdigest()
     parts = [asdict(part) for part in (defense, model, threat, config)]
     text = json.dumps([parts, asdict(splits.spec), splits.labels, videos], sort_keys=True, default=dict)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -146,6 +148,7 @@ class _Run:
     def one_epoch(self, bar) -> None:
         started, sums, videos = time.perf_counter(), Counter(), 0
         seed = self.config.seed * 100_003 + self.epoch  # of this epoch alone, so that a resumed run sees the same
+        torch.manual_seed(seed)  # dropout
         generator = torch.Generator().manual_seed(seed)
         loader = self.splits.train.batches(self.config.batch_size, seed=seed)
         if self.accelerator.num_processes > 1:

@@ -7,7 +7,6 @@ be checked without a browser.
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import sqrt
 from typing import NamedTuple
 
 import ipywidgets
@@ -15,7 +14,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.animation import PillowWriter
-from torch import Tensor
 
 from aart_lib import plots
 from aart_lib.attacks import NORMS, Attack, ThreatModel, perturb
@@ -46,7 +44,7 @@ class View(NamedTuple):
         return float(abs(self.attention["attacked"] - self.attention["clean"]).sum() / 2)
 
 
-def temporal_attention(maps: tuple[Tensor, ...], layer: int | str = -1, head: int | None = None) -> Tensor:
+def temporal_attention(maps: tuple[torch.Tensor, ...], layer: int | str = -1, head: int | None = None) -> torch.Tensor:
     """How [CLS] weighs the frames, [B,T]: a layer and a head (None = mean of the heads), or "rollout" through all."""
     if layer == "rollout":
         return rollout(maps)
@@ -55,7 +53,7 @@ def temporal_attention(maps: tuple[Tensor, ...], layer: int | str = -1, head: in
 
 
 @torch.no_grad()
-def look(model, batch: Batch, attacked: Tensor, *, layer: int | str = -1, head: int | None = None) -> View:
+def look(model, batch: Batch, attacked: torch.Tensor, *, layer: int | str = -1, head: int | None = None) -> View:
     """The `View` of a batch of one video and its attacked frames [1,T,D]."""
     outputs = {"clean": batch.frames, "attacked": attacked}
     outputs = {key: model(frames, batch.mask, return_attention=True) for key, frames in outputs.items()}
@@ -74,15 +72,17 @@ def attack(batch: Batch, threat: ThreatModel, factor=1.0, *, search="PGD, 10 ste
     """
     norm = norm or threat.norm
     count, dims = batch.frames.shape[1:]
-    lengths = {"linf": 1.0, "l2-frame": sqrt(dims), "l2-clip": sqrt(dims * count)}
+    lengths = {"linf": 1.0, "l2-frame": dims**0.5, "l2-clip": (dims * count) ** 0.5}
     found = ThreatModel(norm, threat.epsilon * factor * lengths[norm] / lengths[threat.norm], few)
     return Attack(replace(found, epsilon=few_frames_epsilon(found)) if few else found, **SEARCHES[search])
 
 
-def craft(model, batch: Batch, found: Attack) -> Tensor:
+def craft(model, batch: Batch, found: Attack) -> torch.Tensor:
     """Attacked frames, the same each time."""
+    if found.objective == "attention" and model.config.attention == "uniform":
+        return batch.frames.clone()  # nothing can be moved
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # one small video: threads would wait for each other, on a busy machine for seconds
+    torch.set_num_threads(threads if len(batch) > 1 else 1)  # for one video, threads would but wait for each other
     try:
         return perturb(model, batch, found, generator=torch.Generator().manual_seed(0))
     finally:

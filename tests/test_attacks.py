@@ -1,4 +1,4 @@
-"""attacks.py: no attack leaves its budget, the box or the real frames; stronger search is stronger; nothing else moves."""
+"""attacks.py: no attack leaves its budget, the box or the real frames; stronger search is stronger."""
 
 import math
 from dataclasses import replace
@@ -238,7 +238,10 @@ def test_the_best_iterate_is_never_below_the_last_nor_below_clean(norm):
             model,
             batch,
             perturb(
-                model, batch, Attack(threat, steps=6, step_size=1.0, start="zero", keep_best=keep), generator=generator()
+                model,
+                batch,
+                Attack(threat, steps=6, step_size=1.0, start="zero", keep_best=keep),
+                generator=generator(),
             ),
         )
         for keep in (True, False)
@@ -401,7 +404,9 @@ def test_chosen_frames_hurt_more_than_random_ones():
     model = network()
     batch, threat = learned(model, videos(60, lengths=[5] * 60)), ThreatModel("linf", 0.4, max_frames=1)
     loss = {
-        frames: loss_of(model, batch, perturb(model, batch, Attack(threat, frames=frames), generator=generator())).mean()
+        frames: loss_of(
+            model, batch, perturb(model, batch, Attack(threat, frames=frames), generator=generator())
+        ).mean()
         for frames in ("gradient", "random")
     }
     assert loss["gradient"] > 1.05 * loss["random"]

@@ -126,7 +126,10 @@ BROKEN = {
     "wrong shape": (lambda p: forge(p, tensors=changed(cls=torch.zeros(9))), "tensor 'cls'"),
     "wrong type": (lambda p: forge(p, tensors=changed(cls=torch.zeros(8, dtype=torch.int64))), "tensor 'cls'"),
     "NaN weight": (lambda p: forge(p, tensors=changed(cls=torch.full((8,), torch.nan))), "'cls' holds NaN or inf"),
-    "infinite weight": (lambda p: forge(p, tensors=changed(cls=torch.full((8,), -torch.inf))), "'cls' holds NaN or inf"),
+    "infinite weight": (
+        lambda p: forge(p, tensors=changed(cls=torch.full((8,), -torch.inf))),
+        "'cls' holds NaN or inf",
+    ),
     "huge header": (lambda p: p.write_bytes(struct.pack("<Q", 2**50) + bytes(100)), "header claims 1125899906842624"),
     "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-10]), "not a readable checkpoint"),
     "cut in the header": (lambda p: p.write_bytes(p.read_bytes()[:200]), "header claims"),
@@ -140,7 +143,10 @@ BROKEN = {
     "description a list": (lambda p: forge(p, text="[1]"), "no description"),
     "unknown setting": (lambda p: forge(p, text=description().replace('"width"', '"girth"')), "girth"),
     "unknown choice": (lambda p: forge(p, text=description().replace('"gelu"', '"tanh"')), "activation must be one"),
-    "a size that is none": (lambda p: forge(p, text=description().replace('"width": 8', '"width": "8"')), "description"),
+    "a size that is none": (
+        lambda p: forge(p, text=description().replace('"width": 8', '"width": "8"')),
+        "description",
+    ),
     "negative size": (lambda p: forge(p, text=description().replace('"layers": 2', '"layers": -2')), "sizes"),
     "enormous sizes": (
         lambda p: forge(p, text=description(replace(CONFIG, width=2**18, features=2**19))),
@@ -169,7 +175,7 @@ def test_a_broken_file_is_refused_in_a_sentence_that_names_it(saved, name):
 
 def test_a_path_without_a_file_is_named(tmp_path):
     for path in (tmp_path / "missing.safetensors", tmp_path):
-        with pytest.raises(ValueError, match="is not a file; give the path of a model.safetensors"):
+        with pytest.raises(ValueError, match=r"is not a file; give the path of a model\.safetensors"):
             checkpoint.load(path)
 
 

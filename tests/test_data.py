@@ -28,15 +28,16 @@ from aart_lib.data import (
 )
 from aart_lib.records import RecordError, encode_example, encode_sequence_example, read_records, write_records
 
-TINY = DatasetSpec(
-    "tiny", {"rgb": (3, 3), "audio": (2, 2)}, 5, ("train*.tfrecord",), ("test*.tfrecord",), max_frames=4
-)
+TINY = DatasetSpec("tiny", {"rgb": (3, 3), "audio": (2, 2)}, 5, ("train*.tfrecord",), ("test*.tfrecord",), max_frames=4)
 MEANS = replace(TINY, features={"mean_rgb": (3, 3)}, video_level=True, max_frames=1)
 
 
 def frame_lists(count=3, seed=0, rgb=3, audio=2):
     rng = np.random.default_rng(seed)
-    return {"rgb": rng.integers(0, 256, (count, rgb), np.uint8), "audio": rng.integers(0, 256, (count, audio), np.uint8)}
+    return {
+        "rgb": rng.integers(0, 256, (count, rgb), np.uint8),
+        "audio": rng.integers(0, 256, (count, audio), np.uint8),
+    }
 
 
 def record(name="v0", labels=(1,), lists=None, key="id") -> bytes:

@@ -1,4 +1,4 @@
-"""evaluate.py: the worst case is the worst, noise depends on nothing but its key, and planted frauds raise their flags."""
+"""evaluate.py: the worst case is the worst, noise depends on its key alone, planted frauds raise their flags."""
 
 import math
 from dataclasses import replace
@@ -219,7 +219,7 @@ def test_a_model_that_no_epsilon_breaks_is_said_to_be_so(dataset):
 
         return Output(logits, None)
 
-    with pytest.raises(ValueError, match="no ε up to .* brings the baseline to 80% of its clean GAP"):
+    with pytest.raises(ValueError, match=r"no ε up to .* brings the baseline to 80% of its clean GAP"):
         calibrate(Constant(), Videos(dataset[:10]), ThreatModel("linf", 0.1))
 
 

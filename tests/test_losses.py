@@ -1,4 +1,4 @@
-"""losses.py: divergences against torch's own and by hand, attention terms that padding cannot reach, defenses as data."""
+"""losses.py: divergences as torch has them and by hand, attention terms that padding cannot reach, defenses as data."""
 
 import math
 from dataclasses import replace
@@ -19,6 +19,7 @@ from aart_lib.losses import (
     attention_entropy,
     bce,
     bernoulli_kl,
+    changed,
     defense,
     terms,
 )
@@ -211,9 +212,16 @@ def test_a_defense_that_cannot_be_is_refused(arguments, message):
 
 
 def test_an_unknown_defense_lists_the_known():
-    with pytest.raises(ValueError, match="unknown defense 'aart'; known: standard, adversarial, .*a-art"):
+    with pytest.raises(ValueError, match=r"unknown defense 'aart'; known: standard, adversarial, .*a-art"):
         defense("aart")
     assert defense("a-art") is DEFENSES["a-art"]
+
+
+def test_changes_of_a_defense_leave_its_other_weights_and_settings_alone():
+    recipe, settings = changed("a-art", {"weights": {"attention": 3.0}, "epsilon_scale": 1.5, "rate": 0.01})
+    assert recipe.weights == dict(DEFENSES["a-art"].weights) | {"attention": 3.0} and recipe.epsilon_scale == 1.5
+    assert settings == {"rate": 0.01}
+    assert replace(recipe, weights=DEFENSES["a-art"].weights, epsilon_scale=2.0) == DEFENSES["a-art"]
 
 
 def test_the_six_compared_defenses_exist_and_only_the_baseline_needs_no_attack():

@@ -1,13 +1,12 @@
-"""model.py: padding is invisible, maps are what the logits were made of, and the controls really take attention away."""
+"""model.py: padding is invisible, maps are what the logits were made of, controls really take attention away."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from aart_lib.model import ACTIVATIONS, MODELS, Experts, ModelConfig, SteadyAttention, VideoTransformer
+from aart_lib.model import ACTIVATIONS, MODELS, Experts, ModelConfig, SteadyAttention, VideoTransformer, rollout
 from aart_lib.model import cls_attention as cls_rows
-from aart_lib.model import rollout
 
 CONFIG = ModelConfig(features=6, labels=5, max_frames=8, width=16, heads=4, layers=3)
 LENGTHS = (7, 1, 4)

@@ -158,23 +158,30 @@ def test_settings_that_cannot_train_are_refused(values):
 # ---------------------------------------------------------------- resuming
 
 
-@pytest.mark.parametrize("name", ["a-art", "trades", "attention-noise"])
-@pytest.mark.parametrize("finished", [1, 3])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(splits, tmp_path, monkeypatch, name, finished):
-    whole, history = run(name, splits)
-    state, one_epoch = tmp_path / "run.state", training._Run.one_epoch
+def kill_after(epochs: int, monkeypatch, start) -> None:
+    """Start a run that is killed when so many epochs are finished."""
+    one_epoch = training._Run.one_epoch
 
     def killed(self, bar):
-        if self.epoch == finished:
+        if self.epoch == epochs:
             raise KeyboardInterrupt
         one_epoch(self, bar)
 
     with monkeypatch.context() as patch:
         patch.setattr(training._Run, "one_epoch", killed)
         with pytest.raises(KeyboardInterrupt):
-            run(name, splits, state=state)
-    assert state.exists()
+            start()
     torch.rand(7)  # what happens to the global random numbers in between does not matter
+
+
+@pytest.mark.parametrize("name", ["a-art", "trades", "attention-noise"])
+@pytest.mark.parametrize("finished", [1, 3])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(splits, tmp_path, monkeypatch, name, finished):
+    whole, history = run(name, splits)
+    state, one_epoch = tmp_path / "run.state", training._Run.one_epoch
+
+    kill_after(finished, monkeypatch, lambda: run(name, splits, state=state))
+    assert state.exists()
     epochs = []
     monkeypatch.setattr(training._Run, "one_epoch", lambda self, bar: epochs.append(1) or one_epoch(self, bar))
     resumed, resumed_history = run(name, splits, state=state)
@@ -186,37 +193,14 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(splits, tmp_path, monke
 def test_dropout_is_the_same_after_a_resume(splits, tmp_path, monkeypatch):
     shape = replace(SHAPE, dropout=0.3)
     go = lambda **o: train(DEFENSES["a-art"], splits, shape, THREAT, CONFIG, progress=None, **o)[0]  # noqa: E731
-    whole, one_epoch = go(), training._Run.one_epoch
-
-    def killed(self, bar):
-        if self.epoch == 2:
-            raise KeyboardInterrupt
-        one_epoch(self, bar)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training._Run, "one_epoch", killed)
-        with pytest.raises(KeyboardInterrupt):
-            go(state=tmp_path / "run.state")
-    torch.rand(7)
+    whole = go()
+    kill_after(2, monkeypatch, lambda: go(state=tmp_path / "run.state"))
     assert same_weights(whole, go(state=tmp_path / "run.state"))
-
-
-def interrupted_state(splits, path, monkeypatch):
-    def killed(*arguments):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "save_state", lambda *a: training_save(*a) or killed())
-        with pytest.raises(KeyboardInterrupt):
-            run("a-art", splits, state=path)
-
-
-training_save = training.save_state
 
 
 def test_the_state_of_a_run_with_other_settings_is_refused(splits, tmp_path, monkeypatch):
     state = tmp_path / "run.state"
-    interrupted_state(splits, state, monkeypatch)
+    kill_after(1, monkeypatch, lambda: run("a-art", splits, state=state))
     for attempt in (
         lambda: run("adversarial", splits, state=state),
         lambda: run("a-art", splits, replace(CONFIG, seed=2), state=state),
@@ -253,7 +237,9 @@ def test_the_fingerprint_tells_videos_of_the_same_names_apart(splits):
     entries = [replace(entry, labels=(0, 1, 2)) for entry in splits.train.entries]
     relabeled = splits.train.select(range(len(entries)))
     relabeled.entries = entries
-    one, other = (fingerprint(DEFENSES["a-art"], s, SHAPE, THREAT, CONFIG) for s in (splits, replace(splits, train=relabeled)))
+    one, other = (
+        fingerprint(DEFENSES["a-art"], s, SHAPE, THREAT, CONFIG) for s in (splits, replace(splits, train=relabeled))
+    )
     assert one != other
 
 
@@ -275,7 +261,7 @@ def planted_check(splits, monkeypatch, name, *, fgsm_gap, pgd_gap, best):
 
 
 def test_an_overfitted_single_step_attack_stops_the_run(splits, monkeypatch):
-    with pytest.raises(TrainingStopped, match="catastrophic overfitting in epoch 3: .*FGSM 0.850, under PGD 0.400"):
+    with pytest.raises(TrainingStopped, match=r"catastrophic overfitting in epoch 3: .*FGSM 0\.850, under PGD 0\.400"):
         planted_check(splits, monkeypatch, "a-art", fgsm_gap=0.85, pgd_gap=0.4, best=0.7)
 
 

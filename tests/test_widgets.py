@@ -163,6 +163,13 @@ def test_corners_of_the_linf_ball_lie_on_the_other_spheres(dataset):
     assert widgets.attack(batch, started_from, norm="linf").threat.epsilon == pytest.approx(0.08)
 
 
+def test_attention_that_cannot_move_is_left_alone(dataset, models):
+    uniform = VideoTransformer(replace(models["standard"].config, attention="uniform")).eval()
+    batch = collate([dataset[0]])
+    attack = widgets.attack(batch, THREAT, search="PGD on the attention alone")
+    assert torch.equal(widgets.craft(uniform, batch, attack), batch.frames)
+
+
 def test_moved_is_the_total_variation():
     view = widgets.View({"clean": np.array([0.5, 0.5, 0]), "attacked": np.array([0.5, 0.25, 0.25])}, {}, np.zeros(3))
     assert view.moved == pytest.approx(0.25)

@@ -1,0 +1,324 @@
+"""cli.py: every command helps, works, and answers a mistake with one sentence, exit code 2 and nothing left behind."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aart_lib import synthetic
+from aart_lib.cli import main, parser
+from aart_lib.records import encode_example, encode_sequence_example, write_records
+
+TINY = replace(synthetic.SETTINGS["default"], train_videos=40, test_videos=12, shard_size=40, frames=(3, 5))
+COMMANDS = sorted(next(a.choices for a in parser()._actions if a.dest == "command"))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "data"
+    synthetic.write(TINY, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory) -> Path:
+    """A model trained by the command line."""
+    out = tmp_path_factory.mktemp("trained") / "model"
+    assert main(["train", "--data-dir", str(tiny), "--defense", "a-art", "--epochs", "1", "--out", str(out)]) == 0
+    return out / "model.safetensors"
+
+
+def answer(capsys, *arguments) -> str:
+    """The one line of standard error that a mistake is answered with."""
+    capsys.readouterr()
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    said = capsys.readouterr()
+    assert code == 2, said
+    lines = [line for line in said.err.splitlines() if line.strip()]
+    assert len(lines) == 1 and "Traceback" not in said.err, said.err
+    assert said.out == ""
+    return lines[0]
+
+
+def no_file(folder: Path) -> bool:
+    return not folder.exists() or not any(path.is_file() for path in folder.rglob("*"))
+
+
+# ---------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    said = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert f"usage: python -m aart_lib {command}" in said and len(said.splitlines()) > 5
+
+
+def test_help_comes_at_once_and_loads_no_torch():
+    program = "import sys, runpy; sys.argv = ['aart_lib', '--help']\ntry: runpy.run_module('aart_lib')\n"
+    program += "except SystemExit: print('torch' in sys.modules)"
+    started = time.perf_counter()
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert time.perf_counter() - started < 5
+    assert said.splitlines()[-1] == "False" and all(command in said for command in COMMANDS)
+
+
+def test_the_commands_of_the_interface_are_there():
+    assert set(COMMANDS) >= {"reproduce", "train", "evaluate", "download", "describe"}
+
+
+# ---------------------------------------------------------------- train, evaluate, describe
+
+
+def test_a_trained_model_is_one_file_that_knows_what_it_is(trained):
+    from aart_lib import checkpoint
+
+    model, notes = checkpoint.load(trained)
+    assert [path.name for path in trained.parent.iterdir()] == ["model.safetensors"]
+    assert notes["defense"] == "a-art" and notes["labels"] == list(range(40)) and notes["seed"] == 0
+    assert notes["threat"]["norm"] == "linf" and model.config.features == 320
+
+
+def test_a_finished_training_is_not_repeated(trained, tiny, monkeypatch):
+    from aart_lib import reproduce
+
+    monkeypatch.setattr(reproduce, "train", lambda *a, **o: pytest.fail("trained again"))
+    before = trained.read_bytes()
+    again = ["train", "--data-dir", str(tiny), "--defense", "a-art", "--epochs", "1", "--out", str(trained.parent)]
+    assert main([*again, "--resume"]) == 0
+    assert trained.read_bytes() == before
+
+
+def test_a_trained_model_is_evaluated_on_the_same_data(trained, tiny, tmp_path, capsys):
+    out = tmp_path / "eval"
+    assert main(["evaluate", str(trained), "--data-dir", str(tiny), "--suite", "quick", "--out", str(out)]) == 0
+    results = json.loads((out / "results.json").read_text())
+    (row,) = results["rows"]
+    assert row["defense"] == "a-art" and set(row["attacked"]) == {"noise", "fgsm", "pgd"}
+    assert results["data"]["videos"]["test"] == 12 and results["threat"]["norm"] == "linf"
+    assert f"worst {row['worst']['gap']:.3f}" in capsys.readouterr().out
+
+
+def test_a_label_subset_is_kept_by_the_checkpoint(tiny, tmp_path):
+    out = tmp_path / "five"
+    given = ["--data-dir", str(tiny), "--out", str(out)]
+    assert main(["train", *given, "--defense", "standard", "--labels", "5", "--epochs", "1", "--epsilon", "0.1"]) == 0
+    given[-1] = str(tmp_path / "eval")
+    assert main(["evaluate", str(out / "model.safetensors"), *given, "--suite", "quick"]) == 0
+    results = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert len(results["data"]["labels"]) == 5 and results["threat"]["epsilon"] == 0.1
+
+
+def test_describe_says_what_the_data_is(tiny, capsys):
+    assert main(["describe", "--data-dir", str(tiny)]) == 0
+    said = capsys.readouterr().out
+    assert "stands in for YouTube-8M" in said and "20 training, 20 validation, 12 test videos" in said
+
+
+# ---------------------------------------------------------------- bad data
+
+SPEC = {"rgb": (3, 256), "audio": (3, 64), "evidence": (3, 40)}
+
+
+def a_video(name="v", labels=(1,), **shapes) -> bytes:
+    lists = {key: np.ones(shapes.get(key, shape), np.uint8) for key, shape in SPEC.items()}
+    return encode_sequence_example({"id": name, "labels": list(labels)}, lists)
+
+
+def videos(count=6) -> list[bytes]:
+    return [a_video(f"v{index}") for index in range(count)]
+
+
+def damaged(change):
+    def write(folder):
+        write_records(folder / "train0.tfrecord", videos())
+        path = folder / "train0.tfrecord"
+        path.write_bytes(change(path.read_bytes()))
+
+    return write
+
+
+def with_bad(payload):
+    return lambda folder: write_records(folder / "train0.tfrecord", [*videos(), payload])
+
+
+BAD_DATA = {
+    "truncated": (damaged(lambda body: body[:-100]), "the file ends"),
+    "flipped byte": (damaged(lambda body: body[:300] + bytes([body[300] ^ 4]) + body[301:]), "wrong checksum"),
+    "text": (damaged(lambda body: b"not a record at all, just a few words"), "checksum"),
+    "feature size": (with_bad(a_video(rgb=(3, 255))), "`rgb` must have 256 bytes a frame, got 255"),
+    "outside the vocabulary": (with_bad(a_video(labels=(40,))), "labels [40] outside the vocabulary of 40 classes"),
+    "no frames": (with_bad(a_video(rgb=(0, 256), audio=(0, 64), evidence=(0, 40))), "`rgb`"),
+}
+
+
+@pytest.mark.parametrize("command", ["train", "reproduce"])
+@pytest.mark.parametrize("name", BAD_DATA)
+def test_bad_records_are_named_before_anything_is_trained(tmp_path, capsys, command, name):
+    write, message = BAD_DATA[name]
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    write_records(data / "test0.tfrecord", videos())
+    write(data)
+    said = answer(capsys, command, "--data-dir", data, "--out", out)
+    assert message in said and str(data / "train0.tfrecord") in said and "byte" in said
+    assert not out.exists()
+
+
+def test_a_bad_test_shard_is_named_before_training_too(tmp_path, capsys):
+    write_records(tmp_path / "train0.tfrecord", videos())
+    write_records(tmp_path / "test0.tfrecord", [*videos(), a_video(audio=(3, 65))])
+    said = answer(capsys, "train", "--data-dir", tmp_path, "--out", tmp_path / "out")
+    assert "test0.tfrecord" in said and "`audio` must have 64 bytes a frame, got 65" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_nan_features_are_named(tmp_path, capsys):
+    def video(name, value):
+        means = {"mean_rgb": np.full(1024, value, np.float32), "mean_audio": np.ones(128, np.float32)}
+        return encode_example({"id": name, "labels": [1], **means})
+
+    good = [video(f"v{index}", 0.5) for index in range(4)]
+    write_records(tmp_path / "validate0.tfrecord", good)
+    write_records(tmp_path / "train0.tfrecord", [*good, video("bad", np.nan)])
+    said = answer(capsys, "reproduce", "--data", "yt8m-video", "--data-dir", tmp_path, "--out", tmp_path / "out")
+    assert "train0.tfrecord" in said and "`mean_rgb` holds NaN or infinity" in said and "byte" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_empty_and_missing_folders_are_named(tmp_path, capsys):
+    out = tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    said = answer(capsys, "reproduce", "--data", "audioset", "--data-dir", tmp_path / "empty", "--out", out)
+    assert str(tmp_path / "empty") in said and "no train shards of audioset" in said
+    said = answer(capsys, "reproduce", "--data", "audioset", "--data-dir", tmp_path / "gone", "--out", out)
+    assert str(tmp_path / "gone") in said and "is not a folder" in said
+    said = answer(capsys, "describe", "--data", "yt8m-frame", "--data-dir", tmp_path / "empty")
+    assert "no train shards of yt8m-frame" in said
+    assert not out.exists()
+
+
+# ---------------------------------------------------------------- bad arguments
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["train", "--epsilon", "-0.1"], "epsilon must be a number of at least 0, got -0.1"),
+        (["reproduce", "--epsilon", "-0.1"], "epsilon must be a number of at least 0, got -0.1"),
+        (["train", "--epsilon", "nan"], "epsilon must be a number of at least 0, got nan"),
+        (["train", "--epsilon", "much"], "--epsilon"),
+        (["train", "--epsilon", "0.1", "--norm", "l7"], "unknown norm 'l7'; known: linf, l2-frame, l2-clip"),
+        (["train", "--norm", "l2-clip"], "--norm needs --epsilon"),
+        (["train", "--defense", "magic"], "unknown defense 'magic'; known: standard"),
+        (["reproduce", "--defenses", "a-art,magic"], "unknown defense 'magic'; known: standard"),
+        (["reproduce", "--data", "imagenet"], "unknown data set 'imagenet'; known: synthetic"),
+        (["train", "--data", "imagenet"], "unknown data set 'imagenet'; known: synthetic"),
+        (["train", "--data", "audioset"], "audioset needs --data-dir"),
+        (["reproduce", "--preset", "huge"], "unknown preset 'huge'; known: quick, small, full"),
+        (["reproduce", "--suite", "huge"], "unknown suite 'huge'; known:"),
+        (["reproduce", "--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["train", "--epochs", "0"], "epochs"),
+        (["train", "--labels", "41"], "--labels must be between 1 and the"),
+        (["train", "--labels", "0"], "--labels must be between 1 and the"),
+        (["train", "--labels", "-3"], "--labels must be between 1 and the"),
+        (["train", "--frobnicate"], "--frobnicate"),
+    ],
+)
+def test_bad_arguments_are_named(tiny, tmp_path, capsys, arguments, words):
+    data = [] if "--data" in arguments else ["--data-dir", tiny]
+    assert words in answer(capsys, *arguments, *data, "--out", tmp_path / "out")
+    assert no_file(tmp_path / "out")
+
+
+def test_no_command_and_an_unknown_one_are_answered(capsys):
+    assert "COMMAND" in answer(capsys)
+    assert "fly" in answer(capsys, "fly")
+    assert "--out" in answer(capsys, "train")
+
+
+def test_a_folder_in_use_is_not_overwritten(tiny, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    for command in ("train", "reproduce"):
+        said = answer(capsys, command, "--data-dir", tiny, "--out", tmp_path)
+        assert f"{tmp_path} is not empty; add --resume" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_an_out_that_is_a_file_is_named(tiny, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert str(tmp_path / "file") in answer(capsys, "train", "--data-dir", tiny, "--out", tmp_path / "file")
+
+
+# ---------------------------------------------------------------- bad checkpoints and results
+
+
+def test_a_missing_or_broken_checkpoint_is_named(trained, tiny, tmp_path, capsys):
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(trained.read_bytes()[:-50])
+    for path, words in ((tmp_path / "gone.safetensors", "is not a file"), (broken, "not a readable checkpoint")):
+        said = answer(capsys, "evaluate", path, "--data-dir", tiny, "--out", tmp_path / "out")
+        assert str(path) in said and words in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_other_data_is_named(trained, tmp_path, capsys):
+    said = answer(capsys, "evaluate", trained, "--data", "audioset", "--data-dir", tmp_path, "--out", tmp_path / "out")
+    assert str(trained) in said and "was trained on synthetic" in said
+
+
+def test_an_unknown_suite_is_told_before_evaluation(trained, tiny, tmp_path, capsys):
+    said = answer(capsys, "evaluate", trained, "--data-dir", tiny, "--suite", "huge", "--out", tmp_path / "out")
+    assert "unknown suite 'huge'" in said and not (tmp_path / "out").exists()
+
+
+def test_missing_and_broken_results_are_named(tmp_path, capsys):
+    path = tmp_path / "results.json"
+    assert "results.json is not a file" in answer(capsys, "report", path)
+    for text in ("{", "[]", '{"rows": []}'):
+        path.write_text(text)
+        assert "results.json" in answer(capsys, "report", path)
+    assert [found.name for found in tmp_path.iterdir()] == ["results.json"]
+
+
+# ---------------------------------------------------------------- other ends
+
+
+def test_an_interrupted_run_says_how_to_go_on(tiny, tmp_path, capsys, monkeypatch):
+    from aart_lib import reproduce
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reproduce, "train", interrupted)
+    assert main(["train", "--data-dir", str(tiny), "--out", str(tmp_path / "out")]) == 130
+    assert "--resume goes on" in capsys.readouterr().err
+
+
+def test_a_training_that_must_stop_has_an_exit_code_of_its_own(tiny, tmp_path, capsys, monkeypatch):
+    from aart_lib import reproduce
+    from aart_lib.train import TrainingStopped
+
+    def stopped(*arguments, **options):
+        raise TrainingStopped("the loss is not finite")
+
+    monkeypatch.setattr(reproduce, "train", stopped)
+    assert main(["train", "--data-dir", str(tiny), "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err == "aart: training stopped: the loss is not finite\n"
+
+
+def test_a_developer_can_have_the_traceback(tmp_path, monkeypatch):
+    monkeypatch.setitem(os.environ, "AART_DEBUG", "1")
+    with pytest.raises(ValueError, match="unknown defense"):
+        main(["train", "--defense", "magic", "--out", str(tmp_path / "out")])
