@@ -133,6 +133,8 @@ def _preset(options):
     from aart_lib.reproduce import preset_named
 
     preset = preset_named(options.preset)
+    if getattr(options, "epochs", None) is not None and options.epochs < 1:
+        raise ValueError(f"--epochs must be at least 1, got {options.epochs}")
     changes = {"epochs": getattr(options, "epochs", None), "suite": getattr(options, "suite", None)}
     return replace(preset, **{key: value for key, value in changes.items() if value is not None})
 

@@ -101,6 +101,7 @@ class Defense:
     start: str = "zero"
     epsilon_scale: float = 1.0  # training ε over test ε
     two_sided: bool = False  # gradients flow through the clean side of a pair too
+    fixed_maps: bool = True  # but not through clean attention: maps that may give way to each other become flat
     kind: str = "symmetric-kl"
     layers: str = "last"
     rows: str = "cls"
@@ -127,7 +128,7 @@ class Defense:
     def shares_clean_pass(self) -> bool:
         """Whether the clean pass's own gradient serves as the attack's, so that a step costs two passes, not three."""
         single = self.steps == 1 and self.start == "zero" and self.objective == "bce"
-        return single and not self.two_sided and self.weights.get("task", 0) > 0
+        return single and self.weights.get("task", 0) > 0
 
 
 # Each: defense, clean Output, attacked Output, labels [B,C], mask [B,T] -> [B].
@@ -137,7 +138,12 @@ TERMS = {
     "pairing": lambda d, clean, attacked, labels, mask: (clean.logits - attacked.logits).square().sum(1),
     "consistency": lambda d, clean, attacked, labels, mask: bernoulli_kl(clean.logits, attacked.logits),
     "attention": lambda d, clean, attacked, labels, mask: attention_divergence(
-        clean.attention, attacked.attention, mask, kind=d.kind, layers=d.layers, rows=d.rows
+        tuple(m.detach() for m in clean.attention) if d.fixed_maps else clean.attention,
+        attacked.attention,
+        mask,
+        kind=d.kind,
+        layers=d.layers,
+        rows=d.rows,
     ),
 }
 
@@ -159,7 +165,7 @@ DEFENSES = {
     # Miyato et al. 2018: the direction in which the prediction changes most, found from a tiny start, without labels.
     "vat": Defense({"task": 1.0, "consistency": 1.0}, "kl", 1, "tiny", epsilon_scale=2.0),
     # A-ART, reconstructed: adversarial training; logits and the row of attention that pools the frames must stay.
-    "a-art": Defense(_MIX | {"pairing": 0.03, "attention": 1.0}, epsilon_scale=3.0),
+    "a-art": Defense(_MIX | {"pairing": 0.03, "attention": 1.0}, epsilon_scale=3.0, two_sided=True),
     # Controls. If attention that cannot move is as robust, the gain is not attention's.
     "adversarial-uniform": Defense(_MIX, epsilon_scale=2.0, model={"attention": "uniform"}),
     "adversarial-mean": Defense(_MIX, epsilon_scale=2.0, model={"pooling": "mean"}),

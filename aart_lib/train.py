@@ -187,8 +187,14 @@ class _Run:
         return values
 
     def _shared(self, batch: Batch, threat: ThreatModel) -> dict:
+        """The clean pass serves the attack too; the one backward pass for both, or two, if the clean side is fixed."""
         frames = batch.frames.detach().requires_grad_()
         clean = self._forward(frames, batch)
+        if self.defense.two_sided:
+            task = terms(self.defense, clean, None, batch.labels, batch.mask, ["task"])["task"]
+            (gradient,) = torch.autograd.grad(task, frames, retain_graph=True)
+            attacked = self._forward(one_step(batch, gradient, threat), batch)
+            return self._learn(clean, attacked, batch, list(self.defense.weights))
         losses = self._learn(clean, None, batch, ["task"])
         attacked = self._forward(one_step(batch, frames.grad, threat), batch)
         rest = [name for name in self.defense.weights if name != "task"]

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,12 +64,10 @@ def test_every_command_explains_itself(command, capsys):
     assert f"usage: python -m aart_lib {command}" in said and len(said.splitlines()) > 5
 
 
-def test_help_comes_at_once_and_loads_no_torch():
+def test_help_comes_at_once_because_it_loads_no_torch():
     program = "import sys, runpy; sys.argv = ['aart_lib', '--help']\ntry: runpy.run_module('aart_lib')\n"
     program += "except SystemExit: print('torch' in sys.modules)"
-    started = time.perf_counter()
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert time.perf_counter() - started < 5
     assert said.splitlines()[-1] == "False" and all(command in said for command in COMMANDS)
 
 
