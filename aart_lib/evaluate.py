@@ -72,7 +72,7 @@ def calibrate(
     """The ε at which attacked GAP / clean GAP is ``target``, and the ratio reached; attack: `pgd`.
 
     The paper's baseline falls from about 91 (assumed) to 72.9, a ratio of .80. Found by interpolation between a too
-    weak and a too strong ε, rounded to three digits. Raises: ValueError if no ε up to 64 times the first does it.
+    weak and a too strong ε, rounded to three digits. Raises: ValueError if eleven doublings of ε do not get there.
     """
     clean = score(model, dataset)["gap"]
     ratio = lambda epsilon: score(model, dataset, pgd(ThreatModel(threat.norm, epsilon)))["gap"] / clean  # noqa: E731

@@ -163,6 +163,9 @@ class Experiment:
         # The baseline is trained before ε is known; ε only serves to watch it.
         model, notes = self.model(name, seed, default_threat(self.splits) if name == "standard" else threat)
         path = self.out / "rows" / f"{name}-seed{seed}.json"
+        if notes["threat"]["epsilon"] != threat.epsilon:  # so that `evaluate` attacks the baseline as this table does
+            notes["threat"] = {"norm": threat.norm, "epsilon": threat.epsilon}
+            checkpoint.save(self.out / "checkpoints" / f"{name}-seed{seed}.safetensors", model, notes)
         mark = [notes["fingerprint"], self.preset.suite, asdict(threat), len(self.test)]
         if path.exists():
             known = json.loads(path.read_text())

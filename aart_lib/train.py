@@ -122,7 +122,7 @@ class _Run:
             self.optimizer, config.rate, total_steps=max(config.epochs * self.steps_per_epoch, 2)
         )
         self.checked = splits.validation.select(range(min(CHECK_VIDEOS, len(splits.validation))))
-        self.epoch, self.history = 0, []
+        self.epoch, self.history, self.seconds = 0, [], 0.0
 
     def fingerprint(self) -> str:
         return fingerprint(self.defense, self.splits, self.shape, self.threat, self.config)
@@ -132,6 +132,7 @@ class _Run:
             "fingerprint": self.fingerprint(),
             "epoch": self.epoch,
             "history": self.history,
+            "seconds": self.seconds,
             "model": self.accelerator.unwrap_model(self.model).state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": {k: v for k, v in self.schedule.state_dict().items() if not k.startswith("_")},
@@ -143,7 +144,7 @@ class _Run:
         self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.epoch, self.history = state["epoch"], state["history"]
+        self.epoch, self.history, self.seconds = state["epoch"], state["history"], state["seconds"]
 
     def one_epoch(self, bar) -> None:
         started, sums, videos = time.perf_counter(), Counter(), 0
@@ -164,9 +165,11 @@ class _Run:
             if step % 10 == 0:
                 bar.set_postfix({name: f"{total / videos:.3f}" for name, total in sums.items()}, refresh=False)
         self.epoch += 1
+        self.seconds += time.perf_counter() - started  # of training alone, since the last check
         means = {name: total / videos for name, total in sums.items()}
         if self.epoch % max(1, self.config.epochs // CHECKS) == 0 or self.epoch == self.config.epochs:
-            self._check({"epoch": self.epoch, "loss": means, "epsilon": threat.epsilon}, started)
+            self._check({"epoch": self.epoch, "loss": means, "epsilon": threat.epsilon, "seconds": self.seconds})
+            self.seconds = 0.0
 
     def _step(self, batch: Batch, threat: ThreatModel, generator) -> dict[str, float]:
         """One update; returns the unweighted loss terms."""
@@ -233,13 +236,12 @@ class _Run:
         self.accelerator.backward(sum(self.defense.weights[name] * value for name, value in losses.items()))
         return losses
 
-    def _check(self, entry: dict, started: float) -> None:
+    def _check(self, entry: dict) -> None:
         """Validate; stop if FGSM and PGD part, the mark of an overfitted single-step attack (Wong et al. 2020)."""
         model = self.accelerator.unwrap_model(self.model)
         entry["clean"] = score(model, self.checked)["gap"]
         entry["attacked"] = score(model, self.checked, pgd(self.threat, steps=7, restarts=1))["gap"]
         entry["fgsm"] = score(model, self.checked, fgsm(self.threat))["gap"]
-        entry["seconds"] = time.perf_counter() - started
         best = max((past["attacked"] for past in self.history), default=0.0)
         if self.defense.pairs and entry["attacked"] < best - 0.15 and entry["fgsm"] > entry["attacked"] + 0.25:
             raise TrainingStopped(

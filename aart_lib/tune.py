@@ -43,14 +43,14 @@ def trial(name: str, changes: dict, splits: Splits, threat: ThreatModel, preset:
     """Train one setting (seed 0) and measure it on the validation split: clean, PGD-10 at ε and 2ε, one frame."""
     recipe, settings = changed(name, changes)
     config = train_config(splits, preset, **settings)
-    model, history = train(recipe, splits, model_config(splits, preset), threat, config, progress=name)
+    model, _ = train(recipe, splits, model_config(splits, preset), threat, config, progress=name)
     one_frame = ThreatModel(threat.norm, few_frames_epsilon(threat), 1)
     attacks = {"clean": None, "pgd": threat, "pgd@2": threat.times(2), "frames-1": one_frame}
     gaps = {
         key: score(model, splits.validation, found and pgd(found, steps=10, restarts=1))["gap"]
         for key, found in attacks.items()
     }
-    return {"changes": changes, "epochs": config.epochs} | gaps | {"seconds": sum(e["seconds"] for e in history)}
+    return {"changes": changes, "epochs": config.epochs} | gaps
 
 
 def merit(result: dict, name: str) -> float:

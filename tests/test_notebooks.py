@@ -254,13 +254,16 @@ def published(tmp_path_factory) -> str:
 
 
 COLAB = """
-import subprocess, sys, types
+import importlib, subprocess, sys, types
 
 sys.modules["google.colab"] = types.ModuleType("google.colab")
 PIP, _run = [], subprocess.run
 
 def run(command, **options):  # pip is noted, not run: this test needs no network
-    return PIP.append(command[2:]) if command[1:3] == ["-m", "pip"] else _run(command, **options)
+    if command[1:3] != ["-m", "pip"]:
+        return _run(command, **options)
+    PIP.append(command[2:])
+    importlib.invalidate_caches()  # the library's folder was not there when Python started
 
 subprocess.run = run
 """
