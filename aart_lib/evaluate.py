@@ -43,8 +43,8 @@ def few_frames_epsilon(threat: ThreatModel) -> float:
 
 
 def probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """float64, so that no two confident labels round to the same score."""
-    return torch.sigmoid(logits.double())
+    """On the CPU and in float64, so that no two confident labels round to the same score."""
+    return torch.sigmoid(logits.cpu().double())
 
 
 def generator_for(*key) -> torch.Generator:
@@ -57,13 +57,18 @@ def score(model, dataset: VideoDataset, attack: Attack | None = None, *, seed: i
     """GAP, mAP, Hit@1 and PERR of a model on a data set, attacked if an attack is given."""
     model.eval()
     total = Accumulator()
-    for index, batch in enumerate(dataset.batches(BATCH)):
+    for index, batch in enumerate(_batches(dataset, model)):
         frames = batch.frames
         if attack is not None:
             with torch.enable_grad():
                 frames = perturb(model, batch, attack, generator=generator_for(seed, index))
         total.update(probabilities(model(frames, batch.mask).logits), batch.labels)
     return total.result()
+
+
+def _batches(dataset: VideoDataset, model):
+    device = next(model.parameters()).device
+    return (batch.to(device) for batch in dataset.batches(BATCH))
 
 
 def calibrate(
@@ -121,7 +126,7 @@ def evaluate(model, dataset: VideoDataset, threat: ThreatModel, *, name="standar
     steady = {"steady": pgd(threat, 10, 1), "steady@2": pgd(threat.times(2), 10, 1)}
     totals, measures = defaultdict(Accumulator), defaultdict(list)
     bar = tqdm(total=len(dataset), desc="evaluate", unit="video", disable=not progress, mininterval=1)
-    for index, batch in enumerate(dataset.batches(BATCH)):
+    for index, batch in enumerate(_batches(dataset, model)):
         draw = lambda key: generator_for(seed, index, key)  # noqa: E731, B023 (used in this turn only)
         with torch.no_grad():
             clean = model(batch.frames, batch.mask, return_attention=True)
@@ -132,7 +137,7 @@ def evaluate(model, dataset: VideoDataset, threat: ThreatModel, *, name="standar
             scores = probabilities(output.logits)
             totals[key].update(scores, batch.labels)
             if key in within:
-                worst.offer(scores, bce(output.logits, batch.labels), batch.labels)
+                worst.offer(scores, bce(output.logits, batch.labels).cpu(), batch.labels)
             if key in ("noise", "pgd"):
                 _attention_measures(measures, key, clean, output, batch)
         totals["worst"].update(worst.scores, batch.labels)

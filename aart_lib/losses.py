@@ -178,9 +178,23 @@ SIX = ("standard", "adversarial", "logit-pairing", "trades", "vat", "a-art")
 
 
 # What the trials on each data set's validation split chose (figures/trials-*.json, a test compares); all else as above.
+_MOSTLY = {"task": 0.2, "robust": 0.8}
 TUNED: dict[str, dict[str, dict]] = {
-    "synthetic": {"standard": {"rate": 0.004, "weight_decay": 0.1}},
-    "audioset": {"standard": {"rate": 0.002, "weight_decay": 0.1}},
+    "synthetic": {
+        "standard": {"rate": 0.004, "weight_decay": 0.1},
+        "adversarial": {"epsilon_scale": 4.0, "weights": _MOSTLY},
+        "logit-pairing": {"epsilon_scale": 3.0, "weights": _MIX | {"pairing": 0.03}},
+        "a-art": {"epsilon_scale": 3.0, "weights": _MIX | {"pairing": 0.03, "attention": 0.3}},
+        "adversarial-uniform": {"epsilon_scale": 4.0, "weights": _MOSTLY},
+    },
+    "audioset": {
+        "standard": {"rate": 0.002, "weight_decay": 0.1},
+        "adversarial": {"epsilon_scale": 3.0, "weights": _MOSTLY},
+        "logit-pairing": {"epsilon_scale": 3.0, "weights": _MOSTLY | {"pairing": 0.1}},
+        "trades": {"epsilon_scale": 3.0, "weights": {"consistency": 3.0}},
+        "a-art": {"epsilon_scale": 3.0, "weights": _MOSTLY | {"pairing": 0.1, "attention": 1.0}},
+        "adversarial-uniform": {"epsilon_scale": 3.0, "weights": _MOSTLY},
+    },
 }
 
 
