@@ -192,6 +192,7 @@ TUNED: dict[str, dict[str, dict]] = {
         "adversarial": {"epsilon_scale": 3.0, "weights": _MOSTLY},
         "logit-pairing": {"epsilon_scale": 3.0, "weights": _MOSTLY | {"pairing": 0.1}},
         "trades": {"epsilon_scale": 3.0, "weights": {"consistency": 3.0}},
+        "vat": {"epsilon_scale": 3.0, "weights": {"consistency": 3.0}},
         "a-art": {"epsilon_scale": 3.0, "weights": _MOSTLY | {"pairing": 0.1, "attention": 1.0}},
         "adversarial-uniform": {"epsilon_scale": 3.0, "weights": _MOSTLY},
     },
