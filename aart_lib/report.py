@@ -182,7 +182,7 @@ def _curve(rows: list[dict]):
 
 
 def draw_attention(folder, out) -> None:
-    """The README's picture: one test video, its attention before and under a one-frame attack, baseline and A-ART.
+    """The README's pictures: one test video, its attention before and under a one-frame attack, baseline and A-ART.
 
     Shown is the video whose baseline attention moves most, of the 100 first test videos: a strong example, not a
     typical one.
@@ -209,6 +209,17 @@ def draw_attention(folder, out) -> None:
             title=f"{'Baseline' if name == 'standard' else 'A-ART'}: one attacked frame, and where attention goes",
         )
         plots.save(figure, Path(out) / f"attention-under-attack-{name}.png")
+    _animate({name: model for name, (model, _) in models.items()}, splits, chosen, threat, names, out)
+
+
+def _animate(models: dict, splits, chosen: int, threat: ThreatModel, names: list[str], out) -> None:
+    """The same video while ε grows from 0 to three times the table's, all frames attacked."""
+    from aart_lib.widgets import animate_attention, sweep
+
+    one, factors = collate([splits.test[chosen]]), np.linspace(0, 3, 13)
+    views = {name: sweep(model, one, threat, factors.tolist()) for name, model in models.items()}
+    path = Path(out) / "attention-while-epsilon-grows.gif"
+    animate_attention(path, views, factors * threat.epsilon, one.evidence[0], one.labels[0], names)
 
 
 def one_frame_view(model, dataset, attack, *, videos: int = 100) -> dict:

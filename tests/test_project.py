@@ -24,10 +24,10 @@ MODULES = sorted((ROOT / "aart_lib").glob("*.py"))
 # A module may import only modules that stand before it.
 ORDER = (
     "records metrics model plots data synthetic download losses attacks checkpoint evaluate train "
-    "reproduce tune report widgets cli"
+    "reproduce tune widgets report cli"
 ).split()
 FREE = {"__init__", "__main__"}  # they hand names on
-FILE_LIMIT, LIBRARY_LIMIT = 250, 1750  # lines of code
+FILE_LIMIT, LIBRARY_LIMIT = 250, 3100  # lines of code
 NOT_CODE = {
     tokenize.COMMENT,
     tokenize.NL,

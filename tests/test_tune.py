@@ -1,0 +1,49 @@
+"""The committed ledger: equal trials for every defense, the best of them kept, and the README's table from it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from aart_lib.losses import TUNED, changed
+from aart_lib.report import heading, table
+from aart_lib.reproduce import summarize
+from aart_lib.tune import grid, merit
+
+ROOT = Path(__file__).parent.parent
+DATA = ("synthetic", "audioset")
+
+
+def stored(kind: str, data: str) -> dict:
+    return json.loads((ROOT / "figures" / f"{kind}-{data}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_every_defense_has_as_many_trials(data):
+    plan = grid(data)
+    assert len({len(trials) for trials in plan.values()}) == 1
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_every_trial_of_the_grid_was_run_and_the_best_was_kept(data):
+    ledger = stored("trials", data)["trials"]
+    for name, plan in grid(data).items():
+        run = [found["changes"] for found in ledger[name]]
+        assert [changes for changes in plan if json.loads(json.dumps(changes)) not in run] == []
+        best = max(ledger[name], key=lambda found, name=name: merit(found, name))
+        assert changed(name, TUNED[data][name]) == changed(name, best["changes"]), name
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_training_epsilon_is_among_what_was_tried(data):
+    for name, plan in grid(data).items():
+        if name != "standard":
+            assert len({changes["epsilon_scale"] for changes in plan}) > 1
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_readme_shows_the_stored_results(data):
+    results, readme = stored("results", data), (ROOT / "README.md").read_text(encoding="utf-8")
+    assert results["summary"] == summarize(results["rows"])
+    assert heading(results) in readme
+    assert table(results["summary"]) in readme
