@@ -32,8 +32,8 @@ figures: $(STAMP) ## draw the committed figures and tables anew from the committ
 
 checkpoints: $(STAMP) ## train the notebooks' small checkpoints anew
 	$(BIN) -m aart_lib reproduce --data synthetic --out runs/synthetic --resume \
-	    --defenses standard,adversarial,a-art,adversarial-uniform
-	cd runs/synthetic/checkpoints && cp standard-seed0.safetensors adversarial-seed0.safetensors \
+	    --defenses standard,adversarial,logit-pairing,a-art,adversarial-uniform
+	cd runs/synthetic/checkpoints && cp standard-seed0.safetensors adversarial-seed0.safetensors logit-pairing-seed0.safetensors \
 	    a-art-seed0.safetensors adversarial-uniform-seed0.safetensors "$(CURDIR)/$(KEPT)"
 
 colab: $(STAMP) ## write badges and repository name into the notebooks: make colab REPO=owner/name
