@@ -21,7 +21,7 @@ reproduce: $(STAMP) ## train, attack and compare all defenses on the embedded da
 	    $(if $(SEEDS),--seeds "$(SEEDS)") $(if $(PRESET),--preset "$(PRESET)")
 
 test: $(STAMP) ## all tests, the notebooks too
-	$(BIN) -m pytest
+	$(BIN) -m pytest -n auto --dist loadfile
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	$(BIN) -m jupyterlab --notebook-dir=notebooks

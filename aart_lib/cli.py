@@ -290,7 +290,7 @@ def _report(options) -> None:
         raise ValueError(f"{options.results} is not JSON: {error}") from error
     if not isinstance(results, dict) or not {"data", "threat", "rows", "summary", "flags"} <= set(results):
         raise ValueError(f"{options.results} is not a results.json that `reproduce` wrote")
-    print(write_report(results, out))
+    print(write_report(results, out, options.results.with_suffix(".md").name.replace("results", "report")))
     if options.readme:
         insert_results(options.readme, results)
     if options.checkpoints:

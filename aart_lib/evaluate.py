@@ -67,7 +67,7 @@ def score(model, dataset: VideoDataset, attack: Attack | None = None, *, seed: i
 
 
 def _batches(dataset: VideoDataset, model):
-    device = next(model.parameters()).device
+    device = next((parameter.device for parameter in model.parameters()), "cpu")
     return (batch.to(device) for batch in dataset.batches(BATCH))
 
 

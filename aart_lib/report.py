@@ -78,8 +78,8 @@ def heading(results: dict) -> str:
     )
 
 
-def write_report(results: dict, out) -> str:
-    """Write report.md (report-NAME.md in a folder for several data sets) and its figures; returns the table as text."""
+def write_report(results: dict, out, name: str = "report.md") -> str:
+    """Write the report and its figures; returns the table as text."""
     out, summary = Path(out), results["summary"]
     chance = next((f"{s['evidence_chance']:.2f}" for s in summary.values() if "evidence_chance" in s), "–")
     raised = [flag for flag in results["flags"] if flag["raised"]]
@@ -88,19 +88,18 @@ def write_report(results: dict, out) -> str:
         f"{flag['meaning']}"
         for flag in raised
     )
-    pictures, name = draw(results, out), results["data"]["name"]
+    pictures = draw(results, out)
     text = "\n\n".join(
         [
-            f"# Robustness of temporal attention: {name}",
+            f"# Robustness of temporal attention: {results['data']['name']}",
             heading(results),
             table(summary),
             READING.format(chance=chance),
             "## Reasons to disbelieve\n\n" + (flagged or f"None of {len(results['flags'])} checks raised a flag."),
-            *(f"![{alt}]({name}.png)" for name, alt in pictures.items()),
+            *(f"![{alt}]({picture}.png)" for picture, alt in pictures.items()),
         ]
     )
-    report = out / ("report.md" if (out / "results.json").exists() else f"report-{name}.md")
-    with replacing(report) as file:
+    with replacing(out / name) as file:
         file.write(text.encode() + b"\n")
     return f"{heading(results)}\n\n{table(summary)}"
 

@@ -1,4 +1,4 @@
-"""What all tests share: genuine data where it is there, all cores for torch, and repeatable property tests."""
+"""What all tests share: genuine data where it is there, one thread for torch, and repeatable property tests."""
 
 import os
 from pathlib import Path
@@ -12,8 +12,9 @@ settings.load_profile("ci")
 
 
 def pytest_configure():
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(cores or 1)
+    """The models are tiny, and tests run side by side (pytest-xdist): more threads would only wait for each other."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the notebooks' kernels and of commands that tests start
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
