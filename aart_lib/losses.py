@@ -184,6 +184,8 @@ TUNED: dict[str, dict[str, dict]] = {
         "standard": {"rate": 0.004, "weight_decay": 0.1},
         "adversarial": {"epsilon_scale": 4.0, "weights": _MOSTLY},
         "logit-pairing": {"epsilon_scale": 3.0, "weights": _MIX | {"pairing": 0.03}},
+        "trades": {"epsilon_scale": 4.0, "weights": {"consistency": 1.0}},
+        "vat": {"epsilon_scale": 4.0, "weights": {"consistency": 1.0}},
         "a-art": {"epsilon_scale": 3.0, "weights": _MIX | {"pairing": 0.03, "attention": 0.3}},
         "adversarial-uniform": {"epsilon_scale": 4.0, "weights": _MOSTLY},
     },
