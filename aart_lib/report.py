@@ -26,7 +26,6 @@ COLUMNS = (
     ("[CLS] drift", lambda name, s: f"{s['attention_drift']:.3f}"),
     ("entropy", lambda name, s: f"{s['attention_entropy']:.2f}"),
     ("evidence, clean / attacked", lambda name, s: _evidence(s)),
-    ("train", lambda name, s: f"{s['train_seconds']:.0f} s"),
 )
 READING = """\
 *worst at ε*: GAP@20 when every video gets the attack that hurts it most. *recovered*: share of the baseline's loss

@@ -81,12 +81,15 @@ def wait_for_status(page, pattern: str, seconds: float) -> float:
 
 
 def test_explorer_follows_the_slider_and_the_menu(page, lab, tmp_path):
+    """The screenshots stay in the test's temporary folder for looking at."""
     page.goto(f"{lab}/lab/tree/notebooks/{NAME}?reset")
     page.wait_for_selector(".jp-Notebook", timeout=60_000)
     page.wait_for_timeout(2_000)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     page.wait_for_selector("p[role=status]", timeout=150_000, state="attached")
+    # The cells after the explorer run too; until then the kernel has no time for its widgets.
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=150_000, state="attached")
     status(page).scroll_into_view_if_needed()
     wait_for_status(page, "epsilon = ", 30)
 
