@@ -103,8 +103,8 @@ def test_explorer_follows_the_slider_and_the_menu(page, lab, tmp_path):
     page.screenshot(path=tmp_path / "slider.png")
 
     before = picture(page)
-    menu = page.locator(".widget-dropdown select").filter(has_text="A-ART").last
-    other = next(text for text in menu.locator("option").all_inner_texts() if "A-ART" in text)
+    menu = page.locator(".widget-dropdown select").filter(has_text="a-art").last
+    other = next(text for text in menu.locator("option").all_inner_texts() if text == "a-art")
     menu.select_option(label=other)
     assert wait_for_status(page, f"model = {re.escape(other)}", 10) < 2
     assert picture(page) != before

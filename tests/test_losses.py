@@ -221,7 +221,7 @@ def test_changes_of_a_defense_leave_its_other_weights_and_settings_alone():
     recipe, settings = changed("a-art", {"weights": {"attention": 3.0}, "epsilon_scale": 1.5, "rate": 0.01})
     assert recipe.weights == dict(DEFENSES["a-art"].weights) | {"attention": 3.0} and recipe.epsilon_scale == 1.5
     assert settings == {"rate": 0.01}
-    assert replace(recipe, weights=DEFENSES["a-art"].weights, epsilon_scale=2.0) == DEFENSES["a-art"]
+    assert replace(recipe, weights=DEFENSES["a-art"].weights, epsilon_scale=3.0) == DEFENSES["a-art"]
 
 
 def test_the_six_compared_defenses_exist_and_only_the_baseline_needs_no_attack():
@@ -232,13 +232,13 @@ def test_the_six_compared_defenses_exist_and_only_the_baseline_needs_no_attack()
 def test_only_single_step_attacks_on_the_task_share_the_clean_pass():
     assert DEFENSES["a-art"].shares_clean_pass and DEFENSES["adversarial"].shares_clean_pass
     a_art = DEFENSES["a-art"]
-    for changes in ({"steps": 2}, {"start": "random"}, {"objective": "kl"}, {"two_sided": True}):
+    for changes in ({"steps": 2}, {"start": "random"}, {"objective": "kl"}):
         assert not replace(a_art, **changes).shares_clean_pass
     assert not replace(a_art, weights={"robust": 1.0}).shares_clean_pass
 
 
-def test_a_art_is_adversarial_training_and_the_attention_term():
+def test_a_art_is_adversarial_training_with_paired_logits_and_the_attention_term():
     a_art, adversarial = DEFENSES["a-art"], DEFENSES["adversarial"]
-    extra = a_art.weights["attention"]
-    assert extra > 0
-    assert dict(a_art.weights) == dict(adversarial.weights) | {"attention": extra}
+    extra = {name: a_art.weights[name] for name in ("pairing", "attention")}
+    assert min(extra.values()) > 0
+    assert dict(a_art.weights) == dict(adversarial.weights) | extra
