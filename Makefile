@@ -40,7 +40,7 @@ colab: $(STAMP) ## write badges and repository name into the notebooks: make col
 	$(BIN) notebooks/colab.py "$(REPO)"
 
 bench: $(STAMP) ## time an A-ART step against a standard step
-	$(BIN) -m pytest tests/benchmarks -s
+	$(BIN) -m pytest tests/benchmarks -s --override-ini addopts=
 
 lint: $(STAMP) ## style of code and notebooks
 	$(BIN) -m ruff check .
