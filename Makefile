@@ -6,11 +6,16 @@ SEEDS ?=
 PRESET ?=
 
 KEPT := notebooks/checkpoints
+STORED := standard,adversarial,trades,a-art,adversarial-uniform
+HEADLINE := standard,adversarial,logit-pairing,trades,a-art,adversarial-uniform
+CREDIT := a-art,trades,a-art-fixed-maps,a-art-all-layers,a-art-all-rows,a-art-few,trades-few,a-art-fast,adversarial,$\
+    adversarial-steps,adversarial-attention,attention-only,attention-noise,attention-shuffled,adversarial-uniform,$\
+    adversarial-mean
 BIN := .venv/bin/python
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lab figures checkpoints colab bench lint
+.PHONY: help reproduce test lab figures checkpoints headline credit colab bench lint
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -31,10 +36,14 @@ figures: $(STAMP) ## draw the committed figures and tables anew from the committ
 	$(BIN) -m aart_lib report figures/results-audioset.json --out figures --readme README.md
 
 checkpoints: $(STAMP) ## train the notebooks' small checkpoints anew
-	$(BIN) -m aart_lib reproduce --data synthetic --out runs/synthetic --resume \
-	    --defenses standard,adversarial,logit-pairing,a-art,adversarial-uniform
-	cd runs/synthetic/checkpoints && cp standard-seed0.safetensors adversarial-seed0.safetensors logit-pairing-seed0.safetensors \
-	    a-art-seed0.safetensors adversarial-uniform-seed0.safetensors "$(CURDIR)/$(KEPT)"
+	$(BIN) -m aart_lib reproduce --data synthetic --out runs/synthetic --resume --defenses $(STORED)
+	for name in $$(echo $(STORED) | tr , ' '); do cp runs/synthetic/checkpoints/$$name-seed0.safetensors $(KEPT); done
+
+headline: $(STAMP) ## the strong suite on five seeds, as in figures/report-synthetic.md: two hours; resumes
+	$(BIN) -m aart_lib reproduce --data synthetic --suite strong --seeds 5 --defenses $(HEADLINE) --out runs/synthetic --resume
+
+credit: $(STAMP) ## which part of A-ART earns what, as in figures/report-credit.md: half an hour; resumes
+	$(BIN) -m aart_lib reproduce --data synthetic --defenses $(CREDIT) --out runs/credit --resume
 
 colab: $(STAMP) ## write badges and repository name into the notebooks: make colab REPO=owner/name
 	$(BIN) notebooks/colab.py "$(REPO)"

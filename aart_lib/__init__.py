@@ -14,12 +14,15 @@ _HOME = {
     "model": ("ModelConfig", "Output", "SteadyAttention", "VideoTransformer", "cls_attention", "rollout"),
     "data": ("BOX", "LEVEL", "SPECS", "Batch", "VideoDataset", "collate", "dequantize", "open_splits", "quantize"),
     "losses": ("DEFENSES", "Defense", "attention_divergence", "attention_entropy", "bce", "bernoulli_kl"),
-    "attacks": ("Attack", "ThreatModel", "fgsm", "noise", "perturb", "pgd"),
-    "evaluate": ("evaluate", "evidence_share", "probabilities", "score"),
+    "threats": ("ThreatModel",),
+    "attacks": ("Attack", "fgsm", "noise", "perturb", "pgd"),
+    "suites": ("suite",),
+    "evaluate": ("evaluate", "judge", "probabilities", "score"),
+    "measures": ("evidence_share",),
     "train": ("TrainConfig", "train"),
     "reproduce": ("open_data", "reproduce"),
 }
-_MODULES = ("checkpoint", "download", "plots", "report", "synthetic", "widgets", *_HOME)
+_MODULES = ("checkpoint", "download", "pictures", "plots", "report", "synthetic", "widgets", *_HOME)
 _ORIGIN = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted({*_ORIGIN, *_MODULES})
 

@@ -1,92 +1,24 @@
-"""Attacks on frame features: which change is allowed (`ThreatModel`), what it is after (`OBJECTIVES`), how it is found.
+"""Attacks on frame features: what is allowed (`ThreatModel`), what is aimed at (`OBJECTIVES`), how it is searched.
 
 Robustness here is robustness *in feature space*: no pixel is touched. All attacks leave padding as it is and keep
 features inside the box of stored values.
 
-Source: Goodfellow et al. 2015 (FGSM), Madry et al. 2018 (PGD), Dong et al. 2018 (momentum), Andriushchenko et al. 2020
-(Square, for the gradient-free search).
+Source: Goodfellow et al. 2015 (FGSM), Madry et al. 2018 (PGD), Dong et al. 2018 (momentum), Croce & Hein 2020 (steps
+that halve themselves), Andriushchenko et al. 2020 (Square, for the gradient-free search), Tramèr et al. 2020 (attacks
+that know the defense).
 """
 
 import math
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from aart_lib.data import BOX, LEVEL, Batch
+from aart_lib.data import Batch
 from aart_lib.losses import attention_divergence, bce, bernoulli_kl
-from aart_lib.model import Output
-
-# ---------------------------------------------------------------- norms
-
-
-class Norm(NamedTuple):
-    """A set of allowed perturbations, as three functions of tensors [B,T,D] that are zero on closed frames."""
-
-    start: Callable  # (noise in [-1,1], ε) -> a random perturbation inside the ball
-    ascend: Callable  # gradient -> the direction of steepest ascent, of norm 1
-    project: Callable  # (perturbation, ε) -> the nearest one inside the ball
-
-
-def _length(x: Tensor, dims) -> Tensor:
-    return x.square().sum(dims, keepdim=True).sqrt()
-
-
-def _l2(dims) -> Norm:
-    unit = lambda x: x / _length(x, dims).clamp_min(1e-30)  # noqa: E731
-    return Norm(
-        start=lambda noise, epsilon: epsilon * unit(noise),
-        ascend=unit,
-        project=lambda x, epsilon: x * (epsilon / _length(x, dims).clamp_min(1e-30)).clamp_max(1),
-    )
-
-
-NORMS = {
-    "linf": Norm(lambda noise, e: e * noise, torch.sign, lambda x, e: x.clamp(-e, e)),
-    "l2-frame": _l2((2,)),
-    "l2-clip": _l2((1, 2)),
-}
-
-
-@dataclass(frozen=True)
-class ThreatModel:
-    """What the attacker may change.
-
-    Args:
-        norm: "linf" (each number by at most ε), "l2-frame" (each frame), "l2-clip" (the whole video).
-        epsilon: ε in feature units; one byte step of the stored features is `LEVEL` = 4/255.
-        max_frames: at most this many frames, None = all.
-    Raises: ValueError for an unknown norm, a negative ε or no frame.
-    """
-
-    norm: str
-    epsilon: float
-    max_frames: int | None = None
-
-    def __post_init__(self):
-        if self.norm not in NORMS:
-            raise ValueError(f"unknown norm {self.norm!r}; known: {', '.join(NORMS)}")
-        if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
-            raise ValueError(f"epsilon must be a number of at least 0, got {self.epsilon}")
-        if self.max_frames is not None and self.max_frames < 1:
-            raise ValueError(f"max_frames must be at least 1, got {self.max_frames}")
-
-    def times(self, factor: float) -> "ThreatModel":
-        return replace(self, epsilon=self.epsilon * factor)
-
-    @property
-    def levels(self) -> float:
-        return self.epsilon / LEVEL
-
-    def project(self, delta: Tensor, frames: Tensor) -> Tensor:
-        """The perturbation [B,T,D] brought back into the ball and, with the frames, into the box."""
-        delta = NORMS[self.norm].project(delta, self.epsilon)
-        low, high = frames.clamp_max(BOX[0]), frames.clamp_min(BOX[1])  # a clean value outside may stay where it is
-        return torch.minimum(torch.maximum(frames + delta, low), high) - frames
-
+from aart_lib.model import DetachedAttention, Output, tempered
+from aart_lib.threats import NORMS, ThreatModel
 
 # ---------------------------------------------------------------- objectives
 
@@ -98,6 +30,15 @@ def _margin(attack, output: Output, clean: Output | None, batch: Batch) -> Tenso
     return torch.where(wrong.isfinite(), wrong, 0) - torch.where(right.isfinite(), right, 0)
 
 
+def _targeted(attack, output: Output, clean: Output, batch: Batch) -> Tensor:
+    """One wrong label, the ``target``-th most likely on clean frames, shall stand above the weakest right one."""
+    ranked = clean.logits.masked_fill(batch.labels > 0, -torch.inf).argsort(1, descending=True)
+    rank = attack.target % (batch.labels == 0).sum(1, keepdim=True).clamp_min(1)  # after the last wrong label the first
+    target = ranked.gather(1, rank)
+    right = output.logits.masked_fill(batch.labels == 0, torch.inf).amin(1)
+    return output.logits.gather(1, target)[:, 0] - torch.where(right.isfinite(), right, 0)
+
+
 def _gap(attack, output: Output, clean: Output | None, batch: Batch) -> Tensor:
     above = torch.sigmoid(output.logits - attack.threshold)  # pooled GAP suffers most from confident false positives
     return (above * (1 - batch.labels) + (1 - above) * batch.labels).sum(1)
@@ -107,19 +48,39 @@ def _attention(attack, output: Output, clean: Output | None, batch: Batch) -> Te
     return attention_divergence(clean.attention, output.attention, batch.mask)
 
 
+def _scores(attack, output: Output, clean: Output, batch: Batch) -> Tensor:
+    """How far the [CLS] row moved before the softmax, where a saturated map still has a gradient."""
+
+    def centered(maps):  # the log of a softmax is its score up to a constant a row
+        real = torch.nn.functional.pad(batch.mask, (1, 0), value=True)[:, None]  # [B,1,T+1]
+        logs = maps[-1][:, :, 0].clamp_min(1e-30).log().masked_fill(~real, 0)
+        return (logs - logs.sum(-1, keepdim=True) / real.sum(-1, keepdim=True)).masked_fill(~real, 0)
+
+    return (centered(output.attention) - centered(clean.attention)).square().sum(-1).mean(1)
+
+
 # Each: attack, output under attack, clean output (or None), batch -> [B], higher = worse for the defender.
 OBJECTIVES = {
     "bce": lambda attack, output, clean, batch: bce(output.logits, batch.labels),
     "margin": _margin,  # for models so sure of themselves that the gradient of the BCE is exactly zero
+    "targeted": _targeted,
     "gap": _gap,
     "kl": lambda attack, output, clean, batch: bernoulli_kl(clean.logits, output.logits),
     "attention": _attention,
+    "attention-scores": _scores,
     "bce-attention": lambda attack, output, clean, batch: (
         bce(output.logits, batch.labels) + attack.mixture * _attention(attack, output, clean, batch)
     ),
 }
-NEEDS_CLEAN = {"kl", "attention", "bce-attention"}
-NEEDS_ATTENTION = {"attention", "bce-attention"}
+NEEDS_CLEAN = {"targeted", "kl", "attention", "attention-scores", "bce-attention"}
+NEEDS_ATTENTION = {"attention", "attention-scores", "bce-attention"}
+# What the attacker's gradients are taken from. The perturbation is for the model itself.
+VIEWS = {
+    "own": lambda model: model,
+    "detached": DetachedAttention,  # past the attention
+    "softer": lambda model: tempered(model, 2.0),  # where the softmax is saturated, its gradient vanishes
+    "sharper": lambda model: tempered(model, 0.5),
+}
 
 
 @dataclass(frozen=True)
@@ -139,16 +100,22 @@ class Attack:
     momentum: float = 0.0
     keep_best: bool = True  # the best iterate of each video over steps and restarts, not the last
     frames: str = "gradient"  # how the max_frames frames are chosen: "gradient", "attention" or "random"
-    search: str = "gradient"  # or "random"
+    search: str = "gradient"  # or "auto" (the step halves itself when it stops helping) or "random" (no gradient)
     threshold: float = 0.0  # logit that the objective "gap" pushes across
     mixture: float = 1.0  # weight of the attention in "bce-attention"; negative keeps attention still
+    target: int = 0  # which wrong label "targeted" raises, 0 = the most likely; each restart takes the next
+    labels: str = "true"  # or "predicted": an attacker who knows no labels
+    view: str = "own"  # one of `VIEWS`
+    first: "Attack | None" = None  # an attack whose result is this one's start
 
     def __post_init__(self):
         choices = {
             "objective": OBJECTIVES,
             "start": ("zero", "random", "tiny"),
             "frames": ("gradient", "attention", "random"),
-            "search": ("gradient", "random"),
+            "search": ("gradient", "auto", "random"),
+            "labels": ("true", "predicted"),
+            "view": VIEWS,
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -201,6 +168,10 @@ def perturb(model, batch: Batch, attack: Attack, *, generator: torch.Generator |
     if attack.threat.epsilon == 0:
         return batch.frames.clone()
     with evaluating(model):
+        model, own = VIEWS[attack.view](model), model
+        if attack.labels == "predicted":
+            batch = replace(batch, labels=_predicted(own, batch))
+        first = perturb(own, batch, attack.first, generator=generator) - batch.frames if attack.first else None
         clean = None
         if attack.objective in NEEDS_CLEAN or attack.frames == "attention":
             with torch.no_grad():
@@ -208,14 +179,25 @@ def perturb(model, batch: Batch, attack: Attack, *, generator: torch.Generator |
         open_ = _open_frames(model, batch, attack, clean, generator)
         if attack.steps == 0:
             return batch.frames + _noise(batch, attack, open_, generator)
-        search = _ascend if attack.search == "gradient" else _random_search
+        search = {"gradient": _ascend, "auto": _ascend_auto, "random": _random_search}[attack.search]
         best, best_loss = torch.zeros_like(batch.frames), torch.full_like(batch.labels[:, 0], -torch.inf)
-        for _ in range(attack.restarts):
-            for delta, loss in search(model, batch, attack, open_, clean, generator):
+        for restart in range(attack.restarts):
+            turn = replace(attack, target=attack.target + restart)
+            begin = _start(batch, attack, open_, generator)
+            if first is not None:
+                begin = attack.threat.project(first * open_, batch.frames)
+            for delta, loss in search(model, batch, turn, open_, clean, begin, generator):
                 better = (loss > best_loss) if attack.keep_best else torch.ones_like(loss, dtype=torch.bool)
                 best = torch.where(better[:, None, None], delta, best)
                 best_loss = torch.where(better, loss, best_loss)
         return batch.frames + best
+
+
+def _predicted(model, batch: Batch) -> Tensor:
+    """The labels [B,C] the model itself gives the clean frames: those above a half, at least the likeliest."""
+    with torch.no_grad():
+        logits = model(batch.frames, batch.mask).logits
+    return torch.maximum(logits > 0, logits == logits.amax(1, keepdim=True)).to(batch.labels)
 
 
 def one_step(batch: Batch, gradient: Tensor, threat: ThreatModel) -> Tensor:
@@ -261,13 +243,17 @@ def _open_frames(model, batch: Batch, attack: Attack, clean: Output | None, gene
     return (torch.zeros_like(importance).scatter(1, chosen, 1) * real)[..., None]
 
 
-def _ascend(model, batch: Batch, attack: Attack, open_: Tensor, clean, generator):
+def _start(batch: Batch, attack: Attack, open_: Tensor, generator) -> Tensor:
+    if attack.start == "zero":
+        return torch.zeros_like(batch.frames)
+    radius = attack.threat.epsilon * (0.01 if attack.start == "tiny" else 1)
+    drawn = NORMS[attack.threat.norm].start(_uniform(batch, generator) * open_, radius)
+    return attack.threat.project(drawn, batch.frames)
+
+
+def _ascend(model, batch: Batch, attack: Attack, open_: Tensor, clean, delta: Tensor, generator):
     """Yields (perturbation, objective) of every iterate."""
     threat, norm = attack.threat, NORMS[attack.threat.norm]
-    delta = torch.zeros_like(batch.frames)
-    if attack.start != "zero":
-        radius = threat.epsilon * (0.01 if attack.start == "tiny" else 1)
-        delta = threat.project(norm.start(_uniform(batch, generator) * open_, radius), batch.frames)
     velocity = torch.zeros_like(delta)
     for _ in range(attack.steps):
         loss, gradient = loss_and_gradient(model, batch, attack, delta, clean)
@@ -279,18 +265,61 @@ def _ascend(model, batch: Batch, attack: Attack, open_: Tensor, clean, generator
     yield delta, _objective(model, batch, attack, delta, clean) if attack.keep_best else loss
 
 
+def _ascend_auto(model, batch: Batch, attack: Attack, open_: Tensor, clean, delta: Tensor, generator):
+    """Yields (perturbation, objective) of every iterate; each video has a step size of its own.
+
+    It starts at 2ε. At checkpoints ever closer to each other a video whose objective rose in fewer than three quarters
+    of the steps, or whose best has not changed since the last checkpoint with the same step, goes back to its best
+    point with half the step. Source: Croce & Hein 2020, algorithm 1 (APGD).
+    """
+    threat, norm = attack.threat, NORMS[attack.threat.norm]
+    loss, gradient = loss_and_gradient(model, batch, attack, delta, clean)
+    yield delta, loss
+    best, best_delta, best_gradient, before = loss, delta, gradient, delta
+    size = torch.full_like(loss, 2 * threat.epsilon)
+    rises, halved, best_then = torch.zeros_like(loss), torch.zeros_like(loss, dtype=torch.bool), best
+    checks, last = _checkpoints(attack.steps), 0
+    for step in range(1, attack.steps + 1):
+        reached = threat.project(delta + size[:, None, None] * norm.ascend(gradient * open_), batch.frames)
+        if step > 1:
+            reached = threat.project(delta + 0.75 * (reached - delta) + 0.25 * (delta - before), batch.frames)
+        before, delta, old = delta, reached, loss
+        loss, gradient = loss_and_gradient(model, batch, attack, delta, clean)
+        yield delta, loss
+        rises += loss > old
+        better = loss > best
+        best, best_delta = torch.where(better, loss, best), torch.where(better[:, None, None], delta, best_delta)
+        best_gradient = torch.where(better[:, None, None], gradient, best_gradient)
+        if step in checks:
+            stuck = (rises < 0.75 * (step - last)) | (~halved & (best == best_then))
+            back = stuck[:, None, None]
+            size = torch.where(stuck, size / 2, size)
+            delta, before = torch.where(back, best_delta, delta), torch.where(back, best_delta, before)
+            gradient, loss = torch.where(back, best_gradient, gradient), torch.where(stuck, best, loss)
+            rises, halved, best_then, last = torch.zeros_like(rises), stuck, best, step
+
+
+def _checkpoints(steps: int) -> set[int]:
+    """Steps after .22 of the way, and then after parts that shrink by .03 each time down to .06."""
+    place, part, found = 0.0, 0.22, set()
+    while place + part < 1:
+        place, part = place + part, max(part - 0.03, 0.06)
+        found.add(math.ceil(round(place * steps, 6)))  # .57 · 100 is a little more than 57
+    return found
+
+
 def _objective(model, batch: Batch, attack: Attack, delta: Tensor, clean) -> Tensor:
     with torch.no_grad():
         output = model(batch.frames + delta, batch.mask, return_attention=attack.objective in NEEDS_ATTENTION)
         return OBJECTIVES[attack.objective](attack, output, clean, batch)
 
 
-def _random_search(model, batch: Batch, attack: Attack, open_: Tensor, clean, generator):
+def _random_search(model, batch: Batch, attack: Attack, open_: Tensor, clean, delta: Tensor, generator):
     """Gradient-free: a random block of frames and dimensions gets a new value; what hurts stays.
 
     Yields (perturbation, objective) of the best so far. The block shrinks from a half of the numbers to few.
     """
-    delta = _noise(batch, attack, open_, generator)
+    delta = _noise(batch, attack, open_, generator)  # corners, where a search without gradients does best
     best = _objective(model, batch, attack, delta, clean)
     yield delta, best
     for query in range(attack.steps - 1):

@@ -24,11 +24,10 @@ def parser() -> argparse.ArgumentParser:
     add = _command(commands, "reproduce", _reproduce, "train, attack and compare all defenses; write table and figures")
     _data_options(add)
     add.add_argument("--seeds", type=int, default=1, metavar="N", help="repeat with N seeds (default 1)")
-    add.add_argument(
-        "--defenses", metavar="A,B,...", help="only these (and the baseline); default: those of the preset"
-    )
-    add.add_argument("--suite", default=None, help="attacks: standard or quick (default: the preset's)")
+    add.add_argument("--defenses", metavar="A,B,...", help="only these and the baseline (default: the preset's)")
+    add.add_argument("--suite", default=None, help="attacks: quick, standard or strong (default: the preset's)")
     add.add_argument("--epochs", type=int, help="instead of the preset's")
+    add.add_argument("--test-videos", type=int, metavar="N", help="attack so many (default: the preset's)")
     _threat_options(add)
     add.add_argument("--out", type=Path, default=Path("runs/reproduce"), metavar="DIR", help="results go here")
     add.add_argument("--resume", action="store_true", help="go on with what --out holds already")
@@ -45,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
     add = _command(commands, "evaluate", _evaluate, "attack a trained model; write its row of results")
     add.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a model.safetensors")
     _data_options(add)
-    add.add_argument("--suite", default="standard", help="attacks: standard (default) or quick")
+    add.add_argument("--suite", default="standard", help="attacks: quick, standard (default) or strong")
+    about = "models whose attacks are tried too (suite strong; default: the others beside CHECKPOINT)"
+    add.add_argument("--surrogates", type=Path, nargs="*", metavar="CHECKPOINT", help=about)
     add.add_argument("--out", type=Path, required=True, metavar="DIR", help="results.json goes here")
 
     add = _command(commands, "tune", _tune, "run the same number of trials for every defense; keep the ledger")
@@ -53,9 +54,7 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--defenses", metavar="A,B,...", help="only these; default: all that have a grid")
     add.add_argument("--epochs", type=int, help="instead of the preset's")
     _threat_options(add)
-    add.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="the ledger, a .json; gone on with if there"
-    )
+    add.add_argument("--out", type=Path, required=True, metavar="FILE", help="the ledger (.json), gone on with")
 
     add = _command(commands, "download", _download, "fetch genuine shards or the vocabulary, verified")
     add.add_argument("dataset", metavar="DATASET", help="yt8m-frame, yt8m-video, audioset or vocabulary")
@@ -133,11 +132,23 @@ def _open(options, preset):
 def _preset(options):
     from aart_lib.reproduce import preset_named
 
-    preset = preset_named(options.preset)
-    if getattr(options, "epochs", None) is not None and options.epochs < 1:
-        raise ValueError(f"--epochs must be at least 1, got {options.epochs}")
-    changes = {"epochs": getattr(options, "epochs", None), "suite": getattr(options, "suite", None)}
-    return replace(preset, **{key: value for key, value in changes.items() if value is not None})
+    preset, changes = preset_named(options.preset), {}
+    for key in ("epochs", "suite", "test_videos"):
+        value = getattr(options, key, None)
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"--{key.replace('_', '-')} must be at least 1, got {value}")
+        if value is not None:
+            changes[key] = value
+    return replace(preset, **changes)
+
+
+def _names(options) -> list[str] | None:
+    from aart_lib.losses import defense
+
+    names = options.defenses.split(",") if options.defenses else None
+    for name in names or ():
+        defense(name)  # an unknown one is told before hours are spent
+    return names
 
 
 def _threat(options, splits):
@@ -162,16 +173,13 @@ def _reserve(out: Path, resume: bool) -> None:
 
 def _reproduce(options) -> None:
     from aart_lib.attacks import ThreatModel
-    from aart_lib.evaluate import suite
-    from aart_lib.losses import defense
     from aart_lib.report import write_report
     from aart_lib.reproduce import reproduce
+    from aart_lib.suites import suite
 
     preset = _preset(options)
     suite(preset.suite, ThreatModel("linf", 0.0))  # unknown names are told before data is touched
-    names = options.defenses.split(",") if options.defenses else None
-    for name in names or ():
-        defense(name)
+    names = _names(options)
     if options.seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {options.seeds}")
     if options.epsilon is not None:
@@ -192,7 +200,7 @@ def _train(options) -> None:
     from aart_lib.reproduce import Experiment, default_threat
 
     preset = _preset(options)
-    defense(options.defense)  # an unknown name is told before data is touched
+    defense(options.defense)
     if options.epsilon is not None:
         ThreatModel(options.norm or "linf", options.epsilon)
     splits = _open(options, preset)
@@ -201,46 +209,61 @@ def _train(options) -> None:
     experiment = Experiment(splits, preset, options.out)
     _, notes = experiment.model(options.defense, options.seed, threat, path=options.out / "model.safetensors")
     last = notes["history"][-1]
-    print(
-        f"validation GAP {last['clean']:.3f} clean, {last['attacked']:.3f} under PGD-7; {options.out}/model.safetensors"
-    )
+    gaps = f"validation GAP {last['clean']:.3f} clean, {last['attacked']:.3f} under PGD-7"
+    print(f"{gaps}; {options.out}/model.safetensors")
 
 
 def _evaluate(options) -> None:
     from aart_lib import checkpoint
     from aart_lib.attacks import ThreatModel
-    from aart_lib.evaluate import evaluate, flags
+    from aart_lib.evaluate import evaluate
+    from aart_lib.flags import flags
     from aart_lib.records import write_json
     from aart_lib.reproduce import settings_hash, summarize
 
     preset = _preset(options)
     model, notes = checkpoint.load(options.checkpoint)
     if notes["data"] != options.data:
-        raise ValueError(
-            f"{options.checkpoint} was trained on {notes['data']}; evaluate it with --data {notes['data']}"
-        )
+        trained = f"was trained on {notes['data']}; evaluate it with --data {notes['data']}"
+        raise ValueError(f"{options.checkpoint} {trained}")
     splits = _open(options, preset)
     splits.test.keep(notes["labels"])
     threat = ThreatModel(notes["threat"]["norm"], notes["threat"]["epsilon"])
     test = splits.test.select(range(len(splits.test))[: preset.test_videos])
     row = {"defense": notes["defense"], "seed": notes["seed"], "train_seconds": notes.get("train_seconds", 0.0)}
-    row |= evaluate(model, test, threat, name=options.suite, seed=notes["seed"])
+    others = _surrogates(options, model.config) if options.suite == "strong" else {}
+    row |= evaluate(model, test, threat, name=options.suite, seed=notes["seed"], surrogates=others)
     options.out.mkdir(parents=True, exist_ok=True)
-    raised = flags(notes["defense"], row, notes.get("history", []))
     videos = {"train": len(splits.train), "validation": len(splits.validation), "test": len(test)}
-    about = {"settings_hash": settings_hash(splits)}
+    about = {"name": options.data, "labels": notes["labels"], "videos": videos}
     results = {
-        "data": about | {"name": options.data, "labels": notes["labels"], "videos": videos},
+        "data": about | {"settings_hash": settings_hash(splits)},
         "threat": notes["threat"] | {"epsilon_levels": threat.levels, "calibration": None},
         "rows": [row],
         "summary": summarize([row]),
-        "flags": raised,
+        "flags": flags(notes["defense"], row, notes.get("history", [])),
     }
     write_json(options.out / "results.json", results)
-    attacked = ", ".join(f"{name} {result['gap']:.3f}" for name, result in row["attacked"].items())
-    print(
-        f"GAP clean {row['clean']['gap']:.3f}; {attacked}; worst {row['worst']['gap']:.3f}; {options.out}/results.json"
-    )
+    gaps = {key: row[key] for key in ("clean", "worst")} | row["attacked"]
+    attacked = ", ".join(f"{name} {found['gap']:.3f}" for name, found in gaps.items())
+    print(f"GAP {attacked}; {options.out}/results.json")
+
+
+def _surrogates(options, config) -> dict:
+    """Other models by file name; only those that take the same frames and labels can serve."""
+    from aart_lib import checkpoint
+
+    beside = sorted(options.checkpoint.parent.glob("*.safetensors"))
+    given = beside if options.surrogates is None else options.surrogates
+    paths = [path for path in given if path.resolve() != options.checkpoint.resolve()]
+    stems = [path.stem for path in paths]  # `train` calls every model "model"
+    unique = lambda p: f"{p.parent.name}-{p.stem}" if stems.count(p.stem) > 1 else p.stem  # noqa: E731
+    models = {unique(path): checkpoint.load(path)[0] for path in paths}
+    fits = lambda other: (other.features, other.labels) == (config.features, config.labels)  # noqa: E731
+    wrong = [name for name, model in models.items() if not fits(model.config)]
+    if wrong and options.surrogates is not None:
+        raise ValueError(f"surrogate {wrong[0]} takes other frames or labels than {options.checkpoint}; leave it out")
+    return {name: model for name, model in models.items() if name not in wrong}
 
 
 def _tune(options) -> None:
@@ -250,8 +273,7 @@ def _tune(options) -> None:
     preset = _preset(options)
     splits = _open(options, preset)
     threat = _threat(options, splits) or calibrated(splits, preset)[0]
-    names = options.defenses.split(",") if options.defenses else None
-    for name, trials in tune(splits, threat, preset, options.out, defenses=names).items():
+    for name, trials in tune(splits, threat, preset, options.out, defenses=_names(options)).items():
         best = max(trials, key=lambda found, name=name: merit(found, name))
         gaps = f"GAP {best['pgd']:.3f} at ε, {best['pgd@2']:.3f} at 2ε"
         print(f"{name:20} {len(trials)} trials, best {best['changes']}: {gaps}")
@@ -280,7 +302,8 @@ def _describe(options) -> None:
 def _report(options) -> None:
     import json
 
-    from aart_lib.report import draw_attention, insert_results, write_report
+    from aart_lib.pictures import draw_attention
+    from aart_lib.report import insert_results, write_report
 
     if not options.results.is_file():
         raise ValueError(f"{options.results} is not a file; give a results.json that `reproduce` wrote")

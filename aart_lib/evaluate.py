@@ -5,41 +5,24 @@ Every attack is made for the model it is used on. An attack made for another mod
 
 import zlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
-from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from aart_lib.attacks import Attack, ThreatModel, fgsm, noise, perturb, pgd
-from aart_lib.data import Batch, VideoDataset
-from aart_lib.losses import attention_divergence, attention_entropy, bce
+from aart_lib.attacks import Attack, loss_and_gradient, perturb, pgd
+from aart_lib.data import Batch, VideoDataset, dequantize, quantize
+from aart_lib.losses import bce
+from aart_lib.measures import attention_measures, evidence_share, hijacked, violation  # noqa: F401 (as below)
 from aart_lib.metrics import Accumulator, average_precision_per_video
 from aart_lib.model import SteadyAttention
+from aart_lib.suites import FREE_VIDEOS, suite
+from aart_lib.threats import ThreatModel, few_frames_epsilon  # noqa: F401 (handed on to notebooks)
 
-BATCH = 250
-CURVE = (0.5, 1.5, 3.0)  # multiples of ε beside 1 and 2
-
-
-def suite(name: str, threat: ThreatModel) -> tuple[dict[str, Attack], dict[str, Attack]]:
-    """Attacks within the threat model, whose worst case counts, and those beyond it. Raises: ValueError."""
-    if name not in ("quick", "standard"):
-        raise ValueError(f"unknown suite {name!r}; known: quick, standard")
-    steps, restarts = (20, 2) if name == "standard" else (10, 1)
-    within = {"noise": noise(threat), "fgsm": fgsm(threat), "pgd": pgd(threat, steps, restarts)}
-    one_frame = ThreatModel(threat.norm, few_frames_epsilon(threat), 1)
-    beyond = {"pgd@2": pgd(threat.times(2), steps, 1), "frames-1": pgd(one_frame, steps, 1)}
-    if name == "standard":
-        beyond |= {f"curve@{factor:g}": pgd(threat.times(factor), 10, 1) for factor in CURVE}
-    return within, beyond
-
-
-def few_frames_epsilon(threat: ThreatModel) -> float:
-    """ε for an attacker of few frames: eight times the budget of one who may touch all (L∞, L2 a frame); L2 a clip
-    is a budget for the clip already."""
-    return threat.epsilon * (1 if threat.norm == "l2-clip" else 8)
+BATCH, BLOCK = 100, 500  # videos attacked at once, and among how many those of like length are put together
 
 
 def probabilities(logits: torch.Tensor) -> torch.Tensor:
@@ -66,9 +49,21 @@ def score(model, dataset: VideoDataset, attack: Attack | None = None, *, seed: i
     return total.result()
 
 
-def _batches(dataset: VideoDataset, model):
+def _batches(dataset: VideoDataset, model) -> Iterator[Batch]:
+    """Videos of like length side by side: a fifth of the padding needs not be computed."""
     device = next((parameter.device for parameter in model.parameters()), "cpu")
-    return (batch.to(device) for batch in dataset.batches(BATCH))
+    for block in dataset.batches(BLOCK):
+        for rows in block.mask.sum(1).argsort(stable=True).split(BATCH):
+            yield _rows(block, rows).to(device)
+
+
+def _rows(batch: Batch, rows: torch.Tensor) -> Batch:
+    """Some videos of a batch, without the padding that none of them needs."""
+    longest = int(batch.mask[rows].sum(1).max())
+    cut = {key: value[rows, :longest] for key, value in vars(batch).items() if key in ("frames", "mask")}
+    evidence = None if batch.evidence is None else batch.evidence[rows, :longest]
+    ids = tuple(batch.ids[row] for row in rows)
+    return Batch(**cut, labels=batch.labels[rows], ids=ids, evidence=evidence)
 
 
 def calibrate(
@@ -119,68 +114,160 @@ class _WorstCase:
         self.scores = torch.where(worse[:, None], scores, self.scores)
 
 
-def evaluate(model, dataset: VideoDataset, threat: ThreatModel, *, name="standard", seed=0, progress=True) -> dict:
-    """One row of results: clean, under every attack of the suite, the worst case, and what attention did."""
+class Evaluation(NamedTuple):
+    """A row of results, and the scores behind it for those who resample videos."""
+
+    row: dict
+    scores: dict[str, torch.Tensor]  # "clean", "worst", "worst@2", "frames-1": probabilities [N,C]; "labels" [N,C]
+
+
+KEPT = ("clean", "worst", "worst@2", "frames-1")
+
+
+def evaluate(model, dataset: VideoDataset, threat: ThreatModel, **options) -> dict:
+    """One row of results: `judge` without the scores of single videos."""
+    return judge(model, dataset, threat, **options).row
+
+
+def judge(
+    model,
+    dataset: VideoDataset,
+    threat: ThreatModel,
+    *,
+    name: str = "standard",
+    seed: int = 0,
+    surrogates: Mapping[str, torch.nn.Module] | None = None,
+    only: Collection[str] | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """A model clean, under every attack of a suite and under the worst of them, and what attention did.
+
+    Args:
+        surrogates: other models by name, whose attacks are tried on this one (suite "strong").
+        only: attacks of the suite to run beside those of the standard suite; None = all.
+    """
     model.eval()
-    within, beyond = suite(name, threat)
-    steady = {"steady": pgd(threat, 10, 1), "steady@2": pgd(threat.times(2), 10, 1)}
-    totals, measures = defaultdict(Accumulator), defaultdict(list)
+    surrogates = dict(surrogates or {})
+    within, beyond = suite(name, threat, threshold=_threshold(model, dataset), surrogates=tuple(surrogates))
+    if only is not None:
+        plain, doubled = suite("standard", threat)
+        within = {key: attack for key, attack in within.items() if key in {*plain, *only}}
+        beyond = {key: attack for key, attack in beyond.items() if key in doubled or _doubled(key)}
+    judging = _Judging(model, threat, within, beyond, surrogates, seed, len(dataset))
     bar = tqdm(total=len(dataset), desc="evaluate", unit="video", disable=not progress, mininterval=1)
     for index, batch in enumerate(_batches(dataset, model)):
-        draw = lambda key: generator_for(seed, index, key)  # noqa: E731, B023 (used in this turn only)
-        with torch.no_grad():
-            clean = model(batch.frames, batch.mask, return_attention=True)
-        totals["clean"].update(probabilities(clean.logits), batch.labels)
-        worst = _WorstCase()
-        for key, attack in (within | beyond).items():
-            output = _under(model, batch, attack, draw(key))
-            scores = probabilities(output.logits)
-            totals[key].update(scores, batch.labels)
-            if key in within:
-                worst.offer(scores, bce(output.logits, batch.labels).cpu(), batch.labels)
-            if key in ("noise", "pgd"):
-                _attention_measures(measures, key, clean, output, batch)
-        totals["worst"].update(worst.scores, batch.labels)
-        held = SteadyAttention(model, clean.attention)
-        for key, attack in steady.items():
-            totals[key].update(probabilities(_under(held, batch, attack, draw(key)).logits), batch.labels)
-        _attention_measures(measures, "clean", clean, clean, batch)
+        judging.batch(batch, index)
         bar.update(len(batch))
     bar.close()
-    return _row(totals, {key: float(np.mean(values)) for key, values in measures.items() if values}, within, beyond)
+    return judging.result()
 
 
-def _under(model, batch: Batch, attack: Attack, generator):
-    frames = perturb(model, batch, attack, generator=generator)
-    with torch.no_grad():
-        return model(frames, batch.mask, return_attention=True)
+@torch.no_grad()
+def _threshold(model, dataset: VideoDataset) -> float:
+    """The logit above which a data set has as many scores as true labels."""
+    pairs = [(model(batch.frames, batch.mask).logits.cpu(), batch.labels.cpu()) for batch in _batches(dataset, model)]
+    logits, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    return float(logits.flatten().sort(descending=True).values[min(int(labels.sum()), logits.numel() - 1)])
 
 
-def _attention_measures(measures, key: str, clean, output, batch: Batch) -> None:
-    kind = "total-variation"
-    moved: Callable = lambda **o: attention_divergence(clean.attention, output.attention, batch.mask, kind=kind, **o)  # noqa: E731
-    measures[f"drift {key}"] += moved().tolist()
-    measures[f"drift-all {key}"] += moved(layers="all", rows="all").tolist()
-    measures[f"entropy {key}"] += attention_entropy(output.attention, batch.mask).tolist()
-    if batch.evidence is not None:
-        share, chance = evidence_share(output.attention, batch)
-        measures[f"evidence {key}"] += share.tolist()
-        measures["chance"] += chance.tolist() if key == "clean" else []
+class _Judging:
+    """What accumulates over the batches of one evaluation."""
+
+    def __init__(self, model, threat, within, beyond, surrogates, seed, videos):
+        self.model, self.threat, self.within, self.beyond = model, threat, within, beyond
+        self.surrogates, self.seed, self.strong = surrogates, seed, "apgd" in within or "apgd@2" in beyond
+        self.totals, self.measures, self.kept = defaultdict(Accumulator), defaultdict(list), defaultdict(list)
+        self.checks = {"zero_gradient": [], "repeat": 0.0, "violation": 0.0}
+        self.steady = {"steady": pgd(threat, 10, 1), "steady@2": pgd(threat.times(2), 10, 1)}
+        self.free, self.seen = min(1.0, FREE_VIDEOS / videos), 0  # share of videos searched without gradients
+
+    def batch(self, batch: Batch, index: int) -> None:
+        draw = lambda key: generator_for(self.seed, index, key)  # noqa: E731
+        clean = self._output(batch.frames, batch)
+        self._score("clean", clean, batch)
+        worst = {"worst": _WorstCase(), "worst@2": _WorstCase()}
+        made: dict[str, torch.Tensor] = {}
+        for key, attack in (self.within | self.beyond).items():
+            frames = made[key] = self._attacked(key, attack, batch, draw(key), made)
+            output = self._output(frames, batch)
+            scores = self._score(key, output, batch)
+            if key in self.within or _doubled(key):
+                place = "worst" if key in self.within else "worst@2"
+                worst[place].offer(scores, bce(output.logits, batch.labels).cpu(), batch.labels)
+            if key in ("noise", "pgd"):
+                attention_measures(self.measures, key, clean, output, batch)
+            if key == "frames-1":
+                self.measures["hijacked"] += hijacked(clean, output, batch, frames).tolist()
+            self.checks["violation"] = max(self.checks["violation"], violation(attack.threat, frames, batch))
+        for key, case in worst.items():
+            self.totals[key].update(case.scores, batch.labels)
+            self.kept[key].append(case.scores)
+        held = SteadyAttention(self.model, clean.attention)
+        for key, attack in self.steady.items():
+            frames = perturb(held, batch, attack, generator=draw(key))
+            with torch.no_grad():
+                self._score(key, held(frames, batch.mask), batch)
+        attention_measures(self.measures, "clean", clean, clean, batch)
+        self.kept["labels"].append(batch.labels.cpu())
+        self.seen += len(batch)
+        if self.strong:
+            self._sanity(clean, made["pgd"], batch)
+
+    def _attacked(self, key: str, attack: Attack, batch: Batch, generator, made: dict) -> torch.Tensor:
+        if attack.search == "random":
+            return self._searched(attack, batch, generator, made["pgd"])
+        model = self.surrogates[key.removeprefix("transfer-")] if key.startswith("transfer-") else self.model
+        return perturb(model, batch, attack, generator=generator)
+
+    def _searched(self, attack: Attack, batch: Batch, generator, pgd_frames: torch.Tensor) -> torch.Tensor:
+        """A share of each batch is searched without gradients, which is slow; the others keep what PGD found."""
+        count = round(self.free * (self.seen + len(batch))) - round(self.free * self.seen)
+        if not count:
+            return pgd_frames
+        few = _rows(batch, torch.arange(count))
+        length, frames = few.frames.shape[1], pgd_frames.clone()
+        frames[:count, :length] = perturb(self.model, few, attack, generator=generator)
+        for name, shown in (("free", frames), ("free pgd", pgd_frames)):
+            self._score(name, self._output(shown[:count, :length], few), few)
+        return frames
+
+    def _output(self, frames: torch.Tensor, batch: Batch):
+        with torch.no_grad():
+            return self.model(frames, batch.mask, return_attention=True)
+
+    def _score(self, key: str, output, batch: Batch) -> torch.Tensor:
+        scores = probabilities(output.logits)
+        self.totals[key].update(scores, batch.labels)
+        if key in KEPT:
+            self.kept[key].append(scores)
+        return scores
+
+    def _sanity(self, clean, frames: torch.Tensor, batch: Batch) -> None:
+        """Is there a gradient, are two answers alike, does the attack survive storage in bytes?"""
+        _, gradient = loss_and_gradient(self.model, batch, Attack(self.threat), torch.zeros_like(batch.frames))
+        self.checks["zero_gradient"] += (gradient.abs().amax((1, 2)) < 1e-12).float().tolist()
+        again = self._output(batch.frames, batch)
+        self.checks["repeat"] = max(self.checks["repeat"], float((again.logits - clean.logits).abs().amax()))
+        stored = torch.from_numpy(dequantize(quantize(frames.cpu().numpy()))).to(frames) * batch.mask[..., None]
+        self._score("pgd-stored", self._output(stored, batch), batch)
+
+    def result(self) -> Evaluation:
+        mean = {key: float(np.mean(values)) for key, values in self.measures.items() if values}
+        row = _row(self.totals, mean, self.within, self.beyond)
+        if "gradient-free" in row["attacked"]:
+            row["attacked"]["gradient-free"]["videos"] = round(self.free * self.seen)
+        if self.strong:
+            row["other"]["pgd-stored"] = {
+                "threat": asdict(self.threat),
+                "gap": self.totals["pgd-stored"].result()["gap"],
+            }
+            row["checks"] = self.checks | {"zero_gradient": float(np.mean(self.checks["zero_gradient"]))}
+        return Evaluation(row, {key: torch.cat(parts) for key, parts in self.kept.items()})
 
 
-def evidence_share(attention, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Share of the last layer's [CLS]→frames attention on evidence, and what uniform attention would have there.
-
-    Only labels seen in under half of a video count, only videos that have one: [N], [N]. Layers mix tokens, so a
-    frame's token knows of other frames: a hint, not a proof.
-    """
-    length = batch.mask.sum(1, keepdim=True)
-    brief = (batch.labels > 0) & (batch.evidence.sum(1) < length / 2)
-    shown = (batch.evidence & brief[:, None]).any(2)
-    row = attention[-1][:, :, 0, 1:].mean(1)
-    has = brief.any(1)
-    share = (row * shown).sum(1) / row.sum(1).clamp_min(1e-12)
-    return share[has], (shown.sum(1) / length[:, 0])[has]
+def _doubled(key: str) -> bool:
+    """Whether an attack has twice the ε and counts in "worst@2"."""
+    return key.endswith("@2") and not key.startswith("curve")
 
 
 def _row(totals, mean: dict[str, float], within, beyond) -> dict:
@@ -188,43 +275,23 @@ def _row(totals, mean: dict[str, float], within, beyond) -> dict:
     evidence = None
     if "chance" in mean:
         evidence = {"clean": mean["evidence clean"], "attacked": mean["evidence pgd"], "chance": mean["chance"]}
+    if "gradient-free" in attacked:
+        same = {"gap": totals["free"].result()["gap"], "pgd": totals["free pgd"].result()["gap"]}
+        attacked["gradient-free"] |= {"same_videos": same}
+    other = {key: {"threat": asdict(a.threat), "gap": totals[key].result()["gap"]} for key, a in beyond.items()}
+    doubled = [found["gap"] for key, found in other.items() if _doubled(key)]
+    other["worst@2"] = other["pgd@2"] | {"gap": min(totals["worst@2"].result()["gap"], *doubled)}
     return {
         "clean": totals["clean"].result(),
         "attacked": attacked,
         "worst": {"gap": min(totals["worst"].result()["gap"], *(result["gap"] for result in attacked.values()))},
-        "other": {key: {"threat": asdict(a.threat), "gap": totals[key].result()["gap"]} for key, a in beyond.items()},
+        "other": other,
         "attention_drift": mean["drift pgd"],
         "attention_drift_noise": mean["drift noise"],
         "attention_drift_all": mean["drift-all pgd"],
         "attention_entropy": mean["entropy clean"],
         "attention_entropy_attacked": mean["entropy pgd"],
+        "attention_hijacked": mean["hijacked"],
         "steady_attention": {"gap": totals["steady"].result()["gap"], "gap@2": totals["steady@2"].result()["gap"]},
         "evidence_share": evidence,
     }
-
-
-# ---------------------------------------------------------------- flags
-
-
-def flags(defense: str, row: dict, history: list[dict]) -> list[dict]:
-    """Reasons to disbelieve a row; every flag is listed, raised or not."""
-    gaps = {key: result["gap"] for key, result in row["attacked"].items()}
-    curve = sorted((other["threat"]["epsilon"], other["gap"]) for k, other in row["other"].items() if k[:4] != "fram")
-    up = max((b[1] - a[1] for a, b in pairwise(curve)), default=0.0)
-    rise = (
-        max((history[-1][key] - history[-2][key] for key in ("clean", "attacked")), default=0.0)
-        if len(history) > 1
-        else 1.0  # unknown, so the most that GAP can rise
-    )
-    checks = [
-        ("still-rising", rise, 0.01, "validation GAP still rose at the last check: train longer before comparing"),
-        ("noise-beats-gradient", gaps["pgd"] - gaps["noise"], 0.0, "noise hurts more than PGD: gradients mislead"),
-        ("one-step-beats-many", gaps["pgd"] - gaps["fgsm"], 0.005, "FGSM hurts more than PGD: gradients mislead"),
-        ("epsilon-not-monotone", up, 0.005, "a larger ε hurts less: the search fails"),
-        ("label-leaking", gaps["fgsm"] - row["clean"]["gap"], 0.005, "attacked above clean: attacks give labels away"),
-        ("flat-attention", row["attention_entropy"], 0.98, "attention is nearly uniform: steady because it is flat"),
-    ]
-    return [
-        {"name": n, "defense": defense, "raised": v > limit, "value": v, "threshold": limit, "meaning": meaning}
-        for n, v, limit, meaning in checks
-    ]

@@ -9,6 +9,7 @@ Source: Vaswani et al. 2017 (attention), Xiong et al. 2020 (pre-norm), Abu-El-Ha
 head are this project's choice.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -184,6 +185,28 @@ class SteadyAttention(nn.Module):
 
     def forward(self, frames: Tensor, mask: Tensor, *, return_attention=False) -> Output:
         return self.model(frames, mask, return_attention=return_attention, held=self.maps)
+
+
+class DetachedAttention(nn.Module):
+    """The same model to an attacker who looks past its attention: same output, no gradient through the maps."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, frames: Tensor, mask: Tensor, *, return_attention=False) -> Output:
+        with torch.no_grad():
+            maps = self.model(frames, mask, return_attention=True).attention
+        return self.model(frames, mask, return_attention=return_attention, held=maps)
+
+
+def tempered(model: nn.Module, temperature: float) -> nn.Module:
+    """A copy whose attention scores are divided by ``temperature`` before the softmax: above 1 is softer."""
+    changed = deepcopy(model)
+    for block in (module for module in changed.modules() if isinstance(module, Block)):
+        for parameter in block.query.parameters():
+            parameter.data /= temperature
+    return changed
 
 
 def cls_attention(attention: tuple[Tensor, ...]) -> Tensor:

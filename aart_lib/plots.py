@@ -12,7 +12,6 @@ so that figures drawn by hand afterwards look alike.
 Source of the palette: Okabe and Ito, "Color Universal Design" (2008), legible with color blindness.
 """
 
-import zlib
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -28,6 +27,7 @@ ATTENTION_MAP, FEATURE_MAP = "viridis", "PRGn"
 LEVEL = 4 / 255  # one byte step of the stored features, the unit of ε
 
 _LINES = {"clean": dict(color=CLEAN, marker="o", ls="-"), "attacked": dict(color=ATTACKED, marker="s", ls="--")}
+_CEILING = {"color": "#332288", "ls": (0, (6, 2)), "lw": 1.3, "zorder": 3}
 _HATCHED = {"color": ATTACKED, "hatch": "////", "ec": "white", "lw": 0}
 _STYLE = sns.axes_style("ticks", {"axes.spines.top": False, "axes.spines.right": False, "font.family": "DejaVu Sans"})
 _STYLE |= {"axes.titlesize": 11, "axes.titlepad": 9, "axes.titlelocation": "left", "figure.titleweight": "bold"}
@@ -35,11 +35,14 @@ _STYLE |= {"legend.frameon": False, "legend.fontsize": 9, "legend.title_fontsize
 
 
 def defense_style(name: str) -> dict[str, str]:
-    """{"color", "marker"} of a defense, in every figure the same; unknown names get theirs from their letters."""
-    if name in DEFENSE_COLORS:
-        return {"color": DEFENSE_COLORS[name], "marker": "Xpv^PD"[_NAMES.index(name)]}
-    code = zlib.crc32(name.encode())
-    return {"color": ("#882255", "#332288", "#999933", "#F0E442")[code % 4], "marker": "<>*H8d"[code // 4 % 6]}
+    """{"color", "marker"} of a defense, in every figure the same.
+
+    A variant ("a-art-fast") has its family's color and a marker of its own, from its letters, as unknown names do.
+    """
+    other = ("#882255", "#999933", "#AA4499")[sum(name.split("-")[0].encode()) % 3]
+    color = next((color for known, color in DEFENSE_COLORS.items() if f"{name}-".startswith(f"{known}-")), other)
+    marker = "Xpv^PD"[_NAMES.index(name)] if name in _NAMES else "<>*Hd8"[sum(name.encode()[-3::2]) % 6]
+    return {"color": color, "marker": marker}
 
 
 def save(fig: plt.Figure, path) -> None:
@@ -87,8 +90,7 @@ def _finish(ax, *, legend: str | None = None, grid: str = "y", integers: bool = 
 
 def _curve(ax, x, y, label: str, **look) -> int:
     """Draw (x, y); an x with several y, one a seed, shows their mean and range. Returns the number of seeds."""
-    look |= {"errorbar": ("pi", 100), "legend": False, "mec": "white", "mew": 0.5}
-    sns.lineplot(x=np.ravel(x), y=np.ravel(y), ax=ax, label=label, **look)
+    sns.lineplot(x=np.ravel(x), y=np.ravel(y), ax=ax, label=label, errorbar=("pi", 100), legend=False, **look)
     return int(np.unique(x, return_counts=True)[1].max(initial=1))
 
 
@@ -276,65 +278,69 @@ def plot_loss_terms(history: Sequence[Mapping], *, terms=("task", "robust", "att
 # ---------------------------------------------------------------- results
 
 
-def plot_robustness_curve(curves: Mapping[str, tuple], *, calibrated=None, levels=True, title="", ax=None):
-    """GAP against the size of the attack.
+def plot_robustness_curve(curves: Mapping[str, tuple], *, calibrated=None, ceiling=(), title="", ax=None):
+    """GAP against the size of the attack; where ε goes far beyond the calibrated one, on a square root scale.
 
     Args:
-        curves: {defense: (epsilons [E] in feature units, GAP [S,E] by seed or [E])}.
+        curves: {defense: (epsilons [E] in feature units, GAP [S,E] by seed or [E])}; a seed that lacks an ε has nan.
         calibrated: the ε of the main table, marked by a line.
-        levels: a second axis in byte steps of 4/255; switch it off for L2 budgets.
+        ceiling: (ε, GAP) pairs that a matched filter is certain to keep.
     """
-    ax, seeds = _axes(ax, title, 4.0), 1
+    ax, seeds, ends = _axes(ax, title, 4.6), 1, np.unique(np.concatenate([epsilons for epsilons, _ in curves.values()]))
     for name, (epsilons, gaps) in curves.items():
-        x = np.broadcast_to(epsilons, np.shape(gaps))
-        seeds = max(seeds, _curve(ax, x, gaps, name, **defense_style(name)))
+        x, known = np.broadcast_to(epsilons, np.shape(gaps)), np.isfinite(gaps)
+        seeds = max(seeds, _curve(ax, x[known], np.asarray(gaps)[known], name, ms=6, **defense_style(name)))
+    ax.plot(*np.transpose(ceiling), **_CEILING, label="matched filter,\ncertified")
     if calibrated is not None:
         ax.axvline(calibrated, color="#666666", ls=":", lw=1.2, label="calibrated ε")
-    if levels:
-        ax.secondary_xaxis("top", functions=(lambda x: x / LEVEL, lambda x: x * LEVEL)).set_xlabel(
-            "ε in levels of 4/255"
-        )
-    ax.set(xlim=(0, None), ylim=(0, 1.02))
-    return _finish(ax, legend=_seeds(seeds), xlabel="ε (feature units)", ylabel="GAP@20")
+        if ends[-1] > 6 * calibrated:
+            ax.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+            ax.set_xticks(ends, [f"{e:.2g}\n{e / calibrated:.3g}×".lstrip("0") for e in ends], size=7.5)
+    ax.set(xlim=(0, None), ylim=(0, 1.02), xlabel="ε (feature units)", ylabel="GAP@20")
+    return _finish(ax, legend=_seeds(seeds) + ",\nelse seed 0" * any(np.isnan(g).any() for _, g in curves.values()))
 
 
-def plot_table_bars(rows: Sequence[Mapping], *, title: str = "", ax=None) -> plt.Figure:
+_BARS = {"clean": ("clean", {"color": CLEAN}), "worst": ("worst attack", _HATCHED)}
+_BARS["steady_attention"] = "attention held\nsteady, attacked", _HATCHED | {"color": "#BBBBBB", "hatch": ".."}
+
+
+def plot_table_bars(rows: Sequence[Mapping], *, ceiling: Mapping | None = None, title: str = "", ax=None):
     """Clean, worst attacked and steady-attention GAP of each defense: bar the mean, a dot for each seed.
 
-    rows: as in results.json, with "defense", "clean", "worst" and, where known, "steady_attention".
+    Args:
+        rows: as in results.json, with "defense", "clean", "worst" and, where known, "steady_attention".
+        ceiling: {"clean": GAP, "certified at ε": GAP} of a matched filter, lines across the bars.
     """
-    ax, groups = _axes(ax, title, 4.0), _by_defense(rows)
-    steady = dict(_HATCHED, color="#BBBBBB", hatch="..")
-    looks = {"clean": {"color": CLEAN}, "worst": _HATCHED, "steady_attention": steady}
-    labels = {"clean": "clean", "worst": "worst attack", "steady_attention": "attention held steady, attacked"}
-    kept = [key for key in labels if any(row.get(key) for row in rows)]
+    groups, kept = _by_defense(rows), [key for key in _BARS if any(row.get(key) for row in rows)]
+    ax = _axes(ax, title, 1.5 + 0.5 * len(groups))
     for i, key in enumerate(kept):
         gaps = [[row[key]["gap"] for row in group if row.get(key)] for group in groups.values()]
         places = np.arange(len(groups)) + (i - (len(kept) - 1) / 2) * 0.28
-        bars = ax.bar(places, [np.mean(values or np.nan) for values in gaps], 0.26, label=labels[key], **looks[key])
-        ax.bar_label(bars, fmt="{:.3f}", padding=4, size=7.5)
-        ax.plot(np.repeat(places, [*map(len, gaps)]), np.concatenate(gaps), "o", ms=3.5, color="black", mec="white")
-    ax.set_xticks(range(len(groups)), groups)
-    ax.legend(title=_seeds(max(map(len, groups.values())), "bar: mean, dots: {} seeds"), ncols=3, loc=(0.2, -0.24))
-    return _finish(ax, ylim=(0, 1.08), ylabel="GAP@20")
+        means, (label, look) = [np.mean(values or np.nan) for values in gaps], _BARS[key]
+        ax.bar_label(ax.barh(places, means, 0.26, label=label, **look), fmt="{:.3f}", padding=9, size=8)
+        ax.plot(np.concatenate(gaps), np.repeat(places, [*map(len, gaps)]), "o", ms=3.5, color="black", mec="white")
+    for (name, at), dashes in zip((ceiling or {}).items(), ("-", _CEILING["ls"]), strict=False):
+        ax.axvline(at, **_CEILING | {"ls": dashes}, label=f"matched filter,\n{name}")
+    ax.set_yticks(range(len(groups)), groups)
+    ax.set(xlim=(0, 1.08), ylim=(len(groups) - 0.45, -0.55))
+    return _finish(ax, legend=_seeds(max(map(len, groups.values())), "dots: {} seeds"), grid="x", xlabel="GAP@20")
 
 
-_MEASURES = {"worst": "worst GAP@20", "evidence_share": "evidence share, attacked"}
+def plot_drift(rows: Sequence[Mapping], *, second="evidence_share", title: str = "") -> plt.Figure:
+    """GAP lost to the worst attack against attention drift (total variation) and, beside it, a second measure.
 
-
-def plot_drift(rows: Sequence[Mapping], *, first="worst", second="evidence_share", title: str = "") -> plt.Figure:
-    """Attention drift (total variation) against robustness and, beside it, against where the attention lies.
-
-    rows: as in results.json; ``first`` and ``second`` are "worst", "recovered_share", "attention_entropy"
-    or "evidence_share" (under attack). Rows without the measure are left out.
+    rows: as in results.json; ``second`` is "evidence_share" (under attack) or "attention_entropy". Rows without the
+    measure are left out. Where no clean GAP is known, the worst GAP is shown instead of the loss.
     """
-    axes, groups = _figure(title, 3.6).subplots(1, 2, sharex=True), _by_defense(rows)
-    for ax, key in zip(axes, (first, second), strict=True):
+    axes, groups = _figure(title, 4.4).subplots(1, 2, sharey=True), _by_defense(rows)
+    for ax, key in zip(axes, ("attention_drift", second), strict=True):
         for name, group in groups.items():
-            pairs = [(row["attention_drift"], row[key]) for row in group if row.get(key) is not None]
-            y = [v.get("gap", v.get("attacked")) if isinstance(v, Mapping) else v for _, v in pairs]
-            ax.scatter([x for x, _ in pairs], y, s=80, ec="white", lw=0.6, label=name, **defense_style(name))
-        _finish(ax, grid="both", xlabel="attention drift (TV)", ylabel=_MEASURES.get(key, key.replace("_", " ")))
+            group = [row for row in group if row.get(key) is not None]
+            x = [row[key]["attacked"] if isinstance(row[key], Mapping) else row[key] for row in group]
+            y = [abs(row.get("clean", {"gap": 0})["gap"] - row["worst"]["gap"]) for row in group]
+            ax.scatter(x, y, s=80, ec="white", lw=0.6, label=name, **defense_style(name))
+        _finish(ax, grid="both", xlabel={"evidence_share": "evidence share, attacked"}.get(key, key.replace("_", " ")))
+    axes[0].set_ylabel("GAP lost: clean − worst" if all("clean" in row for row in rows) else "worst GAP@20")
     return _finish(axes[1], legend=_seeds(max(map(len, groups.values())), "a point a seed"), grid="both")
 
 
@@ -349,15 +355,14 @@ def plot_evidence_share(rows: Sequence[Mapping], *, title: str = "", ax=None) ->
         clean, attacked, chance = ([row["evidence_share"][key] for row in group] for key in (*_LINES, "chance"))
         y, once = np.linspace(line - 0.3, line + 0.3, len(group) + 2)[1:-1], "_" * (line > 0)  # a legend entry each
         ax.hlines(y, clean, attacked, color="#AAAAAA", lw=2, zorder=1)
-        ax.scatter(clean, y, 50, CLEAN, marker="o", ec="white", lw=0.6, zorder=3, label=f"{once}clean")
-        ax.scatter(attacked, y, 50, ATTACKED, marker="s", ec="white", lw=0.6, zorder=3, label=f"{once}attacked")
+        for x, (key, look) in zip((clean, attacked), _LINES.items(), strict=True):
+            ax.plot(x, y, **look | {"ls": ""}, ms=7, mec="white", label=f"{once}{key}")
         ax.vlines(np.mean(chance), line - 0.4, line + 0.4, color=EVIDENCE, ls=":", label=f"{once}chance")
         text = "{:.1f}× → {:.1f}× chance".format(*np.mean([clean, attacked], axis=1) / np.mean(chance))
         ax.text(1.01, line, text, transform=ax.get_yaxis_transform(), va="center")
     ax.set_yticks(range(len(groups)), groups)
-    ax.set(xlim=(0, 1), ylim=(len(groups) - 0.4, -0.6))
     ax.legend(title=_seeds(max(map(len, groups.values()), default=1), "a line a seed"), ncols=3, loc=(0.5, 1))
-    return _finish(ax, grid="x", xlabel="share of [CLS] attention on evidence frames")
+    return _finish(ax, grid="x", xlabel="[CLS] attention on evidence", xlim=(0, 1), ylim=(len(groups) - 0.4, -0.6))
 
 
 # ---------------------------------------------------------------- data

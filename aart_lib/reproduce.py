@@ -4,25 +4,30 @@ What is finished is kept: a killed run goes on where it stopped.
 """
 
 import json
-import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from tqdm import tqdm
 
 from aart_lib import checkpoint, synthetic
 from aart_lib.attacks import ThreatModel
 from aart_lib.data import SPECS, Splits, open_splits
-from aart_lib.evaluate import calibrate, evaluate, flags
+from aart_lib.evaluate import calibrate, judge
+from aart_lib.flags import flags
 from aart_lib.losses import SIX, defense, tuned
 from aart_lib.model import ModelConfig
-from aart_lib.records import write_json
+from aart_lib.records import replacing, write_json
+from aart_lib.summary import ceiling, compare, intervals, summarize
 from aart_lib.train import TrainConfig, fingerprint, train
+from aart_lib.uncertainty import Judged, judged
 
 TARGET_RATIO = 0.80  # the paper's baseline falls from about 91 (assumed) to 72.9
-T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}  # Student's t
+
+
+EVERYWHERE = {"noise", "fgsm", "pgd", "pgd-10", "pgd-50", "pgd-100", "gradient-free"}
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,19 @@ def preset_named(name: str) -> Preset:
 
 
 def open_data(name: str, data_dir=None, *, labels: int | None = None, preset: Preset = PRESETS["small"]) -> Splits:
-    """The splits of a data set by name; the embedded one is generated on first use. Raises: ValueError."""
+    """The splits of a data set by name; the embedded one is generated on first use. Raises: ValueError.
+
+    "synthetic:short" and its like are the unseen variants of the embedded data, on which nothing is tuned.
+    """
+    name, _, variant = name.partition(":")
     if name not in SPECS:
         raise ValueError(f"unknown data set {name!r}; known: {', '.join(SPECS)}")
     spec = SPECS[name]
     if name == "synthetic":
-        data_dir = data_dir or synthetic.ensure(synthetic.SETTINGS["default"])
+        settings = synthetic.settings_named(variant or "default")
+        data_dir = data_dir or synthetic.ensure(settings)
+    elif variant:
+        raise ValueError(f"{name} has no variants, got {variant!r}; leave out what follows the colon")
     elif data_dir is None:
         raise ValueError(f"{name} needs --data-dir, the folder with its shards; `python -m aart_lib download` fetches")
     else:
@@ -102,10 +114,11 @@ def calibrated(splits: Splits, preset: Preset, model=None) -> tuple[ThreatModel,
 
 
 class Experiment:
-    """One output folder: checkpoints/, rows/ and what belongs to them."""
+    """One output folder: checkpoints/, rows/ and what belongs to them. ``names`` are the defenses it compares."""
 
-    def __init__(self, splits: Splits, preset: Preset, out, *, progress=True):
+    def __init__(self, splits: Splits, preset: Preset, out, *, names: Sequence[str] = (), progress=True):
         self.splits, self.preset, self.out, self.progress = splits, preset, Path(out), progress
+        self.names = list(names)
         order = range(len(splits.test))
         self.test = splits.test.select(order[: preset.test_videos]) if preset.test_videos else splits.test
 
@@ -131,7 +144,7 @@ class Experiment:
             progress=f"{name} seed {seed}" if self.progress else None,
         )
         notes = {
-            "data": self.splits.spec.name,
+            "data": data_name(self.splits),
             "labels": self.splits.labels,
             "defense": name,
             "recipe": _plain(asdict(recipe)),
@@ -159,25 +172,61 @@ class Experiment:
         return threat, reached
 
     def row(self, name: str, seed: int, threat: ThreatModel) -> tuple[dict, list[dict]]:
-        """A row of results and its flags; trained and evaluated only if that was not done before."""
-        # The baseline is trained before ε is known; ε only serves to watch it.
-        model, notes = self.model(name, seed, default_threat(self.splits) if name == "standard" else threat)
+        """A row of results and its flags; trained and evaluated only if that was not done before.
+
+        In the strong suite seed 0 meets every attack, the other seeds the standard ones and seed 0's three worst.
+        """
+        model, notes = self._trained(name, seed, threat)
         path = self.out / "rows" / f"{name}-seed{seed}.json"
         if notes["threat"]["epsilon"] != threat.epsilon:  # so that `evaluate` attacks the baseline as this table does
             notes["threat"] = {"norm": threat.norm, "epsilon": threat.epsilon}
             checkpoint.save(self.out / "checkpoints" / f"{name}-seed{seed}.safetensors", model, notes)
-        mark = [notes["fingerprint"], self.preset.suite, asdict(threat), len(self.test)]
+        options, others = {}, []
+        if self.preset.suite == "strong":
+            only = three_worst(self.row(name, 0, threat)[0]) if seed else None
+            others = [key for key in self._others(name) if only is None or f"transfer-{key}" in only]
+            options = {"only": only}
+        mark = [notes["fingerprint"], self.preset.suite, asdict(threat), len(self.test), options.get("only"), others]
         if path.exists():
             known = json.loads(path.read_text())
             if known["mark"] == mark:
                 return known["row"], known["flags"]
-        row = {"defense": name, "seed": seed} | evaluate(
-            model, self.test, threat, name=self.preset.suite, seed=seed, progress=self.progress
-        )
+        options["surrogates"] = {key: self._other(key, seed, threat) for key in others}
+        found = judge(model, self.test, threat, name=self.preset.suite, seed=seed, progress=self.progress, **options)
+        row = {"defense": name, "seed": seed} | found.row
         row |= {"train_seconds": notes["train_seconds"], "history": notes["history"]}
         raised = [flag | {"seed": seed} for flag in flags(name, row, notes["history"])]
+        with replacing(path.with_suffix(".safetensors")) as file:
+            file.write(to_bytes(found.scores))
         write_json(path, {"mark": mark, "row": row, "flags": raised})
         return row, raised
+
+    def _trained(self, name: str, seed: int, threat: ThreatModel):
+        # The baseline is trained before ε is known; ε only serves to watch it.
+        return self.model(name, seed, default_threat(self.splits) if name == "standard" else threat)
+
+    def _others(self, name: str) -> list[str]:
+        """Models whose attacks are tried on ``name``: every other defense, and a baseline of another seed."""
+        return ["other-seed", *(other for other in self.names if other != name)]
+
+    def _other(self, key: str, seed: int, threat: ThreatModel):
+        name, seed = ("standard", seed + 1) if key == "other-seed" else (key, seed)
+        return self._trained(name, seed, threat)[0]
+
+    def judged(self, name: str, seed: int, measure: str) -> Judged:
+        """What resampling needs of a finished row: "clean", "worst", "worst@2" or "frames-1"."""
+        scores = load_file(self.out / "rows" / f"{name}-seed{seed}.safetensors")
+        return judged(scores[measure].numpy(), scores["labels"].numpy())
+
+
+def three_worst(row: dict) -> list[str]:
+    """The three strongest attacks of a strong row beside those that every row meets.
+
+    Plain PGD is met by all; its longer forms, the costliest of the suite, are left to seed 0, whose attack table shows
+    what they add.
+    """
+    gaps = {key: result["gap"] for key, result in row["attacked"].items() if key not in EVERYWHERE}
+    return sorted(gaps, key=gaps.get)[:3]
 
 
 def reproduce(
@@ -195,7 +244,7 @@ def reproduce(
     names = names if "standard" in names else ["standard", *names]
     for name in names:
         defense(name)  # an unknown name is told before hours are spent
-    experiment = Experiment(splits, preset, out, progress=progress)
+    experiment = Experiment(splits, preset, out, names=names, progress=progress)
     calibration = {"target_ratio": TARGET_RATIO, "reached": None, "seed": 0, "attack": "pgd"}
     if threat is None:
         threat, calibration["reached"] = experiment.calibrated()
@@ -212,7 +261,7 @@ def reproduce(
                 )
     results = {
         "data": {
-            "name": splits.spec.name,
+            "name": data_name(splits),
             "labels": splits.labels,
             "videos": {
                 "train": len(splits.train),
@@ -222,6 +271,7 @@ def reproduce(
                 "left_out": splits.train.left_out + splits.test.left_out,
             },
             "settings_hash": settings_hash(splits),
+            "variant": variant_of(splits),
         },
         "train": {
             "epochs": preset.epochs or splits.spec.epochs,
@@ -235,7 +285,9 @@ def reproduce(
             "calibration": calibration,
         },
         "rows": rows,
-        "summary": summarize(rows),
+        "summary": summarize(rows, intervals(experiment.judged, rows)),
+        "comparisons": compare(experiment.judged, rows),
+        "ceiling": ceiling(variant_of(splits), experiment.test, rows),
         "flags": raised,
     }
     write_json(Path(out) / "results.json", results)
@@ -248,52 +300,16 @@ def settings_hash(splits: Splits) -> str | None:
     return folder.removeprefix("synthetic-") if folder.startswith("synthetic-") else None
 
 
-def summarize(rows: list[dict]) -> dict:
-    """Means over seeds for each defense. Recovered share = (worst - baseline worst) / (baseline clean - baseline
-    worst), baselines of the same seed; ci95 is Student's interval of the mean, None with one seed."""
-    base = {row["seed"]: row for row in rows if row["defense"] == "standard"}
-    by_name: dict[str, list[dict]] = {}
-    for row in rows:
-        by_name.setdefault(row["defense"], []).append(row)
-    return {name: _summary(group, base) for name, group in by_name.items()}
+def data_name(splits: Splits) -> str:
+    """The name by which `open_data` opens these videos, "synthetic:short" for a variant of the embedded data."""
+    variant = variant_of(splits)
+    return splits.spec.name if variant in (None, "default") else f"{splits.spec.name}:{variant}"
 
 
-def _summary(group: list[dict], base: dict[int, dict]) -> dict:
-    worst = [row["worst"]["gap"] for row in group]
-    mean = lambda get: statistics.fmean(map(get, group))  # noqa: E731
-    half = None
-    if len(worst) > 1:
-        half = T_95.get(len(worst) - 1, 1.96) * statistics.stdev(worst) / math.sqrt(len(worst))
-    summary = {
-        "clean_gap": mean(lambda row: row["clean"]["gap"]),
-        "worst_gap": statistics.fmean(worst),
-        "ci95": [statistics.fmean(worst) - half, statistics.fmean(worst) + half] if half is not None else None,
-        "steady_gap": mean(lambda row: row["steady_attention"]["gap"]),
-        "steady_gap@2": mean(lambda row: row["steady_attention"]["gap@2"]),
-        "attention_drift": mean(lambda row: row["attention_drift"]),
-        "attention_entropy": mean(lambda row: row["attention_entropy"]),
-        "train_seconds": mean(lambda row: row["train_seconds"]),
-        "seeds": len(group),
-    }
-    for key in ("pgd@2", "frames-1"):
-        summary[f"{key}_gap"] = mean(lambda row, key=key: row["other"][key]["gap"])
-    if group[0]["evidence_share"]:
-        for side in ("clean", "attacked", "chance"):
-            summary[f"evidence_{side}"] = mean(lambda row, side=side: row["evidence_share"][side])
-    recovered = {
-        "recovered_share": lambda row: row["worst"]["gap"],
-        "recovered_share@2": lambda row: row["other"]["pgd@2"]["gap"],
-        "recovered_share_frames-1": lambda row: row["other"]["frames-1"]["gap"],
-    }
-    for key, gap in recovered.items():
-        shares = [_recovered(gap, row, base[row["seed"]]) for row in group if row["seed"] in base]
-        summary[key] = statistics.fmean(shares) if shares and None not in shares else None
-    return summary
-
-
-def _recovered(gap, row: dict, base: dict) -> float | None:
-    lost = base["clean"]["gap"] - gap(base)
-    return (gap(row) - gap(base)) / lost if lost > 0 else None
+def variant_of(splits: Splits) -> str | None:
+    """Name of the generator's settings that made the videos; None for genuine data and other folders."""
+    known = {synthetic.settings_hash(settings): name for name, settings in synthetic.SETTINGS.items()}
+    return known.get(settings_hash(splits))
 
 
 def _plain(value):

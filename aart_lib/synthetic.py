@@ -65,6 +65,13 @@ SETTINGS = {  # all but "default" are unseen variants, with patterns of their ow
 }
 
 
+def settings_named(name: str) -> Settings:
+    """Raises: ValueError that lists the known ones."""
+    if name not in SETTINGS:
+        raise ValueError(f"unknown variant {name!r} of the embedded data; known: {', '.join(SETTINGS)}")
+    return SETTINGS[name]
+
+
 @dataclass(frozen=True)
 class Video:
     """One generated video: stored bytes as in the files, and which label is visible when."""

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from aart_lib.data import Batch, Splits
 from aart_lib.evaluate import score
 from aart_lib.losses import Defense, terms
 from aart_lib.model import ModelConfig, Output, VideoTransformer
+from aart_lib.threats import few_frames_epsilon
 
 CHECKS = 10  # times validated in a run
 CHECK_VIDEOS = 256
@@ -95,9 +96,15 @@ def fingerprint(defense: Defense, splits: Splits, model: ModelConfig, threat: Th
     videos = hashlib.sha256(
         "\n".join(f"{entry.id} {entry.labels}" for entry in splits.train.entries).encode()
     ).hexdigest()
-    parts = [asdict(part) for part in (defense, model, threat, config)]
+    parts = [_changed(part) for part in (defense, model, threat, config)]
     text = json.dumps([parts, asdict(splits.spec), splits.labels, videos], sort_keys=True, default=dict)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _changed(settings) -> dict:
+    """What differs from the defaults: an option that came later does not make older runs look different."""
+    defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(settings)}
+    return {key: value for key, value in asdict(settings).items() if value != defaults[key]}
 
 
 class _Run:
@@ -204,19 +211,15 @@ class _Run:
         return losses | self._learn(_detached(clean), attacked, batch, rest)
 
     def _crafted(self, batch: Batch, threat: ThreatModel, generator) -> dict:
-        defense = self.defense
-        if defense.objective == "noise":
-            attack = Attack(threat, steps=0)
+        defense, size = self.defense, 1.0 if self.defense.steps == 1 else None
+        if defense.objective == "shuffled":
+            frames = _shuffled(batch, generator)
         else:
-            attack = Attack(
-                threat,
-                defense.objective,
-                defense.steps,
-                start=defense.start,
-                step_size=1.0 if defense.steps == 1 else None,
-                keep_best=False,
-            )
-        frames = perturb(self.model, batch, attack, generator=generator)
+            attack = Attack(threat, steps=0)
+            if defense.objective != "noise":
+                how = {"start": defense.start, "step_size": size, "keep_best": False}
+                attack = Attack(threat, defense.objective, defense.steps, **how)
+            frames = self._attacked(batch, attack, generator)
         clean = self._forward(batch.frames, batch)
         attacked = self._forward(frames, batch)
         if defense.two_sided:
@@ -224,6 +227,13 @@ class _Run:
         losses = self._learn(clean, None, batch, ["task"]) if "task" in defense.weights else {}
         rest = [name for name in defense.weights if name != "task"]
         return losses | self._learn(_detached(clean), attacked, batch, rest)
+
+    def _attacked(self, batch: Batch, attack: Attack, generator) -> torch.Tensor:
+        """Attacked frames [B,T,D]; the last of the videos meet an attacker of one frame, if the defense wants some."""
+        count = len(batch) - round(self.defense.few * len(batch))
+        one = ThreatModel(attack.threat.norm, few_frames_epsilon(attack.threat) / self.defense.epsilon_scale, 1)
+        parts = [(_part(batch, slice(count)), attack), (_part(batch, slice(count, None)), replace(attack, threat=one))]
+        return torch.cat([perturb(self.model, part, how, generator=generator) for part, how in parts if len(part)])
 
     def _forward(self, frames, batch: Batch) -> Output:
         wanted = "attention" in self.defense.weights
@@ -249,6 +259,16 @@ class _Run:
                 f"{entry['attacked']:.3f}; train with a smaller ε, a random start or more steps"
             )
         self.history.append(entry)
+
+
+def _part(batch: Batch, rows: slice) -> Batch:
+    return Batch(batch.frames[rows], batch.mask[rows], batch.labels[rows], batch.ids[rows])
+
+
+def _shuffled(batch: Batch, generator) -> torch.Tensor:
+    """The real frames [B,T,D] of each video in another order, padding last as before."""
+    drawn = torch.rand(batch.mask.shape, generator=generator).to(batch.frames).masked_fill(~batch.mask, torch.inf)
+    return batch.frames.gather(1, drawn.argsort(1)[..., None].expand_as(batch.frames))
 
 
 def _detached(output: Output) -> Output:

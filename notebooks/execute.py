@@ -46,7 +46,8 @@ def run(notebook, folder=HERE, *, library=HERE.parent, env=None, timeout: int = 
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     resources = {"metadata": {"path": str(folder)}}
-    client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=resources, record_timing=False)
+    options = {"kernel_name": "python3", "resources": resources, "record_timing": False, "coalesce_streams": True}
+    client = NotebookClient(notebook, timeout=timeout, **options)
     env = dict(os.environ if env is None else env)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(library), env.get("PYTHONPATH")]))
     return client.execute(env=env)

@@ -1,20 +1,21 @@
 """attacks.py: no attack leaves its budget, the box or the real frames; stronger search is stronger."""
 
-import math
+import copy
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from aart_lib import attacks
 from aart_lib.attacks import (
-    NORMS,
     OBJECTIVES,
+    VIEWS,
     Attack,
-    ThreatModel,
     fgsm,
     loss_and_gradient,
     noise,
@@ -23,8 +24,9 @@ from aart_lib.attacks import (
     pgd,
 )
 from aart_lib.data import BOX, LEVEL, Batch
-from aart_lib.losses import bce
+from aart_lib.losses import attention_entropy, bce
 from aart_lib.model import MODELS, ModelConfig, Output, SteadyAttention, VideoTransformer
+from aart_lib.threats import NORMS, ThreatModel
 
 D, C = 5, 4
 
@@ -101,9 +103,12 @@ attack_values = st.builds(
     momentum=st.sampled_from([0.0, 0.75]),
     keep_best=st.booleans(),
     frames=st.sampled_from(["gradient", "attention", "random"]),
-    search=st.sampled_from(["gradient", "random"]),
+    search=st.sampled_from(["gradient", "auto", "random"]),
     threshold=st.sampled_from([0.0, -2.0]),
     mixture=st.sampled_from([1.0, -1.0]),
+    target=st.integers(0, 5),
+    labels=st.sampled_from(["true", "predicted"]),
+    view=st.sampled_from(list(VIEWS)),
 )
 
 
@@ -281,13 +286,14 @@ def test_the_mixture_of_an_attack_moves_or_keeps_attention():
     assert moved(20.0) > 1.5 * moved(0.0) > 3 * moved(-20.0)
 
 
+@pytest.mark.parametrize("objective", ["attention", "attention-scores"])
 @pytest.mark.parametrize("control", ["uniform", "steady"])
-def test_attention_that_cannot_move_gives_the_attacker_nothing_and_no_crash(control):
+def test_attention_that_cannot_move_gives_the_attacker_nothing_and_no_crash(control, objective):
     batch = videos()
     model = network(**MODELS["uniform"]) if control == "uniform" else network()
     if control == "steady":
         model = SteadyAttention(model, model(batch.frames, batch.mask, return_attention=True).attention)
-    frames = perturb(model, batch, Attack(ThreatModel("linf", 0.1), "attention", steps=3), generator=generator())
+    frames = perturb(model, batch, Attack(ThreatModel("linf", 0.1), objective, steps=3), generator=generator())
     assert size("linf", frames - batch.frames) <= 0.1 + 1e-6
 
 
@@ -353,18 +359,217 @@ def test_momentum_changes_the_path_and_is_no_weaker_by_much():
 
 
 def test_momentum_keeps_going_where_the_gradient_turns():
-    # Two iterates of a model |x|: the gradient of the second step has the other sign, momentum 2 overrules it.
-    class Absolute(nn.Module):
-        def forward(self, frames, mask, *, return_attention=False):
-            return Output(-(frames - 0.05).abs().sum((1, 2))[:, None], None)
-
-    batch = Batch(torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1), ("v",))
+    # The gradient of the second step has the other sign, momentum 2 overrules it.
     options = {"steps": 2, "start": "zero", "step_size": 0.1, "keep_best": False}
     ends = [
-        float(perturb(Absolute(), batch, Attack(ThreatModel("linf", 1.0), momentum=momentum, **options)))
+        float(perturb(Peak(), SPOT, Attack(ThreatModel("linf", 1.0), momentum=momentum, **options)))
         for momentum in (0.0, 2.0)
     ]
     assert ends == pytest.approx([0.0, 0.2], abs=1e-6)
+
+
+# ---------------------------------------------------------------- steps that halve themselves
+
+
+def test_the_checkpoints_are_those_of_croce_and_hein():
+    assert sorted(attacks._checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
+    for steps in (1, 2, 10, 50, 1000):
+        assert all(1 <= place <= steps for place in attacks._checkpoints(steps))
+
+
+class Peak(nn.Module):
+    """The logit is highest where every number is .05: a step too long jumps over it."""
+
+    def forward(self, frames, mask, *, return_attention=False):
+        return Output(-(frames - 0.05).abs().sum((1, 2))[:, None], None)
+
+
+SPOT = Batch(torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1), ("v",))
+
+
+def test_automatic_steps_halve_until_they_find_a_narrow_peak():
+    attack = Attack(ThreatModel("linf", 1.0), steps=100, search="auto")
+    open_, zero = torch.ones(1, 1, 1), torch.zeros(1, 1, 1)
+    path = [float(delta) for delta, _ in attacks._ascend_auto(Peak(), SPOT, attack, open_, None, zero, None)]
+    ends = [0, *sorted(attacks._checkpoints(100))]
+    for halvings, (begin, end) in enumerate(pairwise(ends)):
+        moves = [abs(after - before) for before, after in pairwise(path[begin + 1 : end + 1])]
+        assert max(moves) <= 2 / 2**halvings + 1e-6, halvings
+        best = min(path[: end + 1], key=lambda x: abs(x - 0.05))
+        if end < 100:  # the next part begins at the best point so far
+            assert abs(path[end + 1] - best) <= 2 / 2 ** (halvings + 1) + 1e-6
+    found = float(perturb(Peak(), SPOT, replace(attack, start="zero")))
+    fixed = float(perturb(Peak(), SPOT, replace(attack, start="zero", search="gradient", step_size=1.0)))
+    assert abs(found - 0.05) < 0.01 < abs(fixed - 0.05)
+
+
+@pytest.mark.parametrize("norm, epsilon", [("linf", 0.15), ("l2-frame", 0.4), ("l2-clip", 0.7)])
+def test_automatic_steps_never_fall_below_their_start_and_are_no_weaker_than_fixed_ones(norm, epsilon):
+    model, threat = network(), ThreatModel(norm, epsilon)
+    batch = learned(model, videos(40))
+    start, plain, auto = (
+        loss_of(model, batch, perturb(model, batch, Attack(threat, **options), generator=generator()))
+        for options in ({"steps": 1, "step_size": 0.0}, {"steps": 40}, {"steps": 40, "search": "auto"})
+    )
+    assert (auto >= start - 1e-5).all()
+    assert auto.mean() > 0.99 * plain.mean() > 1.01 * start.mean()
+
+
+# ---------------------------------------------------------------- one wrong label
+
+
+def one_right(model, batch: Batch) -> Batch:
+    """Each video's likeliest label is its only right one."""
+    likeliest = model(batch.frames, batch.mask).logits.argmax(1)
+    return replace(batch, labels=F.one_hot(likeliest, C).float())
+
+
+def test_the_targeted_objective_sets_one_wrong_label_against_the_weakest_right_one():
+    batch = replace(videos(3), labels=torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0] * 4, [1.0] * 4]))
+    clean = Output(torch.tensor([[5.0, 4.0, 1.0, 2.0], [5.0, 4.0, 1.0, 2.0], [5.0, 4.0, 1.0, 2.0]]), None)
+    attacked = Output(torch.tensor([[3.0, 7.0, 0.0, 8.0]] * 3), None)
+    measured = lambda target: OBJECTIVES["targeted"](  # noqa: E731
+        Attack(ThreatModel("linf", 0.1), "targeted", target=target), attacked, clean, batch
+    ).tolist()
+    assert measured(0)[:2] == [8.0 - 3.0, 3.0]  # label 3 over label 0; label 0, with no right label to beat
+    assert measured(1)[:2] == [0.0 - 3.0, 7.0]
+    assert torch.tensor(measured(9)).isfinite().all()
+
+
+def test_a_targeted_attack_raises_its_own_label_most():
+    model, threat = network(), ThreatModel("linf", 0.2)
+    batch = one_right(model, videos(40))
+    ranked = model(batch.frames, batch.mask).logits.argsort(1, descending=True)  # the right one, then the wrong ones
+
+    def lead(frames):
+        logits = model(frames, batch.mask).logits.gather(1, ranked)
+        return (logits[:, 1:] - logits[:, :1]).mean(0)
+
+    leads = [
+        lead(perturb(model, batch, Attack(threat, "targeted", steps=10, target=rank), generator=generator()))
+        for rank in range(3)
+    ]
+    assert torch.stack(leads).argmax(0).tolist() == [0, 1, 2]
+    assert all(leads[rank][rank] > lead(batch.frames)[rank] + 0.1 for rank in range(3))
+
+
+def test_each_restart_of_a_targeted_attack_takes_the_next_label():
+    model = network()
+    batch = one_right(model, videos(20))
+    attack = Attack(ThreatModel("linf", 0.2), "targeted", steps=3, start="zero", keep_best=False)
+    ends = [perturb(model, batch, replace(attack, target=target)) for target in range(3)]
+    assert not torch.equal(ends[0], ends[2])
+    for restarts in (1, 2, 3):
+        assert torch.equal(perturb(model, batch, replace(attack, restarts=restarts)), ends[restarts - 1])
+
+
+# ---------------------------------------------------------------- what the attacker knows and looks at
+
+
+@pytest.mark.parametrize("objective", ["bce", "margin", "targeted", "gap"])
+def test_an_attacker_without_labels_reads_none(objective):
+    model = network()
+    batch = videos(20)
+    attack = Attack(ThreatModel("linf", 0.2), objective, steps=3, labels="predicted")
+    strangers = replace(batch, labels=1 - batch.labels)
+    made = perturb(model, batch, attack, generator=generator())
+    assert torch.equal(made, perturb(model, strangers, attack, generator=generator()))
+    knowing = replace(attack, labels="true")
+    assert not torch.equal(made, perturb(model, batch, knowing, generator=generator()))
+    batch = replace(batch, labels=attacks._predicted(model, batch))
+    assert torch.equal(made, perturb(model, batch, knowing, generator=generator()))
+
+
+def test_predicted_labels_are_those_above_a_half_and_at_least_the_likeliest():
+    logits = torch.tensor([[1.0, -1.0, 2.0, -3.0], [-4.0, -1.0, -2.0, -3.0]])
+    found = attacks._predicted(lambda frames, mask: Output(logits, None), videos(2))
+    assert found.tolist() == [[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]]
+
+
+def test_past_the_attention_the_loss_is_the_same_and_the_gradient_another():
+    batch, attack = videos(), fgsm(ThreatModel("linf", 0.1))
+    for model, same in ((network(), False), (network(**MODELS["uniform"]), True)):
+        zero = torch.zeros_like(batch.frames)
+        loss, gradient = loss_and_gradient(model, batch, attack, zero)
+        past, other = loss_and_gradient(VIEWS["detached"](model), batch, attack, zero)
+        torch.testing.assert_close(past, loss)
+        assert ((other - gradient).norm() < 1e-4 * gradient.norm()) == same
+        assert same or (other - gradient).norm() > 0.05 * gradient.norm()
+
+
+@pytest.mark.parametrize("view, sign", [("softer", 1), ("sharper", -1)])
+def test_another_temperature_is_the_attackers_alone(view, sign):
+    model, batch = network(), videos(20, lengths=[5] * 20)
+    before = copy.deepcopy(model.state_dict())
+    attack = Attack(ThreatModel("linf", 0.2), steps=3, start="zero")
+    made = perturb(model, batch, replace(attack, view=view))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not torch.equal(made, perturb(model, batch, attack))
+    # The first layer sees the same tokens in both, so that only the temperature differs.
+    maps = [m(batch.frames, batch.mask, return_attention=True).attention[:1] for m in (VIEWS[view](model), model)]
+    softer, own = (attention_entropy(first, batch.mask) for first in maps)
+    assert (sign * (softer - own) > 0).all()
+
+
+def test_an_attack_begins_where_the_first_one_ended():
+    model, batch, threat = network(), videos(), ThreatModel("linf", 0.2)
+    first = Attack(threat, "attention", steps=5)
+    still = Attack(threat, steps=1, step_size=0.0, keep_best=False, first=first)
+    ended = perturb(model, batch, first, generator=generator())
+    torch.testing.assert_close(perturb(model, batch, still, generator=generator()), ended)
+    further = perturb(model, batch, replace(still, steps=10, step_size=None, keep_best=True), generator=generator())
+    assert (loss_of(model, batch, further) >= loss_of(model, batch, ended) - 1e-5).all()
+
+
+@pytest.mark.parametrize("frames", ["gradient", "random"])
+def test_a_start_from_another_attack_is_brought_into_this_ones_budget(frames):
+    batch = videos(20)
+    first = Attack(ThreatModel("linf", 0.4), "attention", steps=2)
+    attack = Attack(ThreatModel("linf", 0.1, max_frames=1), steps=2, frames=frames, first=first)
+    delta = perturb(network(), batch, attack, generator=generator()) - batch.frames
+    assert size("linf", delta) <= 0.1 + 1e-6 and ((delta != 0).any(2).sum(1) <= 1).all()
+
+
+# ---------------------------------------------------------------- attention before its softmax
+
+
+def seen(scores: torch.Tensor, batch: Batch | None = None) -> Output:
+    """Output of one layer whose [CLS] row has these scores [B,H,T+1]."""
+    rows = scores if batch is None else scores.masked_fill(~F.pad(batch.mask, (1, 0), value=True)[:, None], -torch.inf)
+    return Output(torch.zeros(len(scores), C), (rows.softmax(-1)[:, :, None].expand(-1, -1, scores.shape[-1], -1),))
+
+
+def scores_moved(clean: Output, attacked: Output, batch: Batch) -> torch.Tensor:
+    return OBJECTIVES["attention-scores"](None, attacked, clean, batch)
+
+
+def test_moved_scores_are_measured_up_to_a_constant_and_zero_for_equal_maps():
+    batch = videos(lengths=[3, 3], frames=3)
+    scores, shift = torch.randn(2, 2, 4, generator=generator()), torch.tensor([3.0, 1.0, 0.0, 0.0])
+    moved = scores.clone()
+    moved[0, 1] += shift
+    expected = torch.tensor([(shift - shift.mean()).square().sum() / 2, 0.0])  # one of two heads
+    torch.testing.assert_close(scores_moved(seen(scores), seen(moved + 7), batch), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_padding_adds_nothing_to_moved_scores():
+    short = videos(lengths=[3, 3], frames=3)
+    long = videos(lengths=[3, 3], frames=5)
+    p, q = (torch.randn(2, 2, 6, generator=generator(seed)) for seed in (0, 1))
+    torch.testing.assert_close(
+        scores_moved(seen(p, long), seen(q, long), long),
+        scores_moved(seen(p[..., :4]), seen(q[..., :4]), short),
+    )
+
+
+def test_where_a_map_is_saturated_only_its_scores_still_have_a_gradient():
+    batch = videos(lengths=[1], frames=1)
+    clean, found = seen(torch.tensor([[[60.0, 0.0]]])), {}
+    for objective in ("attention", "attention-scores"):
+        scores = torch.tensor([[[55.0, 0.0]]], requires_grad=True)
+        OBJECTIVES[objective](None, seen(scores), clean, batch).sum().backward()
+        found[objective] = float(scores.grad.abs().max())
+    assert found["attention"] < 1e-12 and found["attention-scores"] > 1
 
 
 # ---------------------------------------------------------------- few frames
@@ -419,8 +624,8 @@ def test_random_search_only_improves():
     model, threat = network(), ThreatModel("linf", 0.3)
     batch = learned(model, videos(20))
     attack = Attack(threat, steps=30, search="random")
-    with attacks.evaluating(model):
-        path = list(attacks._random_search(model, batch, attack, batch.mask[..., None].float(), None, generator()))
+    open_, zero = batch.mask[..., None].float(), torch.zeros_like(batch.frames)
+    path = list(attacks._random_search(model, batch, attack, open_, None, zero, generator()))
     assert len(path) == 30
     losses = torch.stack([loss for _, loss in path])
     assert (losses.diff(dim=0) >= 0).all() and (losses[-1] > losses[0] + 1e-3).float().mean() > 0.5
@@ -483,11 +688,6 @@ def test_gap_objective_counts_wrong_labels_above_and_right_labels_below_the_thre
 # ---------------------------------------------------------------- values
 
 
-def test_a_threat_is_spoken_of_in_byte_steps():
-    threat = ThreatModel("linf", 3 * LEVEL)
-    assert threat.levels == pytest.approx(3) and threat.times(2).levels == pytest.approx(6)
-
-
 def test_steps_cover_the_ball():
     threat = ThreatModel("linf", 0.4)
     assert fgsm(threat).size == 0.4 and Attack(threat, steps=1).size == 0.4
@@ -496,21 +696,18 @@ def test_steps_cover_the_ball():
 
 
 @pytest.mark.parametrize(
-    "make, message",
+    "options, message",
     [
-        (lambda: ThreatModel("l1", 0.1), "unknown norm 'l1'; known: linf, l2-frame, l2-clip"),
-        (lambda: ThreatModel("linf", -0.1), "epsilon must be a number of at least 0, got -0.1"),
-        (lambda: ThreatModel("linf", math.nan), "epsilon must be a number of at least 0, got nan"),
-        (lambda: ThreatModel("linf", math.inf), "epsilon must be a number of at least 0, got inf"),
-        (lambda: ThreatModel("linf", 0.1, 0), "max_frames must be at least 1, got 0"),
-        (lambda: Attack(ThreatModel("linf", 0.1), "loss"), "unknown objective 'loss'; known: bce, margin"),
-        (lambda: Attack(ThreatModel("linf", 0.1), start="one"), "unknown start 'one'; known: zero, random, tiny"),
-        (lambda: Attack(ThreatModel("linf", 0.1), frames="all"), "unknown frames 'all'; known: gradient"),
-        (lambda: Attack(ThreatModel("linf", 0.1), search="grid"), "unknown search 'grid'; known: gradient, random"),
-        (lambda: Attack(ThreatModel("linf", 0.1), steps=-1), "steps must be at least 0 and restarts 1, got -1 and 1"),
-        (lambda: Attack(ThreatModel("linf", 0.1), restarts=0), "got 10 and 0"),
+        ({"objective": "loss"}, "unknown objective 'loss'; known: bce, margin, targeted"),
+        ({"start": "one"}, "unknown start 'one'; known: zero, random, tiny"),
+        ({"frames": "all"}, "unknown frames 'all'; known: gradient, attention, random"),
+        ({"search": "grid"}, "unknown search 'grid'; known: gradient, auto, random"),
+        ({"labels": "none"}, "unknown labels 'none'; known: true, predicted"),
+        ({"view": "none"}, "unknown view 'none'; known: own, detached, softer, sharper"),
+        ({"steps": -1}, "steps must be at least 0 and restarts 1, got -1 and 1"),
+        ({"restarts": 0}, "got 10 and 0"),
     ],
 )
-def test_attacks_that_do_not_exist_are_refused(make, message):
+def test_attacks_that_do_not_exist_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        make()
+        Attack(ThreatModel("linf", 0.1), **options)

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aart_lib import synthetic
+from aart_lib import attacks, checkpoint, cli, suites, synthetic
 from aart_lib.cli import main, parser
+from aart_lib.model import VideoTransformer
 from aart_lib.records import encode_example, encode_sequence_example, write_records
 
 TINY = replace(synthetic.SETTINGS["default"], train_videos=40, test_videos=12, shard_size=40, frames=(3, 5))
@@ -79,8 +80,6 @@ def test_the_commands_of_the_interface_are_there():
 
 
 def test_a_trained_model_is_one_file_that_knows_what_it_is(trained):
-    from aart_lib import checkpoint
-
     model, notes = checkpoint.load(trained)
     assert [path.name for path in trained.parent.iterdir()] == ["model.safetensors"]
     assert notes["defense"] == "a-art" and notes["labels"] == list(range(40)) and notes["seed"] == 0
@@ -105,6 +104,74 @@ def test_a_trained_model_is_evaluated_on_the_same_data(trained, tiny, tmp_path, 
     assert row["defense"] == "a-art" and set(row["attacked"]) == {"noise", "fgsm", "pgd"}
     assert results["data"]["videos"]["test"] == 12 and results["threat"]["norm"] == "linf"
     assert f"worst {row['worst']['gap']:.3f}" in capsys.readouterr().out
+
+
+@pytest.fixture
+def pair(trained, tmp_path, monkeypatch) -> tuple[Path, Path]:
+    """The trained model twice in one folder, and a strong suite whose attacks have one step."""
+    monkeypatch.setattr(suites, "pgd", lambda threat, steps, restarts, **o: attacks.pgd(threat, 1, 1, **o))
+    monkeypatch.setattr(suites, "Attack", lambda threat, steps, **o: attacks.Attack(threat, steps=1, **o))
+    paths = tmp_path / "models" / "one.safetensors", tmp_path / "models" / "two.safetensors"
+    paths[0].parent.mkdir()
+    for path in paths:
+        path.write_bytes(trained.read_bytes())
+    return paths
+
+
+def other_shape(path: Path, trained: Path) -> Path:
+    """A model of five labels."""
+    model, notes = checkpoint.load(trained)
+    small = VideoTransformer(replace(model.config, labels=5))
+    checkpoint.save(path, small, notes | {"labels": notes["labels"][:5]})
+    return path
+
+
+@pytest.mark.parametrize("given", [[], ["--surrogates"], ["--surrogates", "{trained}"]], ids=["beside", "none", "one"])
+def test_surrogates_are_those_given_or_the_fitting_ones_beside_the_model(pair, trained, tiny, tmp_path, given):
+    other_shape(pair[0].with_name("five.safetensors"), trained)
+    given = [argument.format(trained=trained) for argument in given]
+    options = ["--data-dir", str(tiny), "--suite", "strong", "--out", str(tmp_path / "out")]
+    assert main(["evaluate", str(pair[0]), *options, *given]) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    (row,) = results["rows"]
+    expected = {0: {"transfer-two"}, 1: set(), 2: {"transfer-model"}}[len(given)]
+    assert {name for name in row["attacked"] if name.startswith("transfer-")} == expected
+    assert {"apgd", "pgd-targeted", "gradient-free", "label-free"} <= set(row["attacked"])
+    assert row["attacked"]["gradient-free"]["videos"] == 12  # all there are
+    assert ("transfer-ahead" in {flag["name"] for flag in results["flags"]}) == bool(expected)
+
+
+def test_a_surrogate_of_another_shape_is_named(pair, trained, tiny, tmp_path, capsys):
+    wrong = other_shape(tmp_path / "five.safetensors", trained)
+    options = ["--data-dir", tiny, "--suite", "strong", "--out", tmp_path / "out", "--surrogates", wrong]
+    said = answer(capsys, "evaluate", pair[0], *options)
+    assert f"surrogate five takes other frames or labels than {pair[0]}; leave it out" in said
+    options[-1] = tmp_path / "gone.safetensors"
+    assert "gone.safetensors is not a file" in answer(capsys, "evaluate", pair[0], *options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_surrogates_of_the_same_file_name_are_all_tried(pair, trained, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.safetensors").write_bytes(trained.read_bytes())
+    given = [tmp_path / folder / "model.safetensors" for folder in ("a", "b")]
+    options = parser().parse_args(["evaluate", str(pair[0]), "--out", "x", "--surrogates", *map(str, given)])
+    assert len(cli._surrogates(options, checkpoint.load(pair[0])[0].config)) == 2
+
+
+def test_a_model_of_an_unseen_variant_is_evaluated_on_that_variant_and_no_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("AART_CACHE", str(tmp_path / "cache"))
+    for name, seed in (("default", 0), ("short", 1)):
+        monkeypatch.setitem(synthetic.SETTINGS, name, replace(TINY, seed=seed))
+    out, data = tmp_path / "out", ["--data", "synthetic:short"]
+    assert main(["train", *data, "--defense", "standard", "--epochs", "1", "--out", str(out)]) == 0
+    model = str(out / "model.safetensors")
+    assert main(["evaluate", model, *data, "--suite", "quick", "--out", str(tmp_path / "eval")]) == 0
+    about = json.loads((tmp_path / "eval" / "results.json").read_text())["data"]
+    assert about["settings_hash"] == synthetic.settings_hash(synthetic.SETTINGS["short"])
+    said = answer(capsys, "evaluate", model, "--data", "synthetic:short2", "--out", tmp_path / "x")
+    assert "synthetic:short" in said
 
 
 def test_a_label_subset_is_kept_by_the_checkpoint(tiny, tmp_path):
@@ -223,8 +290,10 @@ def test_empty_and_missing_folders_are_named(tmp_path, capsys):
         (["reproduce", "--data", "imagenet"], "unknown data set 'imagenet'; known: synthetic"),
         (["train", "--data", "imagenet"], "unknown data set 'imagenet'; known: synthetic"),
         (["train", "--data", "audioset"], "audioset needs --data-dir"),
+        (["train", "--data", "synthetic:tall"], "unknown variant 'tall' of the embedded data; known: default, short"),
+        (["reproduce", "--data", "audioset:short"], "audioset has no variants, got 'short'"),
         (["reproduce", "--preset", "huge"], "unknown preset 'huge'; known: quick, small, full"),
-        (["reproduce", "--suite", "huge"], "unknown suite 'huge'; known:"),
+        (["reproduce", "--suite", "huge"], "unknown suite 'huge'; known: quick, standard, strong"),
         (["reproduce", "--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["train", "--epochs", "0"], "epochs"),
         (["train", "--labels", "41"], "--labels must be between 1 and the"),

@@ -14,6 +14,7 @@ from aart_lib.losses import (
     DIVERGENCES,
     SIX,
     TERMS,
+    TUNED,
     Defense,
     attention_divergence,
     attention_entropy,
@@ -22,6 +23,7 @@ from aart_lib.losses import (
     changed,
     defense,
     terms,
+    tuned,
 )
 from aart_lib.model import Output
 
@@ -221,7 +223,8 @@ def test_changes_of_a_defense_leave_its_other_weights_and_settings_alone():
     recipe, settings = changed("a-art", {"weights": {"attention": 3.0}, "epsilon_scale": 1.5, "rate": 0.01})
     assert recipe.weights == dict(DEFENSES["a-art"].weights) | {"attention": 3.0} and recipe.epsilon_scale == 1.5
     assert settings == {"rate": 0.01}
-    assert replace(recipe, weights=DEFENSES["a-art"].weights, epsilon_scale=3.0) == DEFENSES["a-art"]
+    a_art = DEFENSES["a-art"]
+    assert replace(recipe, weights=a_art.weights, epsilon_scale=a_art.epsilon_scale) == a_art
 
 
 def test_the_six_compared_defenses_exist_and_only_the_baseline_needs_no_attack():
@@ -230,15 +233,70 @@ def test_the_six_compared_defenses_exist_and_only_the_baseline_needs_no_attack()
 
 
 def test_only_single_step_attacks_on_the_task_share_the_clean_pass():
-    assert DEFENSES["a-art"].shares_clean_pass and DEFENSES["adversarial"].shares_clean_pass
-    a_art = DEFENSES["a-art"]
+    fast = DEFENSES["a-art-fast"]
+    assert fast.shares_clean_pass and DEFENSES["adversarial"].shares_clean_pass
     for changes in ({"steps": 2}, {"start": "random"}, {"objective": "kl"}):
-        assert not replace(a_art, **changes).shares_clean_pass
-    assert not replace(a_art, weights={"robust": 1.0}).shares_clean_pass
+        assert not replace(fast, **changes).shares_clean_pass
+    assert not replace(fast, weights={"robust": 1.0}).shares_clean_pass
+    assert not any(DEFENSES[name].shares_clean_pass for name in ("a-art", "trades", "vat", "attention-noise"))
 
 
-def test_a_art_is_adversarial_training_with_paired_logits_and_the_attention_term():
-    a_art, adversarial = DEFENSES["a-art"], DEFENSES["adversarial"]
-    extra = {name: a_art.weights[name] for name in ("pairing", "attention")}
-    assert min(extra.values()) > 0
-    assert dict(a_art.weights) == dict(adversarial.weights) | extra
+def test_clean_maps_give_way_only_where_the_defense_lets_them():
+    scores = torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    clean, attacked = Output(torch.zeros(2, 2), (scores.softmax(-1),)), Output(torch.zeros(2, 2), maps(1, MASK, 1, 1))
+    found = {}
+    for name in ("a-art", "a-art-fixed-maps"):
+        loss = terms(DEFENSES[name], clean, attacked, torch.zeros(2, 2), MASK, ["attention"])["attention"]
+        found[name] = float(loss.detach())
+        assert loss.requires_grad == (name == "a-art")
+    assert found["a-art"] == found["a-art-fixed-maps"] > 0
+
+
+# What a defense is, as another one and the only things that differ.
+RELATED = {
+    "a-art-fixed-maps": ("a-art", {"fixed_maps": True}),
+    "a-art-all-layers": ("a-art", {"layers": "all"}),
+    "a-art-all-rows": ("a-art", {"layers": "all", "rows": "all"}),
+    "a-art-few": ("a-art", {"few": 0.5}),
+    "trades-few": ("a-art-few", {"weights": {"task": 1.0, "consistency": 1.0}}),
+    "attention-only": ("a-art", {"weights": {"task": 1.0, "attention": 0.3}}),
+    "attention-noise": ("attention-only", {"objective": "noise", "steps": 1, "start": "zero"}),
+    "attention-shuffled": ("attention-noise", {"objective": "shuffled"}),
+    "adversarial-uniform": ("adversarial", {"model": {"attention": "uniform"}}),
+    "adversarial-mean": ("adversarial", {"model": {"pooling": "mean"}}),
+}
+
+
+@pytest.mark.parametrize("name", RELATED)
+def test_a_control_differs_from_its_model_in_one_thing(name):
+    other, changes = RELATED[name]
+    assert replace(DEFENSES[other], **changes) == DEFENSES[name]
+    assert all(getattr(DEFENSES[other], key) != value for key, value in changes.items())
+
+
+def test_a_art_is_trades_with_the_attention_term():
+    a_art, trades = DEFENSES["a-art"], DEFENSES["trades"]
+    assert dict(a_art.weights) == dict(trades.weights) | {"attention": a_art.weights["attention"]}
+    assert replace(trades, weights=a_art.weights, epsilon_scale=a_art.epsilon_scale, fixed_maps=False) == a_art
+
+
+def test_fast_a_art_is_adversarial_training_with_paired_logits_and_the_attention_term():
+    fast, adversarial = DEFENSES["a-art-fast"], DEFENSES["adversarial"]
+    extra = {name: fast.weights[name] for name in ("pairing", "attention")}
+    assert min(extra.values()) > 0 and dict(fast.weights) == dict(adversarial.weights) | extra
+
+
+def test_adversarial_training_with_steps_costs_as_many_gradients_as_a_art():
+    steps, a_art = DEFENSES["adversarial-steps"], DEFENSES["a-art"]
+    assert (steps.steps, steps.start, steps.epsilon_scale) == (a_art.steps, a_art.start, a_art.epsilon_scale)
+    assert steps.objective == "bce" and set(steps.weights) == {"task", "robust"}
+
+
+@pytest.mark.parametrize("data", TUNED)
+def test_tuning_changes_weights_and_training_epsilon_and_nothing_else(data):
+    for name in TUNED[data]:
+        recipe, settings = tuned(data, name)
+        assert set(recipe.weights) == set(DEFENSES[name].weights) and set(settings) <= {"rate", "weight_decay"}
+        same = {"weights": recipe.weights, "epsilon_scale": recipe.epsilon_scale}
+        assert replace(DEFENSES[name], **same) == recipe
+    assert tuned("no such data", "a-art") == (DEFENSES["a-art"], {})

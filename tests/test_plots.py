@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from aart_lib.losses import DEFENSES
+
 matplotlib.use("Agg")
 plots = pytest.importorskip("aart_lib.plots")
 plt = plots.plt
@@ -92,7 +94,7 @@ def test_every_figure_is_white_titled_handed_back_closed_and_drawable(draw, tmp_
 def test_axes_that_are_given_are_drawn_on(draw):
     fig, ax = plt.subplots()
     assert draw(ax=ax, title="Here") is fig
-    assert ax.get_title() == "Here"
+    assert "Here" in (ax.get_title(), ax.get_title(loc="left"))  # whichever style was set before
     plt.close(fig)
 
 
@@ -120,6 +122,13 @@ def test_an_unknown_defense_always_looks_the_same_and_like_no_known_one():
     look = plots.defense_style("uniform-attention")
     assert look == plots.defense_style("uniform-attention")
     assert look["color"] not in {*plots.DEFENSE_COLORS.values(), plots.CLEAN, plots.ATTACKED}
+
+
+def test_variants_have_their_familys_color_and_no_two_defenses_look_alike():
+    looks = {name: plots.defense_style(name) for name in DEFENSES}
+    assert looks["a-art-all-layers"]["color"] == looks["a-art"]["color"]
+    assert looks["adversarial-uniform"]["color"] == looks["adversarial"]["color"]
+    assert len({(look["color"], look["marker"]) for look in looks.values()}) == len(DEFENSES)
 
 
 def test_attention_maps_share_one_scale_that_starts_at_zero():
@@ -159,8 +168,8 @@ def test_figures_say_how_many_seeds_they_rest_on(seeds, words):
 
 def test_table_bars_are_means_over_seeds_and_leave_out_what_is_not_known():
     ax = plots.plot_table_bars(rows(2)).axes[0]
-    heights = [[bar.get_height() for bar in group] for group in ax.containers]
-    np.testing.assert_allclose(heights, [[0.9, 0.9], [0.55, 0.55], [np.nan, 0.8]])
+    widths = [[bar.get_width() for bar in group] for group in ax.containers]
+    np.testing.assert_allclose(widths, [[0.9, 0.9], [0.55, 0.55], [np.nan, 0.8]])
 
 
 def test_rows_without_a_measure_are_left_out():
@@ -169,6 +178,35 @@ def test_rows_without_a_measure_are_left_out():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["vat"]
     _, right = plots.plot_drift(table).axes
     assert sum(len(points.get_offsets()) for points in right.collections) == 1
+
+
+def test_every_robustness_figure_can_show_the_ceiling():
+    table = plots.plot_table_bars(rows(1), ceiling={"clean": 0.98, "certified at ε": 0.7}).axes[0]
+    lines = {line.get_label(): line.get_xdata()[0] for line in table.lines if "matched" in line.get_label()}
+    assert list(lines.values()) == [0.98, 0.7] and len({line.get_linestyle() for line in table.lines[-2:]}) == 2
+    curve = plots.plot_robustness_curve({"vat": ([0, 0.1], [0.9, 0.2])}, ceiling=[(0, 0.98), (0.1, 0.5)]).axes[0]
+    (line,) = [line for line in curve.lines if "matched filter" in line.get_label()]
+    np.testing.assert_allclose(line.get_xydata(), [(0, 0.98), (0.1, 0.5)])
+    without = plots.plot_robustness_curve({"vat": ([0, 0.1], [0.9, 0.2])}).axes[0]
+    assert not any("matched" in line.get_label() for line in without.lines)
+
+
+def test_a_seed_with_fewer_points_counts_only_where_it_has_them():
+    fig = plots.plot_robustness_curve({"vat": ([0, 0.1, 0.8], [[0.9, 0.4, 0.1], [0.7, 0.2, np.nan]])}, calibrated=0.1)
+    line = fig.axes[0].lines[0]
+    np.testing.assert_allclose(line.get_ydata(), [0.8, 0.3, 0.1])
+    assert any("else seed 0" in text for text in texts(fig))
+    assert "0.1\n1×".lstrip("0") in texts(fig)
+
+
+def test_gap_lost_is_clean_minus_worst_and_the_panels_share_it():
+    left, right = plots.plot_drift(rows(2)).axes
+    for ax in (left, right):
+        points = np.concatenate([points.get_offsets() for points in ax.collections])
+        np.testing.assert_allclose(points[:, 1], [0.4, 0.3, 0.4, 0.3])
+    assert left.get_ylim() == right.get_ylim() and left.get_ylabel().startswith("GAP lost")
+    known = plots.plot_drift([{key: value for key, value in row.items() if key != "clean"} for row in rows(1)])
+    assert known.axes[0].get_ylabel() == "worst GAP@20"
 
 
 def test_quantization_shows_a_third_of_a_level_vanish():

@@ -1,93 +1,27 @@
-"""reproduce.py and report.py: the summary by hand, and one tiny run from shards to figures that is not repeated."""
+"""reproduce.py: tiny runs from shards to figures, standard and strong, that are not repeated; the committed results."""
 
 import json
 import math
-import statistics
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
+from aart_lib import attacks, suites, synthetic
 from aart_lib import reproduce as reproduction
-from aart_lib import synthetic
 from aart_lib.attacks import ThreatModel
 from aart_lib.cli import main
 from aart_lib.losses import DEFENSES, tuned
 from aart_lib.records import write_json
 from aart_lib.report import heading, table, write_report
-from aart_lib.reproduce import PRESETS, open_data, preset_named, settings_hash, summarize
+from aart_lib.reproduce import PRESETS, Experiment, open_data, preset_named, settings_hash, three_worst
+from aart_lib.suites import suite
+from aart_lib.summary import MEASURES
+
+ROOT = Path(__file__).parent.parent
 
 TINY = replace(synthetic.SETTINGS["default"], train_videos=60, test_videos=24, shard_size=60, frames=(3, 6))
-
-
-def a_row(defense: str, seed: int, clean: float, worst: float, doubled: float = 0.3) -> dict:
-    return {
-        "defense": defense,
-        "seed": seed,
-        "clean": {"gap": clean},
-        "attacked": {"pgd": {"gap": worst}},
-        "worst": {"gap": worst},
-        "other": {"pgd@2": {"gap": doubled}, "frames-1": {"gap": worst + 0.05}},
-        "steady_attention": {"gap": worst + 0.02, "gap@2": doubled},
-        "attention_drift": 0.2,
-        "attention_entropy": 0.6,
-        "evidence_share": {"clean": 0.5, "attacked": 0.4, "chance": 0.2},
-        "train_seconds": 10.0 + seed,
-    }
-
-
-ROWS = [
-    a_row("standard", 0, 0.90, 0.70),
-    a_row("a-art", 0, 0.89, 0.80, 0.5),
-    a_row("standard", 1, 0.92, 0.72),
-    a_row("a-art", 1, 0.90, 0.77, 0.6),
-    a_row("standard", 2, 0.91, 0.66),
-    a_row("a-art", 2, 0.91, 0.81, 0.4),
-]
-
-
-# ---------------------------------------------------------------- summary
-
-
-def test_summary_numbers_are_the_hand_computed_ones():
-    found = summarize(ROWS)
-    assert list(found) == ["standard", "a-art"]
-    a_art = found["a-art"]
-    assert a_art["clean_gap"] == pytest.approx(0.9) and a_art["worst_gap"] == pytest.approx((0.80 + 0.77 + 0.81) / 3)
-    assert a_art["pgd@2_gap"] == pytest.approx(0.5) and a_art["frames-1_gap"] == pytest.approx(
-        a_art["worst_gap"] + 0.05
-    )
-    assert a_art["evidence_attacked"] == pytest.approx(0.4) and a_art["train_seconds"] == pytest.approx(11)
-    shares = [(0.80 - 0.70) / 0.20, (0.77 - 0.72) / 0.20, (0.81 - 0.66) / 0.25]  # baselines of the same seed
-    assert a_art["recovered_share"] == pytest.approx(statistics.fmean(shares))
-    assert a_art["recovered_share@2"] == pytest.approx(statistics.fmean([0.2 / 0.6, 0.3 / 0.62, 0.1 / 0.61]))
-    assert found["standard"]["recovered_share"] == pytest.approx(0)
-
-
-def test_the_interval_is_students_over_seeds_and_missing_with_one():
-    worst = [0.80, 0.77, 0.81]
-    half = 4.303 * statistics.stdev(worst) / math.sqrt(3)
-    assert summarize(ROWS)["a-art"]["ci95"] == pytest.approx(
-        [statistics.fmean(worst) - half, statistics.fmean(worst) + half]
-    )
-    assert summarize(ROWS[:2])["a-art"]["ci95"] is None
-
-
-def test_nothing_is_recovered_where_there_is_no_baseline_or_nothing_was_lost():
-    assert summarize(ROWS[1:2])["a-art"]["recovered_share"] is None
-    unhurt = [a_row("standard", 0, 0.7, 0.7), a_row("a-art", 0, 0.7, 0.8)]
-    assert summarize(unhurt)["a-art"]["recovered_share"] is None
-
-
-def test_rows_without_evidence_have_none_in_the_summary():
-    summary = summarize([row | {"evidence_share": None} for row in ROWS])
-    assert not any(key.startswith("evidence") for key in summary["a-art"])
-    assert "| – |" in table(summary)
-
-
-def test_the_table_has_a_line_for_each_defense():
-    lines = table(summarize(ROWS)).splitlines()
-    assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
-    assert "a-art" in lines[3] and "**0.793** (0.742–0.845)" in lines[3]
 
 
 # ---------------------------------------------------------------- settings
@@ -100,11 +34,16 @@ def test_unknown_names_list_the_known():
         open_data("imagenet")
     with pytest.raises(ValueError, match="audioset needs --data-dir"):
         open_data("audioset")
+    with pytest.raises(ValueError, match="unknown variant 'tall' of the embedded data; known: default, short, long"):
+        open_data("synthetic:tall")
+    with pytest.raises(ValueError, match="audioset has no variants, got 'short'; leave out what follows the colon"):
+        open_data("audioset:short")
 
 
 def test_presets_name_defenses_and_suites_that_exist():
     for preset in PRESETS.values():
         assert set(preset.defenses) <= set(DEFENSES) and "standard" in preset.defenses
+        assert suite(preset.suite, ThreatModel("linf", 0.1))
 
 
 def test_results_never_hold_what_other_readers_of_json_refuse(tmp_path):
@@ -194,8 +133,8 @@ def test_the_report_is_drawn_from_the_results_alone(results, done, tmp_path):
 
 def test_a_resumed_run_neither_trains_nor_evaluates_again(done, folder, results, monkeypatch, capsys):
     times = {path: path.stat().st_mtime_ns for path in done.rglob("*.safetensors")}
-    assert len(times) == 2
-    for name in ("train", "evaluate", "calibrate"):
+    assert len(times) == 4  # checkpoints, and the scores behind the rows
+    for name in ("train", "judge", "calibrate"):
         monkeypatch.setattr(reproduction, name, lambda *a, name=name, **o: pytest.fail(f"{name} ran again"))
     assert main(command(folder, done, "--resume")) == 0
     assert {path: path.stat().st_mtime_ns for path in times} == times
@@ -228,3 +167,103 @@ def test_an_unknown_defense_is_told_before_anything_is_trained(folder, tmp_path)
     with pytest.raises(ValueError, match="unknown defense 'magic'"):
         reproduction.reproduce(open_data("synthetic", folder), tmp_path / "x", defenses=["magic"])
     assert not (tmp_path / "x").exists()
+
+
+# ---------------------------------------------------------------- the strong suite on several seeds
+
+STRONG = replace(PRESETS["quick"], epochs=1, suite="strong", test_videos=12)
+NAMES = ["standard", "trades", "a-art"]
+
+
+def strong_run(folder, out) -> dict:
+    options = {"preset": STRONG, "seeds": 2, "defenses": NAMES[1:], "threat": ThreatModel("linf", 0.05)}
+    return reproduction.reproduce(open_data("synthetic", folder), out, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def strong(folder, tmp_path_factory) -> tuple[dict, Path]:
+    """Results and folder of a run whose attacks have two steps."""
+    out = tmp_path_factory.mktemp("strong")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suites, "pgd", lambda threat, steps, restarts, **o: attacks.pgd(threat, min(steps, 2), 1, **o))
+        patch.setattr(suites, "Attack", lambda threat, steps, **o: attacks.Attack(threat, steps=min(steps, 2), **o))
+        return strong_run(folder, out), out
+
+
+def test_seed_0_meets_every_attack_and_every_other_model(strong):
+    for row in strong[0]["rows"][:3]:
+        others = ["other-seed", *(name for name in NAMES if name != row["defense"])]
+        within, beyond = suite("strong", ThreatModel("linf", 0.05), surrogates=others)
+        assert row["seed"] == 0 and set(row["attacked"]) == set(within)
+        assert set(row["other"]) == {*beyond, "worst@2", "pgd-stored"}
+
+
+def test_seed_1_meets_the_standard_attacks_and_the_three_worst_of_seed_0(strong):
+    rows = {(row["defense"], row["seed"]): row for row in strong[0]["rows"]}
+    assert list(rows) == [(name, seed) for seed in range(2) for name in NAMES]
+    for name in NAMES:
+        worst = three_worst(rows[name, 0])
+        assert set(rows[name, 1]["attacked"]) == {"noise", "fgsm", "pgd", *worst} and len(worst) == 3
+        assert {"pgd@2", "worst@2", "frames-1"} <= set(rows[name, 1]["other"]) < set(rows[name, 0]["other"])
+
+
+def test_no_single_attack_of_a_run_is_worse_than_its_worst_case(strong):
+    check_worst(strong[0]["rows"])
+
+
+def test_ours_is_compared_with_all_others_on_scores_that_are_kept(strong):
+    results, out = strong
+    compared = {(c["of"], c["with"], c["measure"]) for c in results["comparisons"]}
+    assert compared == {("a-art", name, measure) for name in NAMES[:2] for measure in MEASURES}
+    for c in results["comparisons"]:
+        assert c["ci95"][0] <= c["ci95"][1] and 0 < c["p"] <= c["p_holm"] <= 1
+    for name in NAMES:
+        low, high = results["summary"][name]["ci95"]
+        assert 0 <= low < high <= 1
+        for seed in range(2):
+            scores = load_file(out / "rows" / f"{name}-seed{seed}.safetensors")
+            assert set(scores) == {"clean", "labels", *MEASURES}
+            assert {tuple(values.shape) for values in scores.values()} == {(12, 40)}
+    assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
+
+
+def test_a_resumed_strong_run_repeats_nothing(strong, folder, monkeypatch):
+    results, out = strong
+    for name in ("train", "judge", "calibrate"):
+        monkeypatch.setattr(reproduction, name, lambda *a, name=name, **o: pytest.fail(f"{name} ran again"))
+    assert json.loads(json.dumps(strong_run(folder, out))) == json.loads(json.dumps(results))
+
+
+def test_surrogates_are_the_other_defenses_of_the_same_seed_and_a_baseline_of_the_next(folder, tmp_path, monkeypatch):
+    experiment = Experiment(open_data("synthetic", folder), STRONG, tmp_path, names=NAMES)
+    assert experiment._others("trades") == ["other-seed", "standard", "a-art"]
+    asked = []
+    monkeypatch.setattr(experiment, "_trained", lambda name, seed, threat: asked.append((name, seed)) or (None, {}))
+    for key in experiment._others("standard"):
+        experiment._other(key, 1, ThreatModel("linf", 0.1))
+    assert asked == [("standard", 2), ("trades", 1), ("a-art", 1)]
+
+
+def test_the_three_worst_are_the_lowest_beside_what_every_row_meets():
+    low = {"noise": 0.1, "fgsm": 0.1, "pgd": 0.1, "gradient-free": 0.1, "pgd-100": 0.1}
+    gaps = low | {"apgd": 0.4, "pgd-margin": 0.3, "transfer-x": 0.6, "adaptive-start": 0.35, "label-free": 0.5}
+    row = {"attacked": {name: {"gap": gap} for name, gap in gaps.items()}}
+    assert three_worst(row) == ["pgd-margin", "adaptive-start", "apgd"]
+
+
+# ---------------------------------------------------------------- the committed results
+
+
+def check_worst(rows: list[dict]) -> None:
+    for row in rows:
+        assert row["worst"]["gap"] <= min(result["gap"] for result in row["attacked"].values())
+        doubled = [found["gap"] for key, found in row["other"].items() if key.endswith("@2")]
+        if "worst@2" in row["other"]:
+            assert row["other"]["worst@2"]["gap"] <= min(doubled)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "figures").glob("results-*.json")), ids=lambda path: path.stem)
+def test_no_committed_attack_is_worse_than_its_worst_case(path):
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    assert rows
+    check_worst(rows)

@@ -86,6 +86,15 @@ def test_settings_beyond_the_facts_are_refused():
         replace(DEFAULT, audio_dims=129)
 
 
+def test_variants_are_found_by_name_and_have_patterns_of_their_own():
+    for name, settings in synthetic.SETTINGS.items():
+        assert synthetic.settings_named(name) is settings
+    seeds = [settings.seed for settings in synthetic.SETTINGS.values()]
+    assert len(set(seeds)) == len(seeds)
+    with pytest.raises(ValueError, match="unknown variant 'tall' of the embedded data; known: default, short, long"):
+        synthetic.settings_named("tall")
+
+
 def test_full_width_features_are_generated_too():
     video = synthetic.generate(replace(DEFAULT, rgb_dims=1024, audio_dims=128), "test", 0)
     assert video.frames.shape == (len(video.evidence), 1152)

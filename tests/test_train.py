@@ -10,11 +10,12 @@ import torch
 from accelerate import Accelerator
 
 from aart_lib import train as training
-from aart_lib.attacks import ThreatModel, fgsm, perturb
+from aart_lib.attacks import Attack, fgsm, noise, perturb
 from aart_lib.data import Batch, DatasetSpec, open_splits
 from aart_lib.losses import DEFENSES, terms
 from aart_lib.model import ModelConfig, Output
 from aart_lib.records import encode_sequence_example, write_records
+from aart_lib.threats import ThreatModel, few_frames_epsilon
 from aart_lib.train import TrainConfig, TrainingStopped, fingerprint, train
 
 SPEC = DatasetSpec("tiny", {"rgb": (6, 6)}, 3, ("train*.tfrecord",), ("test*.tfrecord",), max_frames=5)
@@ -85,7 +86,7 @@ def naive_gradients(made, batch: Batch, threat: ThreatModel) -> dict:
 
 @pytest.mark.parametrize("norm", ["linf", "l2-frame", "l2-clip"])
 @pytest.mark.parametrize(
-    "name", ["adversarial", "logit-pairing", "a-art", "a-art-all-rows", "attention-only", "adversarial-uniform"]
+    "name", ["adversarial", "logit-pairing", "a-art-fast", "adversarial-attention", "adversarial-uniform"]
 )
 def test_the_shared_clean_pass_gives_the_gradients_of_the_naive_three_passes(splits, name, norm):
     made, batch = double_run(name, splits)
@@ -101,25 +102,66 @@ def test_the_shared_clean_pass_gives_the_gradients_of_the_naive_three_passes(spl
         torch.testing.assert_close(parameter.grad, expected[key], atol=1e-12, rtol=1e-8, msg=key)
 
 
-def test_an_a_art_step_is_two_forward_passes(splits):
-    made, batch = double_run("a-art", splits)
+def test_a_fast_a_art_step_is_two_forward_passes(splits):
+    made, batch = double_run("a-art-fast", splits)
     passes = []
     made.model.register_forward_hook(lambda *arguments: passes.append(1))
     made._shared(batch, THREAT)
     assert len(passes) == 2
 
 
-def test_a_two_sided_defense_learns_from_both_sides(splits):
-    made, batch = double_run("logit-pairing", splits)
-    expected_model = copy.deepcopy(made.model)
-    frames = perturb(expected_model, batch, fgsm(THREAT))
-    clean, attacked = (expected_model(x, batch.mask) for x in (batch.frames, frames))
+TWO_STEPS = Attack(THREAT, "kl", 2, start="random", keep_best=False)
+CRAFTED = {
+    "logit-pairing": fgsm(THREAT),
+    "a-art": TWO_STEPS,
+    "a-art-fixed-maps": TWO_STEPS,
+    "attention-only": TWO_STEPS,
+    "attention-noise": noise(THREAT),
+    "attention-shuffled": None,
+}
+
+
+@pytest.mark.parametrize("name", CRAFTED)
+def test_a_two_sided_defense_learns_from_both_sides_of_the_frames_it_names(splits, name):
+    made, batch = double_run(name, splits)
+    expected, draw = copy.deepcopy(made.model), lambda: torch.Generator().manual_seed(3)
+    if name == "attention-shuffled":
+        frames = training._shuffled(batch, draw())
+    else:
+        frames = perturb(expected, batch, CRAFTED[name], generator=draw())
+    clean, attacked = (expected(x, batch.mask, return_attention=True) for x in (batch.frames, frames))
     losses = terms(made.defense, clean, attacked, batch.labels, batch.mask, list(made.defense.weights))
-    sum(made.defense.weights[name] * value for name, value in losses.items()).backward()
+    sum(made.defense.weights[key] * value for key, value in losses.items()).backward()
     made.optimizer.zero_grad()
-    made._crafted(batch, THREAT, None)
-    for (key, parameter), other in zip(made.model.named_parameters(), expected_model.parameters(), strict=True):
+    made._crafted(batch, THREAT, draw())
+    for (key, parameter), other in zip(made.model.named_parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, other.grad, atol=1e-12, rtol=1e-8, msg=key)
+
+
+def test_shuffling_reorders_real_frames_and_leaves_padding_last():
+    lengths = torch.tensor([5, 3, 1])
+    mask = torch.arange(5) < lengths[:, None]
+    frames = torch.arange(1.0, 31).reshape(3, 5, 2) * mask[..., None]
+    batch = Batch(frames, mask, torch.zeros(3, 1), ("a", "b", "c"))
+    orders = [training._shuffled(batch, torch.Generator().manual_seed(seed)) for seed in range(10)]
+    for found in orders:
+        assert (found[~mask] == 0).all()
+        for video, length, other in zip(frames, lengths, found, strict=True):
+            assert sorted(other[:length].tolist()) == video[:length].tolist()
+    assert len({tuple(found[0, :, 0].tolist()) for found in orders}) > 5
+    assert torch.equal(orders[3], training._shuffled(batch, torch.Generator().manual_seed(3)))
+
+
+def test_a_share_of_the_videos_can_meet_a_one_frame_attacker(splits):
+    made, batch = double_run("a-art-few", splits)
+    scale = made.defense.epsilon_scale
+    frames = made._attacked(batch, Attack(THREAT.times(scale), steps=0), torch.Generator().manual_seed(0))
+    delta = frames - batch.frames
+    touched, half = (delta != 0).any(2).sum(1), len(batch) // 2
+    assert (touched[:half] == batch.mask[:half].sum(1)).all() and (touched[half:] == 1).all()
+    assert delta[:half].abs().max() == pytest.approx(scale * THREAT.epsilon)
+    # The one frame's attacker is the one of the test: its ε is not scaled.
+    assert delta[half:].abs().max() == pytest.approx(few_frames_epsilon(THREAT))
 
 
 # ---------------------------------------------------------------- training

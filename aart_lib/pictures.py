@@ -1,0 +1,226 @@
+"""Pictures of a run: the report's figures from results.json alone, and attention under attack from checkpoints."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import seaborn as sns
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
+
+from aart_lib import checkpoint, plots, synthetic
+from aart_lib.attacks import ThreatModel, perturb, pgd
+from aart_lib.data import collate
+from aart_lib.evaluate import generator_for, probabilities
+from aart_lib.reproduce import open_data
+from aart_lib.threats import few_frames_epsilon
+
+# ---------------------------------------------------------------- figures of results.json
+
+
+def draw(results: dict, out, prefix: str) -> dict[str, str]:
+    """Draw the figures of results.json as PREFIX-KEY.png; returns {key: Markdown with alternative text}.
+
+    Keys: "table", "drift", "epsilon", "training", and where there is something to show "evidence" and "attacks".
+    """
+    rows = results["rows"]
+    drawn = {"table": _bars(results), "drift": _drift(rows), "epsilon": _epsilon(results)}
+    if len(tried := attacks_of(rows)) > 3:
+        drawn["attacks"] = _attacks(tried)
+    if all(row.get("history") for row in rows):
+        drawn["training"] = _training(results)
+    if rows[0]["evidence_share"]:
+        drawn["evidence"] = _evidence(results)
+    for key, (figure, _) in drawn.items():
+        plots.save(figure, Path(out) / f"{prefix}-{key}.png")
+    return {key: f"![{about}]({prefix}-{key}.png)" for key, (_, about) in drawn.items()}
+
+
+def attacks_of(rows: list[dict]) -> dict[str, dict[str, float]]:
+    """{attack: {defense: GAP}} of seed 0, without the search that got only some of the videos."""
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        for attack, result in row["attacked"].items() if row["seed"] == 0 else ():
+            if attack != "gradient-free":
+                found.setdefault(attack, {})[row["defense"]] = result["gap"]
+    return found
+
+
+def strongest(tried: dict[str, dict[str, float]]) -> dict[str, str]:
+    """{defense: the attack that leaves it the lowest GAP}."""
+    names = dict.fromkeys(name for found in tried.values() for name in found)
+    return {name: min((a for a in tried if name in tried[a]), key=lambda a, n=name: tried[a][n]) for name in names}
+
+
+def _best(summary: dict, key: str = "worst_gap") -> str:
+    return max(summary, key=lambda name: summary[name][key])
+
+
+def _bars(results: dict):
+    summary, epsilon = results["summary"], results["threat"]["epsilon"]
+    best, gaps = _best(summary), {point["epsilon"]: point["gap"] for point in results["ceiling"]}
+    lines = {"clean": gaps.get(0.0), "certified at ε": gaps.get(min(gaps, key=lambda e: abs(e - epsilon), default=0))}
+    kept = {name: s["worst_gap"] / s["clean_gap"] for name, s in summary.items()}
+    title = f"Under the worst attack the baseline keeps {kept['standard']:.0%} of its clean GAP"
+    title += f", {best} {kept[best]:.0%}" if best != "standard" else ": no defense keeps a higher GAP"
+    about = "Bars: clean, worst attacked and steady-attention GAP of each defense" + "; lines: the ceiling" * bool(gaps)
+    return plots.plot_table_bars(results["rows"], ceiling=lines if gaps else None, title=title), f"{about}. {title}"
+
+
+def rank_correlation(x, y) -> float:
+    """Spearman's ρ of two lists, equal values share their mean rank; nan where one of them does not vary."""
+    ranks = [[np.mean([np.sum(v < one), np.sum(v <= one) - 1]) for one in v] for v in map(np.asarray, (x, y))]
+    return float(np.corrcoef(ranks)[0, 1]) if min(map(np.ptp, ranks)) > 0 else float("nan")
+
+
+def lost_by_drift(rows: list[dict]) -> float:
+    """Rank correlation of attention drift with the GAP lost to the worst attack, over all rows."""
+    return rank_correlation(
+        [row["attention_drift"] for row in rows], [row["clean"]["gap"] - row["worst"]["gap"] for row in rows]
+    )
+
+
+def _drift(rows: list[dict]):
+    rho, second = lost_by_drift(rows), "evidence_share" if rows[0]["evidence_share"] else "attention_entropy"
+    finding = "No clear order between drift of attention and GAP lost"
+    if abs(rho) >= 0.3:
+        finding = f"Where attention drifts more, {'more' if rho > 0 else 'less'} GAP is lost"
+    title = f"{finding}: rank correlation {rho:+.2f}, {len(rows)} models"
+    about = f"Points: GAP lost against attention drift, and against {second.replace('_', ' ')}"
+    return plots.plot_drift(rows, second=second, title=title), f"{about}. {title}"
+
+
+def _epsilon(results: dict):
+    rows, summary, threat = results["rows"], results["summary"], results["threat"]
+    best, names = _best(summary, "worst@2_gap"), dict.fromkeys(row["defense"] for row in rows)
+    title = f"When ε doubles, the worst attack leaves the baseline {summary['standard']['worst@2_gap']:.2f} GAP"
+    title += f", {best} {summary[best]['worst@2_gap']:.2f}" if best != "standard" else ", and no defense more"
+    figure = plots.plot_robustness_curve(
+        {name: _curve([row for row in rows if row["defense"] == name]) for name in names},
+        calibrated=threat["epsilon"],
+        ceiling=[(point["epsilon"], point["gap"]) for point in results["ceiling"]],
+        title=title,
+    )
+    return figure, f"Lines: GAP of each defense under PGD against ε. {title}"
+
+
+def _curve(rows: list[dict]):
+    """ε [E] and GAP [S,E] of one defense under PGD on all frames; nan where a seed lacks an ε of seed 0."""
+    points = []
+    for row in rows:
+        doubled, curve = row["other"]["pgd@2"], [o for key, o in row["other"].items() if key.startswith("curve@")]
+        known = {0.0: row["clean"]["gap"], doubled["threat"]["epsilon"] / 2: row["attacked"]["pgd"]["gap"]}
+        points.append(known | {o["threat"]["epsilon"]: o["gap"] for o in (doubled, *curve)})
+    epsilons = sorted(points[0])
+    return epsilons, [[point.get(epsilon, np.nan) for epsilon in epsilons] for point in points]
+
+
+def _attacks(tried: dict[str, dict[str, float]]):
+    attack, times = Counter(strongest(tried).values()).most_common(1)[0]
+    title = f"Of {len(tried)} attacks {attack} hurts most {times} of {len(strongest(tried))} defenses (seed 0)"
+    about = "Table of shades: GAP of each defense under each attack, the lowest in a ring"
+    return plot_attacks(tried, title=title), f"{about}. {title}"
+
+
+def _training(results: dict):
+    rows = results["rows"]
+    names = dict.fromkeys(row["defense"] for row in rows)
+    histories = {n: [e | {"seed": r["seed"]} for r in rows if r["defense"] == n for e in r["history"]] for n in names}
+    rising = sum(flag["raised"] for flag in results["flags"] if flag["name"] == "still-rising")
+    title = f"Validation GAP had settled at the end of all {len(rows)} trainings"
+    if rising:
+        title = f"Validation GAP was still rising at the end of {rising} of {len(rows)} trainings"
+    about = "Lines: validation GAP by epoch, clean and attacked"
+    return plots.plot_learning_curves(histories, title=title), f"{about}. {title}"
+
+
+def _evidence(results: dict):
+    summary = results["summary"]
+    best = _best(summary)
+    shares = {n: (summary[n]["evidence_clean"], summary[n]["evidence_attacked"]) for n in ("standard", best)}
+    told = ", ".join(f"of {'the baseline' if n == 'standard' else n} {a:.2f} → {b:.2f}" for n, (a, b) in shares.items())
+    title = f"Attention on evidence, clean → attacked: {told}"
+    about = "Lines: share of attention on evidence, clean and attacked, of each defense"
+    return plots.plot_evidence_share(results["rows"], title=title), f"{about}. {title}"
+
+
+def plot_attacks(gaps: dict[str, dict[str, float]], *, title: str = "", ax=None) -> Figure:
+    """GAP of defenses under single attacks, darker for lower; a ring marks the attack that hurts a defense most.
+
+    gaps: {attack: {defense: GAP}}; an attack that was not tried on a defense lacks it. One seed.
+    """
+    names = list(dict.fromkeys(name for found in gaps.values() for name in found))
+    table = [[found.get(name, np.nan) for name in names] for found in gaps.values()]
+    ax, about = plots._axes(ax, title, 1.9 + 0.21 * len(gaps)), {"label": "GAP@20 (one seed)"}
+    sns.heatmap(table, annot=True, fmt=".3f", annot_kws={"size": 8}, cmap="Greys_r", cbar_kws=about, ax=ax)
+    ax.patch.set(hatch="xxx", ec="#CCCCCC")  # not tried
+    for place in enumerate(np.nanargmin(table, axis=0)):
+        ax.add_patch(Ellipse(np.add(place, 0.5), 0.9, 1.1, fill=False, ec=plots.ATTACKED, lw=2.2, clip_on=False))
+    ax.set_yticks(np.arange(len(gaps)) + 0.5, gaps, rotation=0, size=8.5)
+    ax.set_xticks(np.arange(len(names)) + 0.5, names, rotation=30, ha="right", rotation_mode="anchor", size=8.5)
+    return ax.figure
+
+
+# ---------------------------------------------------------------- attention under attack
+
+
+def draw_attention(folder, out) -> None:
+    """The README's pictures: one test video, its attention before and under a one-frame attack, baseline and A-ART.
+
+    Shown is the video of the 100 first test videos that misleads the baseline most: a strong example, not a typical
+    one.
+    """
+    models = {name: checkpoint.load(Path(folder) / f"{name}-seed0.safetensors") for name in ("standard", "a-art")}
+    notes = models["a-art"][1]
+    splits = open_data(notes["data"])
+    names = synthetic.names(synthetic.SETTINGS["default"])
+    threat = ThreatModel(notes["threat"]["norm"], notes["threat"]["epsilon"])
+    attack = pgd(ThreatModel(threat.norm, few_frames_epsilon(threat), 1))
+    views = {name: one_frame_view(model, splits.test, attack) for name, (model, _) in models.items()}
+    chosen = _most_misled(views["standard"], splits.test)
+    for name, view in views.items():
+        item, frames = splits.test[chosen], len(splits.test[chosen].frames)
+        figure = plots.plot_timeline(
+            item.frames.numpy(),
+            item.evidence.numpy(),
+            [names[label] for label in splits.labels],
+            attention={side: view["attention"][side][chosen, :frames].numpy() for side in ("clean", "attacked")},
+            scores={side: view["scores"][side][chosen].numpy() for side in ("clean", "attacked")},
+            attacked_frames=view["touched"][chosen, :frames].numpy(),
+            labels=item.labels.numpy(),
+            title=f"{'Baseline' if name == 'standard' else 'A-ART'}: one attacked frame, and where attention goes",
+        )
+        plots.save(figure, Path(out) / f"attention-under-attack-{name}.png")
+    _animate({name: model for name, (model, _) in models.items()}, splits, chosen, threat, names, out)
+
+
+def _most_misled(view: dict, dataset) -> int:
+    """The video with the largest product of attention moved and probability that a true label lost."""
+    labels = torch.stack([dataset[i].labels for i in range(len(view["touched"]))])
+    lost = ((view["scores"]["clean"] - view["scores"]["attacked"]) * labels).amax(1)
+    moved = (view["attention"]["clean"] - view["attention"]["attacked"]).abs().sum(1) / 2
+    return int((lost * moved).argmax())
+
+
+def _animate(models: dict, splits, chosen: int, threat: ThreatModel, names: list[str], out) -> None:
+    """The same video while ε grows from 0 to three times the table's, all frames attacked."""
+    from aart_lib.widgets import animate_attention, sweep
+
+    one, factors = collate([splits.test[chosen]]), np.linspace(0, 3, 13)
+    views = {name: sweep(model, one, threat, factors.tolist()) for name, model in models.items()}
+    path = Path(out) / "attention-while-epsilon-grows.gif"
+    animate_attention(path, views, factors * threat.epsilon, one.evidence[0], one.labels[0], names)
+
+
+def one_frame_view(model, dataset, attack, *, videos: int = 100) -> dict:
+    """Attention [N,T] (last layer's [CLS] row, mean over heads) and probabilities [N,C], clean and attacked."""
+    batch = collate([dataset[i] for i in range(min(videos, len(dataset)))])
+    frames = perturb(model, batch, attack, generator=generator_for("picture"))
+    view = {"attention": {}, "scores": {}, "touched": (frames != batch.frames).any(2)}
+    with torch.no_grad():
+        for side, shown in (("clean", batch.frames), ("attacked", frames)):
+            output = model(shown, batch.mask, return_attention=True)
+            view["attention"][side] = output.attention[-1][:, :, 0, 1:].mean(1)
+            view["scores"][side] = probabilities(output.logits)
+    return view

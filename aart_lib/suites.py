@@ -1,0 +1,70 @@
+"""Which attacks judge a model: a name for each, those within the threat model and those beyond it.
+
+Source: Carlini et al. 2019 (what an evaluation must try), Croce & Hein 2020 (several objectives, automatic steps),
+Tramèr et al. 2020 (attacks made for one defense).
+"""
+
+from collections.abc import Sequence
+
+from aart_lib.attacks import Attack, fgsm, noise, pgd
+from aart_lib.threats import ThreatModel, few_frames_epsilon
+
+SUITES = ("quick", "standard", "strong")
+CURVE = {"quick": (), "standard": (0.5, 1.5, 3.0), "strong": (0.5, 1.5, 3.0, 4.0, 8.0, 16.0)}  # of ε, beside 1 and 2
+MIXTURES = (-10.0, -1.0, 1.0, 10.0)  # weight of attention moved against BCE: hold it still, or push it away
+FREE_VIDEOS, FREE_QUERIES = 200, 1000  # the search without gradients
+
+
+def suite(
+    name: str, threat: ThreatModel, *, threshold: float = 0.0, surrogates: Sequence[str] = ()
+) -> tuple[dict[str, Attack], dict[str, Attack]]:
+    """Attacks within the threat model, whose worst case counts, and those beyond it.
+
+    Args:
+        threshold: logit above which a data set has as many scores as true labels, for the objective "gap".
+        surrogates: names of other models; what is made for them is tried too ("transfer-NAME", suite "strong").
+    Raises: ValueError for an unknown suite.
+    """
+    if name not in SUITES:
+        raise ValueError(f"unknown suite {name!r}; known: {', '.join(SUITES)}")
+    steps, restarts = (10, 1) if name == "quick" else (20, 2)
+    within = {"noise": noise(threat), "fgsm": fgsm(threat), "pgd": pgd(threat, steps, restarts)}
+    one_frame = ThreatModel(threat.norm, few_frames_epsilon(threat), 1)
+    beyond = {"pgd@2": pgd(threat.times(2), steps, 1), "frames-1": pgd(one_frame, steps, 1)}
+    beyond |= {f"curve@{factor:g}": pgd(threat.times(factor), 10, 1) for factor in CURVE[name]}
+    if name == "strong":
+        within |= _strong(threat, threshold) | _adaptive(threat)
+        within |= {f"transfer-{other}": pgd(threat, 20, 1) for other in surrogates}
+        beyond |= _beyond(threat)
+    return within, beyond
+
+
+def _strong(threat: ThreatModel, threshold: float) -> dict[str, Attack]:
+    return {
+        **{f"pgd-{steps}": pgd(threat, steps, 5) for steps in (10, 50, 100)},
+        "pgd-margin": pgd(threat, 50, 2, objective="margin"),
+        "pgd-targeted": pgd(threat, 20, 3, objective="targeted"),
+        "pgd-gap": pgd(threat, 50, 2, objective="gap", threshold=threshold),
+        "apgd": Attack(threat, steps=100, search="auto"),
+        "label-free": pgd(threat, 50, 1, labels="predicted"),
+        "gradient-free": Attack(threat, steps=FREE_QUERIES, search="random"),
+    }
+
+
+def _adaptive(threat: ThreatModel) -> dict[str, Attack]:
+    """By an attacker who knows that attention is guarded: around it, through it, and from where it moves most."""
+    shift = {kind: pgd(threat, 10, 1, objective=kind) for kind in ("attention", "attention-scores")}
+    return {
+        **{f"adaptive-{view}": pgd(threat, 20, 1, view=view) for view in ("detached", "softer", "sharper")},
+        "adaptive-start": pgd(threat, 20, 1, first=shift["attention"]),
+        "adaptive-scores": pgd(threat, 20, 1, first=shift["attention-scores"]),
+        **{f"adaptive-mix{w:+g}": pgd(threat, 20, 1, objective="bce-attention", mixture=w) for w in MIXTURES},
+    }
+
+
+def _beyond(threat: ThreatModel) -> dict[str, Attack]:
+    double, few = threat.times(2), few_frames_epsilon(threat)
+    found = {"pgd-margin@2": pgd(double, 50, 1, objective="margin"), "apgd@2": Attack(double, steps=50, search="auto")}
+    found |= {f"frames-{k}": pgd(ThreatModel(threat.norm, few, k), 20, 1) for k in (2, 4)}
+    one = ThreatModel(threat.norm, few, 1)
+    return found | {f"frames-1-{how}": pgd(one, 20, 1, frames=how) for how in ("attention", "random")}

@@ -1,0 +1,86 @@
+"""Which change of the frames is allowed: a norm, its size ε, and how many frames.
+
+Source: Madry et al. 2018 (the norm ball as threat model). L2 a frame and L2 a clip are this project's choice for
+sequences.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from aart_lib.data import BOX, LEVEL
+
+
+class Norm(NamedTuple):
+    """A set of allowed perturbations, as three functions of tensors [B,T,D] that are zero on closed frames."""
+
+    start: Callable  # (noise in [-1,1], ε) -> a random perturbation inside the ball
+    ascend: Callable  # gradient -> the direction of steepest ascent, of norm 1
+    project: Callable  # (perturbation, ε) -> the nearest one inside the ball
+
+
+def _length(x: Tensor, dims) -> Tensor:
+    return x.square().sum(dims, keepdim=True).sqrt()
+
+
+def _l2(dims) -> Norm:
+    unit = lambda x: x / _length(x, dims).clamp_min(1e-30)  # noqa: E731
+    return Norm(
+        start=lambda noise, epsilon: epsilon * unit(noise),
+        ascend=unit,
+        project=lambda x, epsilon: x * (epsilon / _length(x, dims).clamp_min(1e-30)).clamp_max(1),
+    )
+
+
+NORMS = {
+    "linf": Norm(lambda noise, e: e * noise, torch.sign, lambda x, e: x.clamp(-e, e)),
+    "l2-frame": _l2((2,)),
+    "l2-clip": _l2((1, 2)),
+}
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """What the attacker may change.
+
+    Args:
+        norm: "linf" (each number by at most ε), "l2-frame" (each frame), "l2-clip" (the whole video).
+        epsilon: ε in feature units; one byte step of the stored features is `LEVEL` = 4/255.
+        max_frames: at most this many frames, None = all.
+    Raises: ValueError for an unknown norm, a negative ε or no frame.
+    """
+
+    norm: str
+    epsilon: float
+    max_frames: int | None = None
+
+    def __post_init__(self):
+        if self.norm not in NORMS:
+            raise ValueError(f"unknown norm {self.norm!r}; known: {', '.join(NORMS)}")
+        if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
+            raise ValueError(f"epsilon must be a number of at least 0, got {self.epsilon}")
+        if self.max_frames is not None and self.max_frames < 1:
+            raise ValueError(f"max_frames must be at least 1, got {self.max_frames}")
+
+    def times(self, factor: float) -> "ThreatModel":
+        return replace(self, epsilon=self.epsilon * factor)
+
+    @property
+    def levels(self) -> float:
+        return self.epsilon / LEVEL
+
+    def project(self, delta: Tensor, frames: Tensor) -> Tensor:
+        """The perturbation [B,T,D] brought back into the ball and, with the frames, into the box."""
+        delta = NORMS[self.norm].project(delta, self.epsilon)
+        low, high = frames.clamp_max(BOX[0]), frames.clamp_min(BOX[1])  # a clean value outside may stay where it is
+        return torch.minimum(torch.maximum(frames + delta, low), high) - frames
+
+
+def few_frames_epsilon(threat: ThreatModel) -> float:
+    """ε for an attacker of few frames: eight times the budget of one who may touch all (L∞, L2 a frame); L2 a clip
+    is a budget for the clip already."""
+    return threat.epsilon * (1 if threat.norm == "l2-clip" else 8)

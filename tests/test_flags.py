@@ -1,0 +1,128 @@
+"""flags.py: every check is raised by the row it is meant for, by no honest row, and left out where nothing is known."""
+
+import copy
+import math
+
+import pytest
+
+from aart_lib.flags import CHECKS, flags
+
+HISTORY = [{"clean": 0.8, "attacked": 0.6}, {"clean": 0.801, "attacked": 0.602}]
+GAPS = {
+    **{"noise": 0.89, "fgsm": 0.75, "pgd": 0.7, "pgd-10": 0.71, "pgd-50": 0.7, "pgd-100": 0.695, "pgd-margin": 0.69},
+    **{"apgd": 0.69, "label-free": 0.72, "gradient-free": 0.7, "transfer-other": 0.8, "adaptive-detached": 0.695},
+}
+HONEST = {
+    "clean": {"gap": 0.9},
+    "attacked": {name: {"gap": gap} for name, gap in GAPS.items()},
+    "other": {
+        "pgd@2": {"threat": {"epsilon": 0.2}, "gap": 0.5},
+        "curve@0.5": {"threat": {"epsilon": 0.05}, "gap": 0.8},
+        "curve@16": {"threat": {"epsilon": 1.6}, "gap": 0.03},
+        "frames-1": {"threat": {"epsilon": 0.8}, "gap": 0.85},
+        "pgd-stored": {"threat": {"epsilon": 0.1}, "gap": 0.72},
+    },
+    "attention_entropy": 0.7,
+    "checks": {"zero_gradient": 0.0, "repeat": 0.0, "violation": 0.0},
+}
+HONEST["attacked"]["gradient-free"]["same_videos"] = {"gap": 0.75, "pgd": 0.7}
+# What a broken row has in one place: name of the check, place, value.
+DOCTORED = {
+    "noise-beats-gradient": ("attacked noise gap", 0.69),
+    "one-step-beats-many": ("attacked fgsm gap", 0.65),
+    "more-steps-weaker": ("attacked pgd-100 gap", 0.75),
+    "epsilon-not-monotone": ("other pgd@2 gap", 0.85),
+    "never-reaches-chance": ("other curve@16 gap", 0.3),
+    "gradient-free-ahead": ("attacked gradient-free same_videos gap", 0.65),
+    "transfer-ahead": ("attacked transfer-other gap", 0.65),
+    "other-objective-ahead": ("attacked pgd-margin gap", 0.6),
+    "adaptive-ahead": ("attacked adaptive-detached gap", 0.65),
+    "gradient-is-zero": ("checks zero_gradient", 0.5),
+    "not-repeatable": ("checks repeat", 0.1),
+    "threat-violated": ("checks violation", 0.01),
+    "lost-in-bytes": ("other pgd-stored gap", 0.85),
+    "label-leaking": ("attacked fgsm gap", 0.95),
+    "label-free-ahead": ("attacked label-free gap", 0.65),
+    "flat-attention": ("attention_entropy", 0.99),
+}
+
+
+def changed(place: str, value) -> dict:
+    row = copy.deepcopy(HONEST)
+    *way, last = place.split(" ")
+    inner = row
+    for key in way:
+        inner = inner[key]
+    if value is None:
+        del inner[last]
+    else:
+        inner[last] = value
+    return row
+
+
+def names(row, history=HISTORY, *, only_raised=True) -> set[str]:
+    found = flags("a-art", row, history)
+    assert all(flag["raised"] == (flag["value"] > flag["threshold"]) and flag["meaning"] for flag in found)
+    assert all(math.isfinite(flag["value"]) for flag in found), "JSON knows no infinity"
+    return {flag["name"] for flag in found if flag["raised"] or not only_raised}
+
+
+def test_an_honest_strong_row_passes_every_check():
+    assert names(HONEST) == set()
+    assert names(HONEST, only_raised=False) == {name for name, *_ in CHECKS}
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in CHECKS if name != "still-rising"])
+def test_each_fraud_raises_its_own_flag(name):
+    assert names(changed(*DOCTORED[name])) == {name}
+
+
+@pytest.mark.parametrize("key", ["clean", "attacked"])
+def test_a_validation_curve_that_still_rises_is_flagged(key):
+    assert names(HONEST, [*HISTORY, HISTORY[-1] | {key: 0.85}]) == {"still-rising"}
+
+
+def test_a_curve_of_one_point_or_none_counts_as_rising():
+    assert names(HONEST, HISTORY[:1]) == names(HONEST, []) == {"still-rising"}
+
+
+@pytest.mark.parametrize(
+    "place, check",
+    [
+        ("attacked gradient-free", "gradient-free-ahead"),
+        ("attacked transfer-other", "transfer-ahead"),
+        ("attacked pgd-margin", "other-objective-ahead"),
+        ("attacked adaptive-detached", "adaptive-ahead"),
+        ("attacked label-free", "label-free-ahead"),
+        ("attacked pgd-100", "more-steps-weaker"),
+        ("other pgd-stored", "lost-in-bytes"),
+        ("checks repeat", "not-repeatable"),
+        ("other curve@16", "never-reaches-chance"),  # the largest ε left is not far enough to say so
+    ],
+)
+def test_a_check_without_its_attack_is_left_out(place, check):
+    row = changed(place, None)
+    assert names(row, only_raised=False) == {name for name, *_ in CHECKS} - {check} and names(row) == set()
+
+
+def test_a_row_of_the_quick_suite_has_the_checks_that_it_allows():
+    row = {key: HONEST[key] for key in ("clean", "attention_entropy")}
+    row["attacked"] = {key: HONEST["attacked"][key] for key in ("noise", "fgsm", "pgd")}
+    row["other"] = {key: HONEST["other"][key] for key in ("pgd@2", "frames-1")}
+    assert names(row, only_raised=False) == {
+        *("still-rising", "noise-beats-gradient", "one-step-beats-many", "epsilon-not-monotone", "label-leaking"),
+        "flat-attention",
+    }
+    assert names(row) == set()
+
+
+def test_the_strongest_of_several_attacks_is_what_counts():
+    row = changed("attacked transfer-better", {"gap": 0.6})
+    (found,) = (flag for flag in flags("a-art", row, HISTORY) if flag["name"] == "transfer-ahead")
+    assert found["raised"] and found["value"] == pytest.approx(0.1) and found["defense"] == "a-art"
+
+
+def test_an_attack_without_effect_has_nothing_to_lose_in_bytes():
+    row = changed("attacked pgd gap", 0.89)
+    (found,) = (flag for flag in flags("a-art", row, HISTORY) if flag["name"] == "lost-in-bytes")
+    assert found["value"] == 0

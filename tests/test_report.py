@@ -1,0 +1,298 @@
+"""report.py and pictures.py: what the report says follows from the numbers, whoever is ahead."""
+
+import copy
+import re
+
+import numpy as np
+import pytest
+
+from aart_lib import pictures
+from aart_lib.flags import CHECKS
+from aart_lib.report import COLUMNS, heading, insert_results, table, write_report
+from aart_lib.summary import summarize
+
+GAPS = {"standard": (0.95, 0.70), "adversarial": (0.94, 0.80), "trades": (0.93, 0.86), "a-art": (0.92, 0.84)}
+OTHERS = [name for name in GAPS if name != "a-art"]
+DRIFT = {"standard": 0.3, "adversarial": 0.2, "trades": 0.1, "a-art": 0.15}
+
+
+def a_row(name: str, seed: int, clean: float, worst: float, strong: bool) -> dict:
+    def gap(lost):
+        return {"gap": clean - lost * (clean - worst)}
+
+    def beyond(factor, frames=None):
+        return {"threat": {"norm": "linf", "epsilon": 0.04 * factor, "max_frames": frames}}
+
+    attacked = {"noise": gap(0.05), "fgsm": gap(0.8), "pgd": gap(0.9)}
+    other = {"pgd@2": beyond(2) | gap(1.5), "worst@2": beyond(2) | gap(1.6), "frames-1": beyond(8, 1) | gap(1.1)}
+    if strong:
+        attacked |= {"apgd": gap(1.0 if name != "trades" else 0.95), "adaptive-start": gap(0.93)}
+        attacked |= {f"transfer-{of}": gap(0.3) for of in GAPS if of != name}
+        attacked["pgd-margin"] = gap(1.0 if name == "trades" else 0.7)
+        attacked["gradient-free"] = gap(0.89) | {"videos": 200, "same_videos": {"gap": 0.876, "pgd": 0.765}}
+        other |= {f"curve@{f}": beyond(f) | gap(f / 2) for f in (0.5, 1.5, 3, 4)} | {
+            "curve@8": beyond(8) | {"gap": 0.0}
+        }
+        other |= {"frames-2": beyond(8, 2) | gap(1.3), "frames-1-random": beyond(8, 1) | gap(0.9)}
+    return {
+        "defense": name,
+        "seed": seed,
+        "clean": {"gap": clean},
+        "attacked": attacked,
+        "worst": {"gap": worst},
+        "other": other,
+        "attention_drift": DRIFT[name],
+        "attention_entropy": 0.7,
+        "attention_hijacked": 0.25,
+        "steady_attention": {"gap": worst + 0.03, "gap@2": worst - 0.1},
+        "evidence_share": {"clean": 0.6, "attacked": 0.5, "chance": 0.3},
+        "train_seconds": 1.0,
+        "history": [{"epoch": e, "clean": 0.4 * e, "attacked": 0.3 * e} for e in (1, 2)],
+    }
+
+
+def compared(difference: float, low: float, high: float) -> list[dict]:
+    about = {"of": "a-art", "difference": difference, "ci95": [low, high], "p": 0.01, "p_holm": 0.03}
+    return [about | {"with": name, "measure": m} for m in ("worst", "worst@2", "frames-1") for name in OTHERS]
+
+
+def a_flag(name: str, raised: bool) -> dict:
+    about = {"name": name, "defense": "trades", "raised": raised, "value": 0.1234, "seed": 1}
+    return about | {"threshold": 0.02, "meaning": "who knows the defense does better"}
+
+
+def results_of(gaps=GAPS, *, seeds=2, strong=True, **more) -> dict:
+    rows = [a_row(n, s, c, w + 0.01 * s, strong and s == 0) for n, (c, w) in gaps.items() for s in range(seeds)]
+    videos = {"train": 300, "validation": 50, "test": 100}
+    return {
+        "data": {"name": "synthetic", "labels": [0, 1], "videos": videos, "settings_hash": "0", "variant": "default"},
+        "threat": {"norm": "linf", "epsilon": 0.04, "epsilon_levels": 2.55, "calibration": None},
+        "rows": rows,
+        "summary": summarize(rows, {name: [0.7, 0.9] for name in gaps}),
+        "comparisons": compared(0.02, 0.01, 0.03),
+        "ceiling": [{"epsilon": e, "gap": g} for e, g in ((0.0, 0.99), (0.04, 0.85), (0.08, 0.6))],
+        "flags": [a_flag("adaptive-ahead", False)],
+    } | more
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """A function that writes the report of results and returns its text."""
+
+    def written(results, name="report.md"):
+        write_report(results, tmp_path, name)
+        return (tmp_path / name).read_text()
+
+    return written
+
+
+@pytest.fixture
+def report(drawn, monkeypatch):
+    """The same without figures, which take a second each."""
+    monkeypatch.setattr("aart_lib.report.draw", lambda *_: {})
+    return drawn
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("| ").split(" | ")]
+
+
+def section(text: str, title: str) -> str:
+    return text.partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+# ---------------------------------------------------------------- the table
+
+
+def test_the_table_has_a_cell_for_every_column_and_the_numbers_of_the_summary():
+    summary = results_of()["summary"]
+    lines = [cells(line) for line in table(summary).splitlines()]
+    assert {len(line) for line in lines} == {len(COLUMNS)} and [line[0] for line in lines[2:]] == list(GAPS)
+    a_art = dict(zip(lines[0], lines[5], strict=True))
+    assert a_art["worst at ε"] == "**0.845** (0.700–0.900)"
+    assert a_art["worst at 2ε"] == f"{summary['a-art']['worst@2_gap']:.3f}" and a_art["hijacked"] == "0.25"
+    assert lines[5][5] == f"{summary['a-art']['recovered_share']:.0%}"
+    assert lines[5][9] == f"{summary['a-art']['recovered_share_frames-1']:.0%}"
+
+
+def test_what_is_not_known_is_a_dash_and_one_seed_has_no_interval():
+    rows = [a_row("trades", 0, 0.9, 0.8, False) | {"evidence_share": None}]
+    (line,) = table(summarize(rows)).splitlines()[2:]
+    assert cells(line).count("–") == 4 and cells(line)[4] == "**0.800**"
+
+
+def test_the_heading_names_a_variant_and_only_a_variant():
+    results = results_of()
+    assert "variant" not in heading(results) and "stands in for YouTube-8M" in heading(results)
+    results["data"]["variant"] = "short"
+    assert "variant *short*" in heading(results)
+
+
+def test_results_go_between_their_marks_and_nowhere_else(tmp_path):
+    readme, results = tmp_path / "README.md", results_of()
+    readme.write_text("a\n<!-- results:synthetic -->\nold\n<!-- end -->\nb\n")
+    insert_results(readme, results)
+    text = readme.read_text()
+    assert text.startswith("a\n") and text.endswith("<!-- end -->\nb\n") and "old" not in text
+    assert table(results["summary"]) in text
+    readme.write_text("nothing")
+    with pytest.raises(ValueError, match="no place for the table"):
+        insert_results(readme, results)
+
+
+# ---------------------------------------------------------------- sections
+
+
+def test_sections_stand_in_their_order(report):
+    text = report(results_of())
+    assert re.findall(r"^## (.*)", text, re.MULTILINE) == [
+        *("Attacks", "A-ART against each other defense", "Reasons to disbelieve"),
+        *("Beside the paper", "What would change our mind"),
+    ]
+    assert text.index(table(results_of()["summary"])) < text.index("## Attacks")
+
+
+def test_the_bold_cell_is_the_lowest_of_its_column(report):
+    lines = [cells(line) for line in section(report(results_of()), "Attacks").splitlines() if line.startswith("|")]
+    few = next(i for i, line in enumerate(lines) if line[0].startswith("frames"))
+    table = {line[0]: line[1:] for line in lines[2 : few - 2]}
+    assert "gradient-free" not in table and table["transfer-trades"][2] == "–"
+    for column in range(len(GAPS)):
+        found = {attack: line[column] for attack, line in table.items() if line[column] != "–"}
+        lowest = min(found, key=lambda attack: float(found[attack].strip("*")))
+        assert [attack for attack, cell in found.items() if "**" in cell] == [lowest]
+        assert lowest == ("pgd-margin" if column == 2 else "apgd")
+
+
+def test_the_search_without_gradients_stands_apart_beside_pgd_on_the_same_videos(report):
+    said = section(report(results_of()), "Attacks")
+    assert "on 200 videos only" in said and "trades 0.876 beside 0.765" in said
+
+
+def test_three_attacks_need_no_table_and_no_picture(drawn, tmp_path):
+    said = section(drawn(results_of(strong=False)), "Attacks")
+    assert "Tried within ε: noise, fgsm, pgd." in said and "**" not in said and "Gradient-free" not in said
+    assert "frames-1" in said and not list(tmp_path.glob("*attacks.png"))
+
+
+@pytest.mark.parametrize(
+    "low, high, words",
+    [(0.01, 0.03, "A-ART is ahead of"), (-0.03, -0.01, "A-ART is behind"), (-0.01, 0.01, "includes zero for")],
+)
+def test_the_sentence_about_an_interval_matches_it(report, low, high, words):
+    results = results_of(comparisons=compared((low + high) / 2, low, high))
+    said = section(report(results), "A-ART against each other defense")
+    assert f"{words} {', '.join(OTHERS)}." in said
+    for other in {"A-ART is ahead of", "A-ART is behind", "includes zero for"} - {words}:
+        assert other not in said
+    assert f"({low:+.3f} to {high:+.3f}), p 0.030" in said and "the data and their split are the same for all" in said
+
+
+def test_one_seed_claims_nothing_about_others(report):
+    said = section(report(results_of(seeds=1)), "A-ART against each other defense")
+    assert "one seed says nothing about others" in said
+    assert "not trained" in section(report(results_of(comparisons=[])), "A-ART against each other defense")
+
+
+def test_a_raised_flag_is_shown_with_its_value_and_every_check_once(report):
+    said = section(
+        report(results_of(flags=[a_flag("adaptive-ahead", True), a_flag("label-leaking", False)])),
+        "Reasons to disbelieve",
+    )
+    shown, _, folded = said.partition("<details>")
+    assert "**adaptive-ahead**" in shown and "0.123" in shown and "trades seed 1" in shown and "0.02" in shown
+    assert "label-leaking" not in shown
+    for name, *_ in CHECKS:
+        assert folded.count(f"| {name} |") == 1
+
+
+def test_without_a_flag_the_report_says_how_many_checks_there_were(report):
+    assert "None of 1 checks raised a flag." in section(report(results_of()), "Reasons to disbelieve")
+
+
+def test_the_papers_shares_are_computed_and_stand_beside_ours(report):
+    results = results_of()
+    said = section(report(results), "Beside the paper")
+    lines = {cells(line)[0]: cells(line) for line in said.splitlines() if line.startswith("|")}
+    ours = results["summary"]
+    assert lines["best simple extension"][1:4] == ["82.0%", "~50%", "trades"]
+    assert lines["A-ART"][1:3] == ["91.0%", "~100%"]
+    assert lines["A-ART"][5] == f"{ours['a-art']['recovered_share']:.0%}"
+    assert "not comparable in absolute terms" in " ".join(said.split())
+
+
+@pytest.mark.parametrize("first", ["trades", "a-art", "standard"])
+def test_texts_stay_true_whoever_is_first(report, first):
+    results = results_of(GAPS | {first: (0.95, 0.91)})
+    text = report(results)
+    ceiling = re.search(r"Above it at ε: (.*)\.", text)[1]
+    above = {name for name, s in results["summary"].items() if s["worst_gap"] > 0.85}
+    assert first in above and set(ceiling.split(", ")) == above
+    ranked = sorted(GAPS, key=lambda n: -results["summary"][n]["worst_gap"])
+    assert f"from {first} than from {ranked[1]}" in section(text, "What would change our mind")
+    assert 3 <= section(text, "What would change our mind").count("\n- ") <= 6
+    title = pictures._bars(results)[1]
+    assert ("no defense keeps a higher GAP" in title) == (first == "standard")
+
+
+# ---------------------------------------------------------------- figures
+
+
+def test_every_picture_is_drawn_named_after_the_report_and_has_alternative_text(drawn, tmp_path):
+    text = drawn(results_of(), "report-short.md")
+    shown = re.findall(r"!\[(.*)\]\((.*)\)", text)
+    keys = ("table", "drift", "evidence", "attacks", "epsilon", "training")
+    assert [name for _, name in shown] == [f"short-{key}.png" for key in keys]
+    assert all(len(about) > 40 for about, _ in shown)
+    assert {path.name for path in tmp_path.glob("*.png")} == {name for _, name in shown}
+
+
+def test_a_report_without_a_name_of_its_own_takes_that_of_the_data(tmp_path, monkeypatch):
+    named = []
+    monkeypatch.setattr("aart_lib.report.draw", lambda results, out, prefix: named.append(prefix) or {})
+    for name in ("report.md", "report-short.md", "ablations.md"):
+        write_report(results_of(), tmp_path, name)
+    assert named == ["synthetic", "short", "ablations"]
+
+
+def test_every_picture_has_a_title(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(pictures.plots, "save", lambda figure, path: titles.append(figure.get_suptitle()))
+    pictures.draw(results_of(), tmp_path, "x")
+    assert len(titles) == 6 and all(len(title) > 30 for title in titles)
+
+
+def test_data_without_evidence_or_ceiling_have_no_sentence_about_them(drawn):
+    results = results_of(ceiling=[])
+    for row in results["rows"]:
+        row["evidence_share"] = None
+    results["summary"] = summarize(results["rows"])
+    text = drawn(results)
+    assert "Matched filter" not in text and "evidence.png" not in text and "attention entropy" in text
+
+
+def test_the_rank_correlation_is_spearmans_and_its_sign_is_in_the_title():
+    assert pictures.rank_correlation([1, 2, 3], [10, 30, 1000]) == pytest.approx(1)
+    assert pictures.rank_correlation([1, 1, 2, 2], [1, 2, 1, 2]) == pytest.approx(0)
+    assert np.isnan(pictures.rank_correlation([1, 1], [1, 2]))
+    rows = results_of()["rows"]
+    assert "more GAP is lost: rank correlation +" in pictures._drift(rows)[1]
+    turned = copy.deepcopy(rows)
+    for row in turned:
+        row["attention_drift"] = 1 - row["attention_drift"]
+    assert "less GAP is lost: rank correlation -" in pictures._drift(turned)[1]
+
+
+def test_the_ring_is_round_the_lowest_of_each_column():
+    figure = pictures.plot_attacks(
+        {"fgsm": {"a": 0.9, "b": 0.3}, "pgd": {"a": 0.5, "b": 0.4}, "transfer-a": {"b": 0.6}}
+    )
+    assert [tuple(ring.center) for ring in figure.axes[0].patches] == [(0.5, 1.5), (1.5, 0.5)]
+
+
+def test_the_curve_takes_pgd_on_all_frames_and_leaves_out_what_a_seed_lacks():
+    rows = [row for row in results_of()["rows"] if row["defense"] == "a-art"]
+    epsilons, gaps = pictures._curve(rows)
+    assert np.allclose(epsilons, [0, 0.02, 0.04, 0.06, 0.08, 0.12, 0.16, 0.32])
+    assert np.isnan(gaps[1]).tolist() == [False, True, False, True, False, True, True, True]
+    assert gaps[0][2] == rows[0]["attacked"]["pgd"]["gap"] and gaps[0][4] == rows[0]["other"]["pgd@2"]["gap"]

@@ -1,0 +1,82 @@
+"""threats.py: projections are the nearest points, steepest ascent is steepest, and impossible threats are refused."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aart_lib.data import BOX, LEVEL
+from aart_lib.threats import NORMS, ThreatModel, few_frames_epsilon
+
+DUAL = {
+    "linf": lambda x: x.abs().sum((1, 2)),
+    "l2-frame": lambda x: x.square().sum(2).sqrt().sum(1),
+    "l2-clip": lambda x: x.square().sum((1, 2)).sqrt(),
+}
+
+
+def size(norm: str, delta: torch.Tensor) -> float:
+    """The norm of a perturbation [B,T,D], the largest in the batch."""
+    if norm == "linf":
+        return float(delta.abs().max())
+    return float(delta.square().sum((2,) if norm == "l2-frame" else (1, 2)).sqrt().max())
+
+
+def drawn(seed: int, scale: float = 1.0) -> torch.Tensor:
+    return scale * torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(seed))
+
+
+@given(st.sampled_from(list(NORMS)), st.floats(0.01, 3), st.floats(0.01, 5), st.integers(0, 999))
+def test_a_projection_is_inside_the_ball_and_no_inside_point_is_nearer(norm, epsilon, scale, seed):
+    x, project = drawn(seed, scale), NORMS[norm].project
+    inside, other = project(x, epsilon), project(drawn(seed + 1, scale), epsilon)
+    assert size(norm, inside) <= epsilon * (1 + 1e-5)
+    for still in (inside, inside / 2):
+        torch.testing.assert_close(project(still, epsilon), still)
+    assert ((x - inside).flatten(1).norm(dim=1) <= (x - other).flatten(1).norm(dim=1) + 1e-5).all()
+
+
+@given(st.sampled_from(list(NORMS)), st.integers(0, 999))
+def test_no_direction_of_norm_one_rises_more_than_steepest_ascent(norm, seed):
+    gradient = drawn(seed)
+    steepest = NORMS[norm].ascend(gradient)
+    assert size(norm, steepest) == pytest.approx(1, abs=1e-5)
+    torch.testing.assert_close((gradient * steepest).sum((1, 2)), DUAL[norm](gradient))
+
+
+@given(st.sampled_from(list(NORMS)), st.floats(0.01, 3), st.integers(0, 999))
+def test_a_threat_keeps_ball_and_box_and_clean_values_outside_may_stay(norm, epsilon, seed):
+    frames, threat = drawn(seed, 1.5), ThreatModel(norm, epsilon)
+    delta = threat.project(drawn(seed + 1, 2.0), frames)
+    assert size(norm, delta) <= epsilon * (1 + 1e-4) + 1e-6
+    assert (frames + delta <= frames.clamp_min(BOX[1]) + 1e-6).all()
+    assert (frames + delta >= frames.clamp_max(BOX[0]) - 1e-6).all()
+    assert not threat.project(torch.zeros_like(frames), frames).any()
+
+
+def test_a_threat_is_spoken_of_in_byte_steps():
+    threat = ThreatModel("linf", 3 * LEVEL)
+    assert threat.levels == pytest.approx(3) and threat.times(2).levels == pytest.approx(6)
+
+
+def test_a_few_frame_attacker_has_more_a_frame_but_not_a_clip():
+    assert few_frames_epsilon(ThreatModel("linf", 0.1)) == pytest.approx(0.8)
+    assert few_frames_epsilon(ThreatModel("l2-frame", 0.1)) == pytest.approx(0.8)
+    assert few_frames_epsilon(ThreatModel("l2-clip", 0.9)) == 0.9
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("l1", 0.1), "unknown norm 'l1'; known: linf, l2-frame, l2-clip"),
+        (("linf", -0.1), "epsilon must be a number of at least 0, got -0.1"),
+        (("linf", math.nan), "epsilon must be a number of at least 0, got nan"),
+        (("linf", math.inf), "epsilon must be a number of at least 0, got inf"),
+        (("linf", 0.1, 0), "max_frames must be at least 1, got 0"),
+    ],
+)
+def test_threats_that_do_not_exist_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ThreatModel(*arguments)
