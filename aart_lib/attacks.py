@@ -83,6 +83,10 @@ VIEWS = {
 }
 
 
+# By the size of the clean gradient, by what one full step in each frame alone does, by attention, at random.
+CHOICES = ("gradient", "trial", "attention", "random")
+
+
 @dataclass(frozen=True)
 class Attack:
     """How a perturbation is searched.
@@ -99,7 +103,7 @@ class Attack:
     step_size: float | None = None  # in units of ε; None = 2.5 / steps, at most 1
     momentum: float = 0.0
     keep_best: bool = True  # the best iterate of each video over steps and restarts, not the last
-    frames: str = "gradient"  # how the max_frames frames are chosen: "gradient", "attention" or "random"
+    frames: str = "gradient"  # how the max_frames frames are chosen: one of `CHOICES`; each restart begins one further
     search: str = "gradient"  # or "auto" (the step halves itself when it stops helping) or "random" (no gradient)
     threshold: float = 0.0  # logit that the objective "gap" pushes across
     mixture: float = 1.0  # weight of the attention in "bce-attention"; negative keeps attention still
@@ -112,7 +116,7 @@ class Attack:
         choices = {
             "objective": OBJECTIVES,
             "start": ("zero", "random", "tiny"),
-            "frames": ("gradient", "attention", "random"),
+            "frames": CHOICES,
             "search": ("gradient", "auto", "random"),
             "labels": ("true", "predicted"),
             "view": VIEWS,
@@ -176,13 +180,14 @@ def perturb(model, batch: Batch, attack: Attack, *, generator: torch.Generator |
         if attack.objective in NEEDS_CLEAN or attack.frames == "attention":
             with torch.no_grad():
                 clean = model(batch.frames, batch.mask, return_attention=True)
-        open_ = _open_frames(model, batch, attack, clean, generator)
+        importance = _importance(model, batch, attack, clean, generator)
         if attack.steps == 0:
-            return batch.frames + _noise(batch, attack, open_, generator)
+            return batch.frames + _noise(batch, attack, _open_frames(batch, attack, importance), generator)
         search = {"gradient": _ascend, "auto": _ascend_auto, "random": _random_search}[attack.search]
         best, best_loss = torch.zeros_like(batch.frames), torch.full_like(batch.labels[:, 0], -torch.inf)
         for restart in range(attack.restarts):
             turn = replace(attack, target=attack.target + restart)
+            open_ = _open_frames(batch, attack, importance, restart)
             begin = _start(batch, attack, open_, generator)
             if first is not None:
                 begin = attack.threat.project(first * open_, batch.frames)
@@ -226,20 +231,34 @@ def _noise(batch: Batch, attack: Attack, open_: Tensor, generator) -> Tensor:
     return attack.threat.project(NORMS[attack.threat.norm].start(drawn * open_, attack.threat.epsilon), batch.frames)
 
 
-def _open_frames(model, batch: Batch, attack: Attack, clean: Output | None, generator) -> Tensor:
-    """[B,T,1] with 1 where the attacker may change a frame: real ones, and at most ``max_frames`` of them."""
+def _importance(model, batch: Batch, attack: Attack, clean: Output | None, generator) -> Tensor | None:
+    """[B,T] by which an attacker of few frames ranks them; None if all may change."""
     real, most = batch.mask, attack.threat.max_frames
     if most is None or most >= real.shape[1]:
-        return real[..., None].to(batch.frames)
+        return None
     if attack.frames == "random":
-        importance = torch.rand(real.shape, generator=generator).to(batch.frames)
-    elif attack.frames == "attention":
-        importance = clean.attention[-1][:, :, 0, 1:].mean(1)
-    else:  # the frames where one step gains most: the dual norm of the clean gradient
-        plain = attack if attack.objective not in NEEDS_CLEAN else replace(attack, objective="bce")
-        _, gradient = loss_and_gradient(model, batch, plain, torch.zeros_like(batch.frames))
-        importance = gradient.abs().sum(2) if attack.threat.norm == "linf" else gradient.square().sum(2)
-    chosen = importance.masked_fill(~real, -torch.inf).topk(most, 1).indices
+        return torch.rand(real.shape, generator=generator).to(batch.frames)
+    if attack.frames == "attention":
+        return clean.attention[-1][:, :, 0, 1:].mean(1)
+    plain = attack if attack.objective not in NEEDS_CLEAN else replace(attack, objective="bce")
+    _, gradient = loss_and_gradient(model, batch, plain, torch.zeros_like(batch.frames))
+    if attack.frames == "gradient":  # where one step gains most, to first order: the dual norm
+        return gradient.abs().sum(2) if attack.threat.norm == "linf" else gradient.square().sum(2)
+    gained = []
+    for frame in range(real.shape[1]):
+        alone = torch.zeros_like(gradient).index_copy(1, torch.tensor([frame]).to(real.device), gradient[:, [frame]])
+        step = attack.threat.epsilon * NORMS[attack.threat.norm].ascend(alone * real[..., None])
+        gained.append(_objective(model, batch, plain, attack.threat.project(step, batch.frames), None))
+    return torch.stack(gained, 1)
+
+
+def _open_frames(batch: Batch, attack: Attack, importance: Tensor | None, restart: int = 0) -> Tensor:
+    """[B,T,1] with 1 where the attacker may change a frame: real ones, at most ``max_frames``; restarts move on."""
+    real = batch.mask
+    if importance is None:
+        return real[..., None].to(batch.frames)
+    last = min(attack.threat.max_frames + restart, real.shape[1])
+    chosen = importance.masked_fill(~real, -torch.inf).topk(last, 1).indices[:, last - attack.threat.max_frames :]
     return (torch.zeros_like(importance).scatter(1, chosen, 1) * real)[..., None]
 
 

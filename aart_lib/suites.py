@@ -29,14 +29,19 @@ def suite(
         raise ValueError(f"unknown suite {name!r}; known: {', '.join(SUITES)}")
     steps, restarts = (10, 1) if name == "quick" else (20, 2)
     within = {"noise": noise(threat), "fgsm": fgsm(threat), "pgd": pgd(threat, steps, restarts)}
-    one_frame = ThreatModel(threat.norm, few_frames_epsilon(threat), 1)
-    beyond = {"pgd@2": pgd(threat.times(2), steps, 1), "frames-1": pgd(one_frame, steps, 1)}
-    beyond |= {f"curve@{factor:g}": pgd(threat.times(factor), 10, 1) for factor in CURVE[name]}
+    one = ThreatModel(threat.norm, few_frames_epsilon(threat), 1)
+    beyond = {"pgd@2": pgd(threat.times(2), steps, 1), "frames-1": pgd(one, steps, 2 * restarts - 1, frames="trial")}
+    beyond |= {f"curve@{factor:g}": _far(threat.times(factor), factor) for factor in CURVE[name]}
     if name == "strong":
         within |= _strong(threat, threshold) | _adaptive(threat)
         within |= {f"transfer-{other}": pgd(threat, 20, 1) for other in surrogates}
         beyond |= _beyond(threat)
     return within, beyond
+
+
+def _far(threat: ThreatModel, factor: float) -> Attack:
+    """Where ε is huge, steps of a fixed share of it are clumsy: there they halve themselves."""
+    return Attack(threat, steps=30, search="auto") if factor >= 8 else pgd(threat, 10, 1)
 
 
 def _strong(threat: ThreatModel, threshold: float) -> dict[str, Attack]:
@@ -65,6 +70,6 @@ def _adaptive(threat: ThreatModel) -> dict[str, Attack]:
 def _beyond(threat: ThreatModel) -> dict[str, Attack]:
     double, few = threat.times(2), few_frames_epsilon(threat)
     found = {"pgd-margin@2": pgd(double, 50, 1, objective="margin"), "apgd@2": Attack(double, steps=50, search="auto")}
-    found |= {f"frames-{k}": pgd(ThreatModel(threat.norm, few, k), 20, 1) for k in (2, 4)}
+    found |= {f"frames-{k}": pgd(ThreatModel(threat.norm, few, k), 20, 1, frames="trial") for k in (2, 4)}
     one = ThreatModel(threat.norm, few, 1)
-    return found | {f"frames-1-{how}": pgd(one, 20, 1, frames=how) for how in ("attention", "random")}
+    return found | {f"frames-1-{how}": pgd(one, 20, 1, frames=how) for how in ("gradient", "attention", "random")}

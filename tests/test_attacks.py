@@ -605,6 +605,38 @@ def test_a_few_frame_attack_can_take_the_most_attended_frame():
     assert (touched.sum(1) == 1).all()
 
 
+def test_a_trial_takes_the_frame_in_which_one_full_step_hurts_most():
+    model, threat = network(), ThreatModel("linf", 0.4)
+    batch = learned(model, videos(30, lengths=[5] * 30))
+    _, gradient = loss_and_gradient(model, batch, Attack(threat), torch.zeros_like(batch.frames))
+    alone = [torch.zeros_like(gradient).index_copy(1, torch.tensor([t]), gradient[:, [t]]) for t in range(5)]
+    hurt = torch.stack([loss_of(model, batch, one_step(batch, g, threat)) for g in alone], 1)  # [B,T]
+    attack = Attack(replace(threat, max_frames=1), steps=1, frames="trial")
+    touched = (perturb(model, batch, attack, generator=generator()) != batch.frames).any(2)
+    assert torch.equal(touched.float().argmax(1), hurt.argmax(1)) and (touched.sum(1) == 1).all()
+
+
+def test_each_restart_begins_one_frame_further_down_the_ranking():
+    batch = videos(4, frames=6, lengths=[6, 6, 6, 6])
+    ranking = torch.rand(4, 6, generator=generator())
+    attack = Attack(ThreatModel("linf", 0.2, max_frames=2))
+    for restart in range(7):
+        opened = attacks._open_frames(batch, attack, ranking, restart)[..., 0].bool()
+        first = min(restart, 4)  # the last two are the end of it
+        expected = ranking.argsort(1, descending=True)[:, first : first + 2].sort(1).values
+        assert torch.equal(opened.nonzero()[:, 1].view(4, 2), expected)
+
+
+def test_trying_frames_and_moving_on_finds_what_the_gradient_alone_misses():
+    model = network()
+    batch, threat = learned(model, videos(60, lengths=[5] * 60)), ThreatModel("linf", 0.4, max_frames=1)
+    found = {}
+    for frames, restarts in (("gradient", 1), ("trial", 1), ("trial", 3)):
+        attack = Attack(threat, frames=frames, restarts=restarts)
+        found[frames, restarts] = loss_of(model, batch, perturb(model, batch, attack, generator=generator())).mean()
+    assert found["gradient", 1] < found["trial", 1] < found["trial", 3]
+
+
 def test_chosen_frames_hurt_more_than_random_ones():
     model = network()
     batch, threat = learned(model, videos(60, lengths=[5] * 60)), ThreatModel("linf", 0.4, max_frames=1)
@@ -700,7 +732,7 @@ def test_steps_cover_the_ball():
     [
         ({"objective": "loss"}, "unknown objective 'loss'; known: bce, margin, targeted"),
         ({"start": "one"}, "unknown start 'one'; known: zero, random, tiny"),
-        ({"frames": "all"}, "unknown frames 'all'; known: gradient, attention, random"),
+        ({"frames": "all"}, "unknown frames 'all'; known: gradient, trial, attention, random"),
         ({"search": "grid"}, "unknown search 'grid'; known: gradient, auto, random"),
         ({"labels": "none"}, "unknown labels 'none'; known: true, predicted"),
         ({"view": "none"}, "unknown view 'none'; known: own, detached, softer, sharper"),
