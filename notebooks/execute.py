@@ -14,7 +14,9 @@ import time
 from pathlib import Path
 
 import nbformat
+from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
+from traitlets import default
 
 HERE = Path(__file__).resolve().parent
 LARGEST = 1_500_000  # bytes of a stored notebook
@@ -23,6 +25,21 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
 }
+
+
+class _Kernels(AsyncKernelManager):
+    """Kernels spoken to by files, not ports: two that start at once may pick one port, and wait for ever."""
+
+    @default("transport")
+    def _files_where_there_are_any(self) -> str:
+        return "tcp" if os.name == "nt" else "ipc"
+
+    @default("ip")
+    def _place(self) -> str:
+        if self.transport == "tcp":
+            return "127.0.0.1"
+        self._folder = tempfile.TemporaryDirectory(prefix="kernel-")  # gone with this object
+        return str(Path(self._folder.name, "ipc"))
 
 
 def code_hash(notebook) -> str:
@@ -47,7 +64,7 @@ def run(notebook, folder=HERE, *, library=HERE.parent, env=None, timeout: int = 
             cell.outputs, cell.execution_count = [], None
     resources = {"metadata": {"path": str(folder)}}
     options = {"kernel_name": "python3", "resources": resources, "record_timing": False, "coalesce_streams": True}
-    client = NotebookClient(notebook, timeout=timeout, **options)
+    client = NotebookClient(notebook, timeout=timeout, kernel_manager_class=_Kernels, **options)
     env = dict(os.environ if env is None else env)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(library), env.get("PYTHONPATH")]))
     return client.execute(env=env)
