@@ -33,7 +33,7 @@ lab: $(STAMP) ## open the notebooks in JupyterLab
 figures: $(STAMP) ## draw the committed figures and tables anew from the committed results and checkpoints
 	$(BIN) -m aart_lib report figures/results-synthetic.json --out figures --readme README.md --checkpoints $(KEPT)
 	$(BIN) -m aart_lib report figures/results-audioset.json --out figures --readme README.md
-	$(BIN) -m aart_lib report figures/results-credit.json --out figures
+	for name in credit short long; do $(BIN) -m aart_lib report figures/results-$$name.json --out figures; done
 
 checkpoints: $(STAMP) ## train the notebooks' small checkpoints anew
 	$(BIN) -m aart_lib reproduce --data synthetic --out runs/synthetic --resume --defenses $(STORED)

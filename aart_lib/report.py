@@ -77,7 +77,7 @@ def heading(results: dict) -> str:
             f"chosen on the validation split so that the baseline of seed 0 keeps {calibration['reached']:.3f} of its "
             f"clean GAP under PGD (target {calibration['target_ratio']}), then frozen"
         )
-    stands_in = " (generated; it stands in for YouTube-8M)" if data["name"] == "synthetic" else ""
+    stands_in = " (generated; it stands in for YouTube-8M)" if data["name"].startswith("synthetic") else ""
     if (variant := data.get("variant")) not in (None, "default"):
         stands_in += f", variant *{variant}*, on which nothing was tuned"
     return (
