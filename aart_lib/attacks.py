@@ -18,6 +18,7 @@ from torch import Tensor
 from aart_lib.data import Batch
 from aart_lib.losses import attention_divergence, bce, bernoulli_kl
 from aart_lib.model import DetachedAttention, Output, tempered
+from aart_lib.processes import drawn
 from aart_lib.threats import NORMS, ThreatModel
 
 # ---------------------------------------------------------------- objectives
@@ -167,7 +168,7 @@ def perturb(model, batch: Batch, attack: Attack, *, generator: torch.Generator |
     """Attacked frames [B,T,D]: within ``attack.threat`` of the clean ones, padding untouched, modes restored.
 
     Gradients are taken for the perturbation only; the model's parameters and their gradients stay as they are.
-    ``generator`` (on the CPU) makes noise and random starts repeatable.
+    ``generator`` (a `Part` of one for a part of a batch) makes noise and random starts repeatable.
     """
     if attack.threat.epsilon == 0:
         return batch.frames.clone()
@@ -222,7 +223,7 @@ def loss_and_gradient(model, batch: Batch, attack: Attack, delta: Tensor, clean:
 
 
 def _uniform(batch: Batch, generator) -> Tensor:
-    return (torch.rand(batch.frames.shape, generator=generator) * 2 - 1).to(batch.frames)
+    return (drawn(batch.frames.shape, generator) * 2 - 1).to(batch.frames)
 
 
 def _noise(batch: Batch, attack: Attack, open_: Tensor, generator) -> Tensor:
@@ -237,7 +238,7 @@ def _importance(model, batch: Batch, attack: Attack, clean: Output | None, gener
     if most is None or most >= real.shape[1]:
         return None
     if attack.frames == "random":
-        return torch.rand(real.shape, generator=generator).to(batch.frames)
+        return drawn(real.shape, generator).to(batch.frames)
     if attack.frames == "attention":
         return clean.attention[-1][:, :, 0, 1:].mean(1)
     plain = attack if attack.objective not in NEEDS_CLEAN else replace(attack, objective="bce")
@@ -343,7 +344,7 @@ def _random_search(model, batch: Batch, attack: Attack, open_: Tensor, clean, de
     yield delta, best
     for query in range(attack.steps - 1):
         share = max(0.5 * 0.5 ** (8 * query / attack.steps), 1 / batch.frames[0].numel())
-        block = torch.rand(batch.frames.shape, generator=generator).to(open_) < share
+        block = drawn(batch.frames.shape, generator).to(open_) < share
         fresh = _noise(batch, attack, open_ * block, generator)
         tried = torch.where(block, fresh, delta) if attack.threat.norm == "linf" else delta + fresh * share**0.5
         tried = attack.threat.project(tried * open_, batch.frames)

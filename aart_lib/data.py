@@ -1,101 +1,30 @@
-"""From record files to batches: what a data set looks like, which videos belong to which split, padding and masks.
+"""From record files to batches: which videos belong to which split, padding, masks, order.
 
-Frames are read from the file when they are asked for; in memory stay one index entry a video and a bounded cache.
+Frames are read from the file when they are asked for; in memory stay some bytes a video and a bounded cache. Data sets
+beyond `STREAM_BYTES` are not cached, and are shuffled window by window: the shards in random order, a few at a time,
+the videos of these in random order. The order depends on the seed alone, however many processes share the work.
 """
 
 import hashlib
 import os
-from collections import Counter
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from aart_lib.records import RecordError, decode_example, decode_sequence_example, read_record, scan_records
+from aart_lib.index import CONVERTED, Entries, Entry, index, save_converted
+from aart_lib.records import RecordError, read_record, replacing
+from aart_lib.specs import BOX, LEVEL, SAMPLINGS, SPECS, DatasetSpec, chosen_frames, dequantize, features_of, quantize
 
-LEVEL = 4 / 255  # one byte step of the stored features: the unit in which ε is spoken of
-BOX = (4 / 512 - 2, 255 * LEVEL + 4 / 512 - 2)  # the values a stored feature can have: [-1.992, 2.008]
+__all__ = ["BOX", "LEVEL", "SPECS", "DatasetSpec", "dequantize", "quantize"]  # handed on
 CACHE_BYTES = 2**28
-
-
-def dequantize(stored: np.ndarray) -> np.ndarray:
-    """Bytes as float32 features in `BOX`. Source: github.com/google/youtube-8m, utils.Dequantize."""
-    return stored.astype(np.float32) * np.float32(LEVEL) + np.float32(BOX[0])
-
-
-def quantize(features: np.ndarray) -> np.ndarray:
-    """Features as the nearest bytes, values outside `BOX` clipped: the inverse of `dequantize`."""
-    return np.clip(np.rint((np.asarray(features) - BOX[0]) / LEVEL), 0, 255).astype(np.uint8)
-
-
-@dataclass(frozen=True)
-class DatasetSpec:
-    """What one data set's files hold, and the threat model its features call for."""
-
-    name: str
-    features: dict[str, tuple[int, int]]  # feature list -> (dimensions stored, leading ones used)
-    classes: int
-    train: tuple[str, ...]  # file patterns inside the data folder
-    test: tuple[str, ...]
-    max_frames: int = 32
-    norm: str = "linf"
-    epsilon: float = 2.5 * LEVEL  # where the calibration starts to look
-    epochs: int = 20  # until no defense still rises
-    video_level: bool = False  # one row of floats a video, not byte lists
-    evidence: bool = False
-
-    @property
-    def dims(self) -> int:
-        return sum(used for _, used in self.features.values())
-
-    def leading(self, **dims: int) -> "DatasetSpec":
-        """The same data with other numbers of leading dimensions, e.g. ``leading(rgb=256, audio=64)``."""
-        return replace(self, features={k: (stored, dims.get(k, used)) for k, (stored, used) in self.features.items()})
-
-
-SPECS = {
-    "synthetic": DatasetSpec(
-        "synthetic",
-        {"rgb": (256, 256), "audio": (64, 64)},
-        40,
-        ("train*.tfrecord",),
-        ("test*.tfrecord",),
-        evidence=True,
-    ),
-    "audioset": DatasetSpec(
-        "audioset",
-        {"audio_embedding": (128, 128)},
-        527,
-        ("*bal_train*.tfrecord", "bal_train/*.tfrecord"),
-        ("*eval*.tfrecord", "eval/*.tfrecord"),
-        max_frames=10,
-        norm="l2-clip",
-        epsilon=0.9,
-        epochs=8,
-    ),
-    "yt8m-frame": DatasetSpec(
-        "yt8m-frame",
-        {"rgb": (1024, 256), "audio": (128, 64)},
-        3862,
-        ("train*.tfrecord", "yt8m_frame/train*.tfrecord", "frame/train/train*.tfrecord"),
-        ("validate*.tfrecord", "yt8m_frame/validate*.tfrecord", "frame/validate/validate*.tfrecord"),
-        max_frames=300,
-    ),
-    "yt8m-video": DatasetSpec(
-        "yt8m-video",
-        {"mean_rgb": (1024, 1024), "mean_audio": (128, 128)},
-        3862,
-        ("train*.tfrecord", "yt8m_video/train*.tfrecord", "video/train/train*.tfrecord"),
-        ("validate*.tfrecord", "yt8m_video/validate*.tfrecord", "video/validate/validate*.tfrecord"),
-        max_frames=1,
-        epsilon=2 * LEVEL,
-        video_level=True,
-    ),
-}
+STREAM_BYTES = 2**31  # of files: what is larger is streamed; also the size of a shuffled window
 
 
 @dataclass(frozen=True)
@@ -143,32 +72,34 @@ def collate(items: Sequence[Item]) -> Batch:
     )
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """Where a video lies, who it is and what it shows."""
-
-    path: str
-    offset: int
-    id: str
-    labels: tuple[int, ...]
-
-
 class VideoDataset(Dataset):
     """The videos of some record files, indexed when opened, read when asked for.
 
     Args:
-        paths: TFRecord files; spec: what they hold.
+        paths: TFRecord files, or what `convert` made of them; spec: what they hold.
         labels: class indices to keep, in column order; videos without any of them are left out (`left_out` counts
             them). None = all classes, all videos.
-        max_frames: frames used of a video, evenly spread over it; None = the spec's.
+        max_frames: frames used of a video; None = the spec's.
+        segments: the rated segments of YouTube-8M's third version, each as a video of its own.
     Raises: RecordError (a ValueError) for any record that is not what the spec says.
     """
 
-    def __init__(self, paths, spec: DatasetSpec, *, labels: Sequence[int] | None = None, max_frames: int | None = None):
+    def __init__(
+        self,
+        paths,
+        spec: DatasetSpec,
+        *,
+        labels: Sequence[int] | None = None,
+        max_frames: int | None = None,
+        segments: bool = False,
+    ):
+        paths = list(paths)
         self.spec, self.max_frames = spec, max_frames or spec.max_frames
-        self.entries = [entry for path in paths for entry in _index(Path(path), spec)]
+        self.streamed = sum(os.path.getsize(path) for path in paths) > STREAM_BYTES
+        self.entries: Sequence[Entry] = index(paths, spec, segments=segments, check=not self.streamed)
         self.left_out, self._cache = 0, {}
-        self._room = [CACHE_BYTES]  # a list, so that selections fill one cache together
+        self._room = [0 if self.streamed else CACHE_BYTES]  # a list, so that selections fill one cache together
+        self._sampling, self._seed = "uniform", 0
         self.labels = list(range(spec.classes))
         self._column = {label: label for label in self.labels}
         if labels is not None:
@@ -181,7 +112,7 @@ class VideoDataset(Dataset):
             raise ValueError(f"labels must be different class indices below {self.spec.classes}, got {list(labels)}")
         self.labels, everything = list(labels), len(self.entries)
         self._column = {label: column for column, label in enumerate(labels)}
-        self.entries = [entry for entry in self.entries if set(labels) & set(entry.labels)]
+        self.entries = self.entries.take(self.entries.showing(labels))
         self.left_out = everything - len(self.entries)
 
     def __len__(self) -> int:
@@ -196,91 +127,140 @@ class VideoDataset(Dataset):
         shown = torch.from_numpy(evidence[:, self.labels] > 0) if evidence is not None else None
         return Item(torch.from_numpy(frames), labels, entry.id, shown)
 
-    def _stored(self, entry: _Entry):
-        key = entry.path, entry.offset
-        if key in self._cache:
+    def _stored(self, entry: Entry):
+        """Bytes [T,D] and evidence or None, from the cache or the file."""
+        key = entry.path, entry.offset, entry.start
+        if key in self._cache and self._sampling == "uniform":
             return self._cache[key]
+        if entry.path.endswith(CONVERTED):
+            rows = entry.offset + self._frames(entry, entry.frames)
+            return _mapped(entry.path, self.spec.dims)[rows], None
         payload = _read(entry)
         try:
-            found = _features(payload, self.spec, self.max_frames)
+            found = features_of(payload, self.spec, lambda total: self._frames(entry, total))
         except ValueError as error:
-            raise RecordError(*key, f"video {entry.id!r}: {error}") from error
+            raise RecordError(entry.path, entry.offset, f"video {entry.id!r}: {error}") from error
         size = sum(part.nbytes for part in found if part is not None)
-        if size <= self._room[0]:
+        if size <= self._room[0] and self._sampling == "uniform" and get_worker_info() is None:
             self._cache[key] = found
             self._room[0] -= size
         return found
 
+    def _frames(self, entry: Entry, total: int) -> np.ndarray:
+        """Which of a video's frames are used."""
+        if entry.frames and not entry.path.endswith(CONVERTED):
+            if entry.start >= total:
+                raise ValueError(f"its segment begins at frame {entry.start}, the video has {total}")
+            return np.arange(entry.start, min(entry.start + entry.frames, total))[: self.max_frames]
+        return chosen_frames(total, self.max_frames, self._sampling, (self._seed, zlib.crc32(entry.id.encode())))
+
     def select(self, indices) -> "VideoDataset":
         """The same data set with these videos only; the files are not read again."""
         chosen = object.__new__(VideoDataset)
-        chosen.__dict__ = self.__dict__ | {"entries": [self.entries[i] for i in indices]}
+        chosen.__dict__ = self.__dict__ | {"entries": self.entries.take(np.fromiter(indices, np.int64))}
         return chosen
 
-    def batches(self, size: int, *, seed: int | None = None, workers: int = 0) -> DataLoader:
-        """Batches of ``size`` videos, in file order, or shuffled by ``seed``."""
-        order = torch.Generator().manual_seed(seed) if seed is not None else None
-        return DataLoader(self, size, seed is not None, generator=order, collate_fn=collate, num_workers=workers)
+    def batches(
+        self,
+        size: int,
+        *,
+        seed: int | None = None,
+        workers: int = 0,
+        sampling: str = "uniform",
+        first: int = 0,
+        pieces: int = 1,
+        own: tuple[int, int] | None = None,
+    ) -> DataLoader:
+        """Batches of ``size`` videos, in file order, or shuffled by ``seed``.
+
+        Args:
+            workers: processes that read; they change neither order nor content.
+            sampling: which frames of a video longer than ``max_frames``: one of `SAMPLINGS`, drawn anew by each seed.
+            first: batches to leave out at the beginning, already seen by a run that goes on.
+            pieces, own: each batch is cut into so many pieces, and only the pieces from own[0] to own[1] are read; a
+                piece without a video is None. So the work is dealt out over processes and smaller steps.
+        """
+        if sampling not in SAMPLINGS:
+            raise ValueError(f"unknown sampling {sampling!r}; known: {', '.join(SAMPLINGS)}")
+        drawn = object.__new__(VideoDataset)
+        drawn.__dict__ = self.__dict__ | {"_sampling": sampling, "_seed": seed or 0}
+        order = np.arange(len(self)) if seed is None else self._order(seed)
+        plan = _Plan(order, size, first, pieces, own or (0, pieces))
+        own_seed = torch.Generator()  # so that reading draws nothing from the numbers that dropout draws
+        how = {"num_workers": workers, "pin_memory": torch.cuda.is_available(), "generator": own_seed}
+        return DataLoader(drawn, batch_sampler=plan, collate_fn=_collate, **how)
+
+    def _order(self, seed: int) -> np.ndarray:
+        """A permutation of the videos [N]: window by window where the data set is streamed."""
+        generator = torch.Generator().manual_seed(seed)
+        torch.empty((), dtype=torch.int64).random_(generator=generator)  # as torch's loader does before it shuffles
+        draw = lambda count: torch.randperm(count, generator=generator).numpy()  # noqa: E731
+        if not self.streamed:
+            return draw(len(self))
+        shards, windows, room = list(self.entries.by_shard().items()), [], 0
+        for path, rows in (shards[i] for i in draw(len(shards))):
+            if os.path.getsize(path) > room:
+                windows.append([])
+                room = STREAM_BYTES
+            room -= os.path.getsize(path)
+            windows[-1].append(rows)
+        return np.concatenate([np.concatenate(window)[draw(sum(map(len, window)))] for window in windows])
 
 
-def _index(path: Path, spec: DatasetSpec) -> Iterator[_Entry]:
-    for offset, payload in scan_records(path):
-        try:
-            context = decode_example(payload)
-            labels = np.unique(context.get("labels", []))
-            if labels.size and (labels.dtype.kind != "i" or labels[0] < 0 or labels[-1] >= spec.classes):
-                raise ValueError(f"labels {labels.tolist()} outside the vocabulary of {spec.classes} classes")
-            name = (context.get("id") or context.get("video_id") or [None])[0]
-            if not isinstance(name, bytes):
-                raise ValueError("neither `id` nor `video_id` names the video")
-            _features(payload, spec, 1)  # what cannot be used is told now, not after hours of training
-        except ValueError as error:
-            raise RecordError(path, offset, str(error)) from error
-        yield _Entry(str(path), offset, name.decode("utf-8", "replace"), tuple(labels.astype(int).tolist()))
+class _Plan:
+    """The positions that a loader reads, batch after batch; see `VideoDataset.batches`."""
+
+    def __init__(self, order: np.ndarray, size: int, first: int, pieces: int, own: tuple[int, int]):
+        self.order, self.size, self.first, self.pieces, self.own = order, size, first, pieces, own
+
+    def __len__(self) -> int:
+        return max(0, -(-len(self.order) // self.size) - self.first) * (self.own[1] - self.own[0])
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in range(self.first * self.size, len(self.order), self.size):
+            pieces = np.array_split(self.order[start : start + self.size], self.pieces)
+            yield from (piece.tolist() for piece in pieces[self.own[0] : self.own[1]])
 
 
-def _read(entry: _Entry) -> bytes:
+def _collate(items: Sequence[Item]) -> Batch | None:
+    return collate(items) if items else None
+
+
+def _read(entry: Entry) -> bytes:
     with open(entry.path, "rb") as file:
         return read_record(file, entry.path, entry.offset, os.fstat(file.fileno()).st_size)
 
 
-def _features(payload: bytes, spec: DatasetSpec, max_frames: int):
-    return (_video_features(payload, spec), None) if spec.video_level else _frame_features(payload, spec, max_frames)
+@lru_cache(maxsize=256)
+def _mapped(path: str, dims: int) -> np.ndarray:
+    return np.memmap(path, np.uint8, "r").reshape(-1, dims)
 
 
-def _frame_features(payload: bytes, spec: DatasetSpec, max_frames: int):
-    """Bytes [T,D] of the dimensions used, and evidence [T,classes] or None."""
-    wanted = [*spec.features, "evidence"] if spec.evidence else list(spec.features)
-    _, lists = decode_sequence_example(payload, wanted)
-    for name, (stored, _) in spec.features.items():
-        if name not in lists or lists[name].shape[1] != stored:
-            got = f"{lists[name].shape[1]} bytes a frame" if name in lists else "no such list"
-            raise ValueError(f"feature list `{name}` must have {stored} bytes a frame, got {got}")
-    counts = {name: len(table) for name, table in lists.items()}
-    if len(set(counts.values())) != 1 or not min(counts.values()):
-        raise ValueError(f"feature lists must have the same number of frames, at least one, got {counts}")
-    total = next(iter(counts.values()))
-    rows = np.arange(total)
-    if total > max_frames:  # evenly spread, so that the end of a long video is seen too
-        rows = np.linspace(0, total - 1, max_frames).round().astype(int)
-    parts = [lists[name][rows, :used] for name, (_, used) in spec.features.items()]
-    evidence = lists["evidence"][rows] if "evidence" in lists else None
-    if evidence is not None and evidence.shape[1] != spec.classes:
-        raise ValueError(f"evidence must have {spec.classes} bytes a frame, got {evidence.shape[1]}")
-    return np.concatenate(parts, 1), evidence
+def convert(paths: Sequence[Path], spec: DatasetSpec, out: Path) -> list[Path]:
+    """Frame-level shards as memory-mapped files with the dimensions used and no others: faster, and often smaller.
 
-
-def _video_features(payload: bytes, spec: DatasetSpec) -> np.ndarray:
-    """Mean features as one frame, float32 [1,D]."""
-    context, parts = decode_example(payload), []
-    for name, (stored, used) in spec.features.items():
-        values = context.get(name, [])
-        if len(values) != stored or not isinstance(values, np.ndarray):
-            raise ValueError(f"feature `{name}` must have {stored} numbers, got {len(values)}")
-        if not np.isfinite(values).all():
-            raise ValueError(f"feature `{name}` holds NaN or infinity")
-        parts.append(values[:used])
-    return np.concatenate(parts)[None].astype(np.float32)
+    Each NAME.tfrecord becomes OUT/NAME.frames (bytes, frame after frame) and OUT/NAME.npz (its index); checksums are
+    verified here, once and for all. Returns the new files; those already there are kept. Raises: ValueError.
+    """
+    if spec.video_level or spec.evidence:
+        raise ValueError(f"{spec.name} is small as it is; only frame-level shards of bytes are converted")
+    made = [Path(out) / Path(path).with_suffix(CONVERTED).name for path in paths]
+    if len(set(made)) < len(made):
+        raise ValueError("two shards have the same name; convert them into different folders")
+    for path, target in zip(map(Path, paths), made, strict=True):
+        if target.exists() and target.with_suffix(".npz").exists():
+            continue
+        videos, row = [], 0
+        dataset = VideoDataset([path], spec, max_frames=2**31 - 1)
+        dataset._room = [0]
+        with replacing(target) as file:
+            for entry in dataset.entries:
+                stored, _ = dataset._stored(entry)
+                file.write(stored.tobytes())
+                videos.append(replace(entry, path=str(target), offset=row, frames=len(stored)))
+                row += len(stored)
+        save_converted(target, spec, Entries.of(videos))
+    return made
 
 
 # ---------------------------------------------------------------- splits
@@ -305,36 +285,42 @@ def find_shards(spec: DatasetSpec, data_dir, split: str) -> list[Path]:
     folder, patterns = Path(data_dir), getattr(spec, split)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; --data-dir must be the folder with the {spec.name} shards")
-    found = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
-    if not found:
-        raise ValueError(f"{folder} has no {split} shards of {spec.name}; looked for {', '.join(patterns)}")
-    return found
+    converted = [pattern.removesuffix(".tfrecord") + CONVERTED for pattern in patterns]
+    for tried in (patterns, converted):
+        if found := sorted({path for pattern in tried for path in folder.glob(pattern) if path.is_file()}):
+            return found
+    raise ValueError(f"{folder} has no {split} shards of {spec.name}; looked for {', '.join(patterns)}")
 
 
 def most_frequent(dataset: VideoDataset, count: int) -> list[int]:
     """The ``count`` most frequent classes, most frequent first, ties by index. Raises: ValueError if there are less."""
-    counts = Counter(label for entry in dataset.entries for label in entry.labels)
+    counts = dataset.entries.label_counts()
     if not 0 < count <= len(counts):
         raise ValueError(f"--labels must be between 1 and the {len(counts)} classes that occur, got {count}")
     return sorted(counts, key=lambda label: (-counts[label], label))[:count]
 
 
-def open_splits(spec: DatasetSpec, data_dir, *, labels: int | None = None, max_frames: int | None = None) -> Splits:
+def open_splits(
+    spec: DatasetSpec, data_dir, *, labels: int | Sequence[int] | None = None, max_frames: int | None = None
+) -> Splits:
     """Train, validation and test of a data folder.
 
-    Validation is cut from train by the md5 of the id: a tenth, at least 500 videos where there are a thousand.
-    ``labels`` keeps that many classes, the most frequent of train; videos without any of them are left out.
+    Validation is cut from train by the md5 of the id: a tenth, at least 500 videos where there are a thousand, at most
+    5,000 (it is attacked while ε is calibrated).
+    ``labels`` keeps that many classes, the most frequent of train, or the classes named; videos without any of them are
+    left out.
     """
     shards = find_shards(spec, data_dir, "train"), find_shards(spec, data_dir, "test")
     train, test = (VideoDataset(paths, spec, max_frames=max_frames) for paths in shards)
     if labels is not None:
-        classes = most_frequent(train, labels)
+        classes = most_frequent(train, labels) if isinstance(labels, int) else labels
         train.keep(classes)
         test.keep(classes)
     if min(len(train), len(test)) < 2:
         raise ValueError(
             f"{data_dir} has {len(train)} train and {len(test)} test videos; at least 2 of each are needed"
         )
-    order = sorted(range(len(train)), key=lambda i: hashlib.md5(train.entries[i].id.encode()).digest())
-    held = min(max(500, len(train) // 10), len(train) // 2)
+    digests = [hashlib.md5(entry.id.encode()).digest() for entry in train.entries]
+    order = sorted(range(len(train)), key=digests.__getitem__)
+    held = min(max(500, len(train) // 10), len(train) // 2, 5000)
     return Splits(spec, train.select(sorted(order[held:])), train.select(sorted(order[:held])), test)

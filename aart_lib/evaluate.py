@@ -7,12 +7,14 @@ import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from aart_lib import processes
 from aart_lib.attacks import Attack, loss_and_gradient, perturb, pgd
 from aart_lib.data import Batch, VideoDataset, dequantize, quantize
 from aart_lib.losses import bce
@@ -37,16 +39,24 @@ def generator_for(*key) -> torch.Generator:
 
 @torch.no_grad()
 def score(model, dataset: VideoDataset, attack: Attack | None = None, *, seed: int = 0) -> dict[str, float]:
-    """GAP, mAP, Hit@1 and PERR of a model on a data set, attacked if an attack is given."""
+    """GAP, mAP, Hit@1 and PERR of a model on a data set, attacked if an attack is given; processes share the work."""
     model.eval()
     total = Accumulator()
     for index, batch in enumerate(_batches(dataset, model)):
+        if index % processes.count() != processes.rank():
+            continue
         frames = batch.frames
         if attack is not None:
             with torch.enable_grad():
                 frames = perturb(model, batch, attack, generator=generator_for(seed, index))
         total.update(probabilities(model(frames, batch.mask).logits), batch.labels)
-    return total.result()
+    return _merged(processes.gathered(total)).result()
+
+
+def _merged(parts: list[Accumulator]) -> Accumulator:
+    for part in parts[1:]:
+        parts[0].merge(part)
+    return parts[0]
 
 
 def _batches(dataset: VideoDataset, model) -> Iterator[Batch]:
@@ -142,6 +152,8 @@ def judge(
 ) -> Evaluation:
     """A model clean, under every attack of a suite and under the worst of them, and what attention did.
 
+    Processes share the batches; each gets the whole result.
+
     Args:
         surrogates: other models by name, whose attacks are tried on this one (suite "strong").
         only: attacks of the suite to run beside those of the standard suite; None = all.
@@ -154,11 +166,15 @@ def judge(
         within = {key: attack for key, attack in within.items() if key in {*plain, *only}}
         beyond = {key: attack for key, attack in beyond.items() if key in doubled or _doubled(key)}
     judging = _Judging(model, threat, within, beyond, surrogates, seed, len(dataset))
-    bar = tqdm(total=len(dataset), desc="evaluate", unit="video", disable=not progress, mininterval=1)
+    quiet = not (progress and processes.is_main())
+    bar = tqdm(total=len(dataset), desc="evaluate", unit="video", disable=quiet, mininterval=1)
     for index, batch in enumerate(_batches(dataset, model)):
-        judging.batch(batch, index)
+        if index % processes.count() == processes.rank():
+            judging.batch(batch, index)
+        judging.seen += len(batch)
         bar.update(len(batch))
     bar.close()
+    judging.share()
     return judging.result()
 
 
@@ -209,7 +225,6 @@ class _Judging:
                 self._score(key, held(frames, batch.mask), batch)
         attention_measures(self.measures, "clean", clean, clean, batch)
         self.kept["labels"].append(batch.labels.cpu())
-        self.seen += len(batch)
         if self.strong:
             self._sanity(clean, made["pgd"], batch)
 
@@ -250,6 +265,22 @@ class _Judging:
         self.checks["repeat"] = max(self.checks["repeat"], float((again.logits - clean.logits).abs().amax()))
         stored = torch.from_numpy(dequantize(quantize(frames.cpu().numpy()))).to(frames) * batch.mask[..., None]
         self._score("pgd-stored", self._output(stored, batch), batch)
+
+    def share(self) -> None:
+        """Put together what the processes found, batches in their order."""
+        parts = processes.gathered((dict(self.totals), dict(self.measures), dict(self.kept), self.checks))
+        if len(parts) == 1:
+            return
+        totals, measures, kept, checks = zip(*parts, strict=True)
+        keys = lambda found: dict.fromkeys(key for part in found for key in part)  # noqa: E731
+        self.totals = {key: _merged([part[key] for part in totals if key in part]) for key in keys(totals)}
+        self.measures = {key: [v for part in measures for v in part.get(key, [])] for key in keys(measures)}
+        turns = zip_longest(*(part.get("labels", []) for part in kept))  # the batches were dealt out in turn
+        places = [(turn, k) for turn, dealt in enumerate(turns) for k, given in enumerate(dealt) if given is not None]
+        self.kept = {key: [kept[k][key][turn] for turn, k in places] for key in keys(kept)}
+        self.checks["zero_gradient"] = [v for found in checks for v in found["zero_gradient"]]
+        for key in ("repeat", "violation"):
+            self.checks[key] = max(found[key] for found in checks)
 
     def result(self) -> Evaluation:
         mean = {key: float(np.mean(values)) for key, values in self.measures.items() if values}

@@ -11,11 +11,13 @@ head are this project's choice.
 
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 # What a model does differently from the default: the controls that take attention away.
@@ -121,7 +123,7 @@ class VideoTransformer(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.config = config
+        self.config, self.recompute = config, False  # recompute activations in the backward pass: slower, less memory
         self.embed = nn.Linear(config.features, config.width)
         self.cls = nn.Parameter(torch.randn(config.width) * 0.02)
         self.positions = nn.Parameter(torch.randn(config.max_frames + 1, config.width) * 0.02)
@@ -150,7 +152,9 @@ class VideoTransformer(nn.Module):
         maps = []
         for i, block in enumerate(self.blocks):
             last = i == len(self.blocks) - 1 and self.config.pooling == "cls"
-            x, attention = block(x, bias, cls_only=last, maps=return_attention, held=held[i] if held else None)
+            options = {"cls_only": last, "maps": return_attention, "held": held[i] if held else None}
+            run = partial(checkpoint, block, use_reentrant=False) if self.recompute and x.requires_grad else block
+            x, attention = run(x, bias, **options)
             maps.append(attention)
         return Output(self.head(self.norm(self._pool(x, mask))), tuple(maps) if return_attention else None)
 

@@ -21,6 +21,7 @@ import numpy as np
 
 HEADER = struct.Struct("<QI")
 FOOTER = struct.Struct("<I")
+HEAD = 4096  # bytes read of a record to find its context
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3
 
@@ -34,6 +35,18 @@ class RecordError(ValueError):
 
     def __reduce__(self):  # an error raised in a reader process reaches the main one whole
         return RecordError, (self.path, self.offset, self.reason)
+
+
+def cache_folder() -> Path:
+    """$AART_CACHE, else ~/.cache/aart, else (home not writable) a folder for temporary files."""
+    if os.environ.get("AART_CACHE"):
+        return Path(os.environ["AART_CACHE"]).expanduser()
+    folder = Path("~/.cache/aart").expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.gettempdir()) / "aart"
+    return folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir()) / "aart"
 
 
 @contextmanager
@@ -71,6 +84,18 @@ def read_record(file, path, offset: int, size: int, *, check: bool = True) -> by
 
     Raises: RecordError if the record is cut off or, with ``check``, a checksum is wrong.
     """
+    length = _length(file, path, offset, size, check)
+    body = os.pread(file.fileno(), length + FOOTER.size, offset + HEADER.size)
+    if len(body) < length + FOOTER.size:
+        raise RecordError(path, offset, "the file ends inside the record; fetch the file again")
+    payload = body[:length]
+    if check and _masked_crc(payload) != FOOTER.unpack(body[length:])[0]:
+        raise RecordError(path, offset, "wrong checksum of the data: the record is damaged; fetch the file again")
+    return payload
+
+
+def _length(file, path, offset: int, size: int, check: bool) -> int:
+    """Bytes of the payload of the record at ``offset``. Raises: RecordError."""
     header = os.pread(file.fileno(), HEADER.size, offset)
     if len(header) < HEADER.size:
         raise RecordError(path, offset, "the file ends inside a record header; fetch the file again")
@@ -79,13 +104,31 @@ def read_record(file, path, offset: int, size: int, *, check: bool = True) -> by
         raise RecordError(path, offset, "wrong checksum of the length: not a TFRecord file, or damaged")
     if length > size - offset - HEADER.size - FOOTER.size:  # before anything is allocated
         raise RecordError(path, offset, f"the record claims {length} bytes, the file ends before; fetch it again")
-    body = os.pread(file.fileno(), length + FOOTER.size, offset + HEADER.size)
-    if len(body) < length + FOOTER.size:
-        raise RecordError(path, offset, "the file ends inside the record; fetch the file again")
-    payload = body[:length]
-    if check and _masked_crc(payload) != FOOTER.unpack(body[length:])[0]:
-        raise RecordError(path, offset, "wrong checksum of the data: the record is damaged; fetch the file again")
-    return payload
+    return length
+
+
+def scan_heads(path) -> Iterator[tuple[int, bytes]]:
+    """(byte offset, beginning of the payload) of every record: of a ``SequenceExample`` its context and no frames.
+
+    The checksum of the data is not verified here, that of the length is. Raises: RecordError.
+    """
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        offset = 0
+        while offset < size:
+            length = _length(file, path, offset, size, True)
+            start, end = offset + HEADER.size, min(length, HEAD)
+            head = os.pread(file.fileno(), end, start)
+            if head[:1] == b"\x0a":  # field 1, the context, comes first wherever protobuf wrote the file
+                try:
+                    context, position = _read_varint(head, 1)
+                except ValueError as error:
+                    raise RecordError(path, offset, str(error)) from error
+                end = min(position + context, length)
+            else:
+                end = length
+            yield offset, head[:end] if end <= len(head) else os.pread(file.fileno(), end, start)
+            offset = start + length + FOOTER.size
 
 
 def scan_records(path, *, check: bool = True) -> Iterator[tuple[int, bytes]]:

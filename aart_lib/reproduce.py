@@ -12,17 +12,19 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from tqdm import tqdm
 
-from aart_lib import checkpoint, synthetic
+from aart_lib import checkpoint, processes, synthetic
 from aart_lib.attacks import ThreatModel
-from aart_lib.data import SPECS, Splits, open_splits
+from aart_lib.data import SPECS, DatasetSpec, Splits, open_splits
 from aart_lib.evaluate import calibrate, judge
 from aart_lib.flags import flags
 from aart_lib.losses import SIX, defense, tuned
 from aart_lib.model import ModelConfig
 from aart_lib.records import replacing, write_json
+from aart_lib.steps import Hardware, TrainConfig
 from aart_lib.summary import ceiling, compare, intervals, summarize
-from aart_lib.train import TrainConfig, fingerprint, train
+from aart_lib.train import fingerprint, train
 from aart_lib.uncertainty import Judged, judged
+from aart_lib.vocabulary import chosen
 
 TARGET_RATIO = 0.80  # the paper's baseline falls from about 91 (assumed) to 72.9
 
@@ -42,6 +44,8 @@ class Preset:
     model: dict = field(default_factory=dict)
     dims: dict = field(default_factory=dict)
     max_frames: int | None = None
+    sampling: str = "uniform"
+    hardware: Hardware = Hardware()  # noqa: RUF009 (frozen)
 
 
 PRESETS = {
@@ -54,6 +58,7 @@ PRESETS = {
         model={"width": 256, "heads": 8, "layers": 4},
         dims={"rgb": 1024, "audio": 128},
         max_frames=300,
+        hardware=Hardware(workers=2),
     ),
 }
 
@@ -65,15 +70,16 @@ def preset_named(name: str) -> Preset:
     return PRESETS[name]
 
 
-def open_data(name: str, data_dir=None, *, labels: int | None = None, preset: Preset = PRESETS["small"]) -> Splits:
+def open_data(
+    name: str, data_dir=None, *, labels: int | str | None = None, preset: Preset = PRESETS["small"]
+) -> Splits:
     """The splits of a data set by name; the embedded one is generated on first use. Raises: ValueError.
 
+    labels: how many, the most frequent; or names of labels or verticals, see `vocabulary.chosen`.
     "synthetic:short" and its like are the unseen variants of the embedded data, on which nothing is tuned.
     """
     name, _, variant = name.partition(":")
-    if name not in SPECS:
-        raise ValueError(f"unknown data set {name!r}; known: {', '.join(SPECS)}")
-    spec = SPECS[name]
+    spec = spec_named(name, preset)
     if name == "synthetic":
         settings = synthetic.settings_named(variant or "default")
         data_dir = data_dir or synthetic.ensure(settings)
@@ -81,9 +87,14 @@ def open_data(name: str, data_dir=None, *, labels: int | None = None, preset: Pr
         raise ValueError(f"{name} has no variants, got {variant!r}; leave out what follows the colon")
     elif data_dir is None:
         raise ValueError(f"{name} needs --data-dir, the folder with its shards; `python -m aart_lib download` fetches")
-    else:
-        spec = spec.leading(**preset.dims)
-    return open_splits(spec, data_dir, labels=labels, max_frames=preset.max_frames)
+    return open_splits(spec, data_dir, labels=chosen(labels, spec, data_dir), max_frames=preset.max_frames)
+
+
+def spec_named(name: str, preset: Preset = PRESETS["small"]) -> DatasetSpec:
+    """What a data set's files hold, with the dimensions a preset uses. Raises: ValueError for an unknown name."""
+    if name not in SPECS:
+        raise ValueError(f"unknown data set {name!r}; known: {', '.join(SPECS)}")
+    return SPECS[name] if name == "synthetic" else SPECS[name].leading(**preset.dims)
 
 
 def model_config(splits: Splits, preset: Preset = PRESETS["small"]) -> ModelConfig:
@@ -94,6 +105,7 @@ def model_config(splits: Splits, preset: Preset = PRESETS["small"]) -> ModelConf
 
 def train_config(splits: Splits, preset: Preset = PRESETS["small"], **settings) -> TrainConfig:
     """The training loop's settings for a data set."""
+    settings = {"sampling": preset.sampling} | settings
     return TrainConfig(preset.epochs or splits.spec.epochs, preset.batch_size, **settings)
 
 
@@ -108,7 +120,8 @@ def calibrated(splits: Splits, preset: Preset, model=None) -> tuple[ThreatModel,
     if model is None:
         recipe, settings = tuned(splits.spec.name, "standard")
         config = train_config(splits, preset, **settings)
-        model, _ = train(recipe, splits, model_config(splits, preset), start, config, progress="standard")
+        shape = model_config(splits, preset)
+        model, _ = train(recipe, splits, shape, start, config, hardware=preset.hardware, progress="standard")
     epsilon, reached = calibrate(model, splits.validation, start, target=TARGET_RATIO)
     return ThreatModel(start.norm, epsilon), reached
 
@@ -141,6 +154,7 @@ class Experiment:
             threat,
             config,
             state=state,
+            hardware=self.preset.hardware,
             progress=f"{name} seed {seed}" if self.progress else None,
         )
         notes = {
@@ -155,7 +169,7 @@ class Experiment:
             "train_seconds": sum(entry["seconds"] for entry in history),
             "fingerprint": mark,
         }
-        checkpoint.save(path, model, notes)
+        processes.write(checkpoint.save, path, model, notes)
         return model, notes
 
     def calibrated(self) -> tuple[ThreatModel, float]:
@@ -168,7 +182,7 @@ class Experiment:
                 return ThreatModel(known["norm"], known["epsilon"]), known["reached"]
         threat, reached = calibrated(self.splits, self.preset, model)
         found = {"norm": threat.norm, "epsilon": threat.epsilon, "reached": reached}
-        write_json(path, found | {"fingerprint": notes["fingerprint"]})
+        processes.write(write_json, path, found | {"fingerprint": notes["fingerprint"]})
         return threat, reached
 
     def row(self, name: str, seed: int, threat: ThreatModel) -> tuple[dict, list[dict]]:
@@ -180,7 +194,7 @@ class Experiment:
         path = self.out / "rows" / f"{name}-seed{seed}.json"
         if notes["threat"]["epsilon"] != threat.epsilon:  # so that `evaluate` attacks the baseline as this table does
             notes["threat"] = {"norm": threat.norm, "epsilon": threat.epsilon}
-            checkpoint.save(self.out / "checkpoints" / f"{name}-seed{seed}.safetensors", model, notes)
+            processes.write(checkpoint.save, self.out / "checkpoints" / f"{name}-seed{seed}.safetensors", model, notes)
         options, others = {}, []
         if self.preset.suite == "strong":
             only = three_worst(self.row(name, 0, threat)[0]) if seed else None
@@ -196,9 +210,7 @@ class Experiment:
         row = {"defense": name, "seed": seed} | found.row
         row |= {"train_seconds": notes["train_seconds"], "history": notes["history"]}
         raised = [flag | {"seed": seed} for flag in flags(name, row, notes["history"])]
-        with replacing(path.with_suffix(".safetensors")) as file:
-            file.write(to_bytes(found.scores))
-        write_json(path, {"mark": mark, "row": row, "flags": raised})
+        processes.write(_write_row, path, {"mark": mark, "row": row, "flags": raised}, found.scores)
         return row, raised
 
     def _trained(self, name: str, seed: int, threat: ThreatModel):
@@ -254,7 +266,7 @@ def reproduce(
             row, flagged = experiment.row(name, seed, threat)
             rows.append(row)
             raised += flagged
-            if progress:
+            if progress and processes.is_main():
                 tqdm.write(
                     f"{name:20} seed {seed}  clean {row['clean']['gap']:.3f}  worst {row['worst']['gap']:.3f}  "
                     f"2ε {row['other']['pgd@2']['gap']:.3f}  drift {row['attention_drift']:.3f}"
@@ -290,8 +302,14 @@ def reproduce(
         "ceiling": ceiling(variant_of(splits), experiment.test, rows),
         "flags": raised,
     }
-    write_json(Path(out) / "results.json", results)
+    processes.write(write_json, Path(out) / "results.json", results)
     return results
+
+
+def _write_row(path: Path, found: dict, scores: dict) -> None:
+    with replacing(path.with_suffix(".safetensors")) as file:
+        file.write(to_bytes(scores))
+    write_json(path, found)
 
 
 def settings_hash(splits: Splits) -> str | None:

@@ -8,7 +8,6 @@ generator's own truth about timing. Every video depends on (seed, split, index) 
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -19,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from aart_lib.data import dequantize, quantize
-from aart_lib.records import encode_sequence_example, write_records
+from aart_lib.records import cache_folder, encode_sequence_example, write_records
+from aart_lib.specs import dequantize, quantize
 
 GENERATOR = 1  # raise it when the same settings give other bytes
 SPLITS = ("train", "test")
@@ -231,24 +230,12 @@ def write(settings: Settings, folder) -> None:
         raise
 
 
-def _cache_folder() -> Path:
-    """$AART_CACHE, else ~/.cache/aart, else (home not writable) a folder for temporary files."""
-    if os.environ.get("AART_CACHE"):
-        return Path(os.environ["AART_CACHE"]).expanduser()
-    folder = Path("~/.cache/aart").expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return Path(tempfile.gettempdir()) / "aart"
-    return folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir()) / "aart"
-
-
 def ensure(settings: Settings = _DEFAULT, cache=None) -> Path:
     """The folder with the shards of these settings: generated on first use, a few seconds, then reused.
 
     Two processes that start together both generate; the second finds the folder there and drops its own copy.
     """
-    folder = Path(cache or _cache_folder()) / f"synthetic-{settings_hash(settings)}"
+    folder = Path(cache or cache_folder()) / f"synthetic-{settings_hash(settings)}"
     if not folder.is_dir():
         try:
             write(settings, folder)

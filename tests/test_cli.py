@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aart_lib import attacks, checkpoint, cli, suites, synthetic
+from aart_lib import attacks, checkpoint, commands, suites, synthetic
 from aart_lib.cli import main, parser
 from aart_lib.model import VideoTransformer
 from aart_lib.records import encode_example, encode_sequence_example, write_records
@@ -157,7 +157,7 @@ def test_surrogates_of_the_same_file_name_are_all_tried(pair, trained, tmp_path)
         (tmp_path / folder / "model.safetensors").write_bytes(trained.read_bytes())
     given = [tmp_path / folder / "model.safetensors" for folder in ("a", "b")]
     options = parser().parse_args(["evaluate", str(pair[0]), "--out", "x", "--surrogates", *map(str, given)])
-    assert len(cli._surrogates(options, checkpoint.load(pair[0])[0].config)) == 2
+    assert len(commands._surrogates(options, checkpoint.load(pair[0])[0].config)) == 2
 
 
 def test_a_model_of_an_unseen_variant_is_evaluated_on_that_variant_and_no_other(tmp_path, monkeypatch, capsys):

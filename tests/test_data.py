@@ -26,7 +26,14 @@ from aart_lib.data import (
     open_splits,
     quantize,
 )
-from aart_lib.records import RecordError, encode_example, encode_sequence_example, read_records, write_records
+from aart_lib.records import (
+    RecordError,
+    decode_example,
+    encode_example,
+    encode_sequence_example,
+    read_records,
+    write_records,
+)
 
 TINY = DatasetSpec("tiny", {"rgb": (3, 3), "audio": (2, 2)}, 5, ("train*.tfrecord",), ("test*.tfrecord",), max_frames=4)
 MEANS = replace(TINY, features={"mean_rgb": (3, 3)}, video_level=True, max_frames=1)
@@ -415,7 +422,7 @@ def test_genuine_video_level_shards_carry_labels_and_finite_features(real_data):
     assert all(entry.labels for entry in dataset.entries)
     item = dataset[0]
     assert item.frames.shape == (1, 1152) and item.frames.isfinite().all()
-    raw = data.decode_example(next(read_records(paths[0])))
+    raw = decode_example(next(read_records(paths[0])))
     assert np.flatnonzero(item.labels).tolist() == sorted(raw["labels"].tolist())
     np.testing.assert_array_equal(item.frames[0, 1024:], raw["mean_audio"])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aart_lib import synthetic
+from aart_lib import records, synthetic
 from aart_lib.data import BOX, LEVEL, SPECS, VideoDataset
 from aart_lib.metrics import gap
 from aart_lib.records import read_records
@@ -241,7 +241,7 @@ def test_without_a_writable_home_the_cache_is_a_temporary_folder(tmp_path, monke
     monkeypatch.delenv("AART_CACHE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
     monkeypatch.setattr(synthetic.tempfile, "tempdir", os.fspath(tmp_path))
-    assert synthetic._cache_folder() == tmp_path / "aart"
+    assert records.cache_folder() == tmp_path / "aart"
 
 
 # ---------------------------------------------------------------- ceiling and statistics

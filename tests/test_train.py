@@ -2,6 +2,7 @@
 
 import copy
 import math
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +10,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from aart_lib import steps
 from aart_lib import train as training
 from aart_lib.attacks import Attack, fgsm, noise, perturb
 from aart_lib.data import Batch, DatasetSpec, open_splits
 from aart_lib.losses import DEFENSES, terms
 from aart_lib.model import ModelConfig, Output
 from aart_lib.records import encode_sequence_example, write_records
+from aart_lib.steps import Hardware
 from aart_lib.threats import ThreatModel, few_frames_epsilon
 from aart_lib.train import TrainConfig, TrainingStopped, fingerprint, train
 
@@ -126,7 +129,7 @@ def test_a_two_sided_defense_learns_from_both_sides_of_the_frames_it_names(split
     made, batch = double_run(name, splits)
     expected, draw = copy.deepcopy(made.model), lambda: torch.Generator().manual_seed(3)
     if name == "attention-shuffled":
-        frames = training._shuffled(batch, draw())
+        frames = steps._shuffled(batch, draw())
     else:
         frames = perturb(expected, batch, CRAFTED[name], generator=draw())
     clean, attacked = (expected(x, batch.mask, return_attention=True) for x in (batch.frames, frames))
@@ -143,13 +146,13 @@ def test_shuffling_reorders_real_frames_and_leaves_padding_last():
     mask = torch.arange(5) < lengths[:, None]
     frames = torch.arange(1.0, 31).reshape(3, 5, 2) * mask[..., None]
     batch = Batch(frames, mask, torch.zeros(3, 1), ("a", "b", "c"))
-    orders = [training._shuffled(batch, torch.Generator().manual_seed(seed)) for seed in range(10)]
+    orders = [steps._shuffled(batch, torch.Generator().manual_seed(seed)) for seed in range(10)]
     for found in orders:
         assert (found[~mask] == 0).all()
         for video, length, other in zip(frames, lengths, found, strict=True):
             assert sorted(other[:length].tolist()) == video[:length].tolist()
     assert len({tuple(found[0, :, 0].tolist()) for found in orders}) > 5
-    assert torch.equal(orders[3], training._shuffled(batch, torch.Generator().manual_seed(3)))
+    assert torch.equal(orders[3], steps._shuffled(batch, torch.Generator().manual_seed(3)))
 
 
 def test_a_share_of_the_videos_can_meet_a_one_frame_attacker(splits):
@@ -208,10 +211,10 @@ def kill_after(epochs: int, monkeypatch, start) -> None:
     """Start a run that is killed when so many epochs are finished."""
     one_epoch = training._Run.one_epoch
 
-    def killed(self, bar):
+    def killed(self, bar, state):
         if self.epoch == epochs:
             raise KeyboardInterrupt
-        one_epoch(self, bar)
+        one_epoch(self, bar, state)
 
     with monkeypatch.context() as patch:
         patch.setattr(training._Run, "one_epoch", killed)
@@ -229,11 +232,77 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(splits, tmp_path, monke
     kill_after(finished, monkeypatch, lambda: run(name, splits, state=state))
     assert state.exists()
     epochs = []
-    monkeypatch.setattr(training._Run, "one_epoch", lambda self, bar: epochs.append(1) or one_epoch(self, bar))
+    monkeypatch.setattr(training._Run, "one_epoch", lambda self, *rest: epochs.append(1) or one_epoch(self, *rest))
     resumed, resumed_history = run(name, splits, state=state)
     assert len(epochs) == CONFIG.epochs - finished
     assert same_weights(whole, resumed) and timeless(history) == timeless(resumed_history)
     assert list(tmp_path.iterdir()) == []
+
+
+def kill_in_step(step: int, monkeypatch, start) -> None:
+    """Start a run that gets a signal during its step-th step, of all epochs counted together."""
+    own, taken = training._Run._step, []
+
+    def signaled(self, *rest):
+        taken.append(1)
+        if len(taken) == step:
+            signal.raise_signal(signal.SIGTERM)
+        return own(self, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Run, "_step", signaled)
+        with pytest.raises(KeyboardInterrupt):
+            start()
+    assert len(taken) == step  # the step is finished, the next one not begun
+    torch.rand(7)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("step", [1, 6, 11])
+def test_a_signal_in_the_middle_of_an_epoch_loses_nothing(splits, tmp_path, monkeypatch, step, dropout):
+    shape = replace(SHAPE, dropout=dropout)
+    go = lambda **o: train(DEFENSES["a-art"], splits, shape, THREAT, CONFIG, progress=None, **o)  # noqa: E731
+    whole, history = go()
+    handler = signal.getsignal(signal.SIGTERM)
+    kill_in_step(step, monkeypatch, lambda: go(state=tmp_path / "run.state"))
+    assert signal.getsignal(signal.SIGTERM) is handler
+    resumed, resumed_history = go(state=tmp_path / "run.state")
+    assert same_weights(whole, resumed) and timeless(history) == timeless(resumed_history)
+
+
+def test_the_state_is_saved_while_an_epoch_runs(splits, tmp_path, monkeypatch):
+    saved, keep = [], training.save_state
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(training, "save_state", lambda path, state: saved.append(state["step"]) or keep(path, state))
+    run("standard", splits, state=tmp_path / "run.state")
+    assert saved[:5] == [1, 2, 3, 4, 0]  # four batches of eight of the thirty videos, then the end of the epoch
+
+
+@pytest.mark.parametrize("name", ["a-art", "a-art-fast", "attention-shuffled"])
+def test_parts_of_a_batch_one_after_another_give_the_step_of_the_whole(splits, name):
+    whole, history = run(name, splits)
+    for accumulate in (3, 9):  # more parts than videos, too: some are empty
+        parts, parts_history = run(name, splits, hardware=Hardware(accumulate=accumulate))
+        for one, other in zip(history, parts_history, strict=True):
+            assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        for key, weight in whole.state_dict().items():
+            torch.testing.assert_close(weight, parts.state_dict()[key], rtol=0, atol=5e-3)  # signs flip
+
+
+def test_readers_and_recomputing_change_no_result(splits):
+    whole, _ = run("a-art", splits)
+    other, _ = run("a-art", splits, hardware=Hardware(workers=2, recompute=True))
+    for key, weight in whole.state_dict().items():
+        torch.testing.assert_close(weight, other.state_dict()[key], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampling", ["random", "contiguous"])
+def test_frames_can_be_drawn_anew_in_each_epoch(splits, sampling):
+    short = replace(splits, train=splits.train.select(range(30)))
+    short.train.max_frames = 2
+    config = replace(CONFIG, sampling=sampling)
+    one, again, evenly = (run("standard", short, c)[0] for c in (config, config, CONFIG))
+    assert same_weights(one, again) and not same_weights(one, evenly)
 
 
 def test_dropout_is_the_same_after_a_resume(splits, tmp_path, monkeypatch):
@@ -293,7 +362,9 @@ def test_the_fingerprint_tells_videos_of_the_same_names_apart(splits):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_so(splits):
-    with pytest.raises(TrainingStopped, match=r"the loss is not finite in epoch \d .*task=.*; lower the rate"):
+    with pytest.raises(
+        TrainingStopped, match=r"in epoch \d, step \d: the loss is not finite .*task=.*; lower the rate"
+    ):
         run("standard", splits, TrainConfig(epochs=3, batch_size=8, rate=1e30))
 
 

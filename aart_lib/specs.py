@@ -1,0 +1,147 @@
+"""What a data set's records hold, and how bytes become features.
+
+Source: github.com/google/youtube-8m, utils.Dequantize and readers.py; research.google.com/{youtube8m,audioset}.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from aart_lib.records import decode_example, decode_sequence_example
+
+LEVEL = 4 / 255  # one byte step of the stored features: the unit in which ε is spoken of
+BOX = (4 / 512 - 2, 255 * LEVEL + 4 / 512 - 2)  # the values a stored feature can have: [-1.992, 2.008]
+SAMPLINGS = ("uniform", "random", "contiguous")  # which frames of a video longer than the model takes
+
+
+def dequantize(stored: np.ndarray) -> np.ndarray:
+    """Bytes as float32 features in `BOX`. Source: github.com/google/youtube-8m, utils.Dequantize."""
+    return stored.astype(np.float32) * np.float32(LEVEL) + np.float32(BOX[0])
+
+
+def quantize(features: np.ndarray) -> np.ndarray:
+    """Features as the nearest bytes, values outside `BOX` clipped: the inverse of `dequantize`."""
+    return np.clip(np.rint((np.asarray(features) - BOX[0]) / LEVEL), 0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """What one data set's files hold, and the threat model its features call for."""
+
+    name: str
+    features: dict[str, tuple[int, int]]  # feature list -> (dimensions stored, leading ones used)
+    classes: int
+    train: tuple[str, ...]  # file patterns inside the data folder
+    test: tuple[str, ...]
+    max_frames: int = 32
+    norm: str = "linf"
+    epsilon: float = 2.5 * LEVEL  # where the calibration starts to look
+    epochs: int = 20  # until no defense still rises
+    video_level: bool = False  # one row of floats a video, not byte lists
+    evidence: bool = False
+
+    @property
+    def dims(self) -> int:
+        return sum(used for _, used in self.features.values())
+
+    def leading(self, **dims: int) -> "DatasetSpec":
+        """The same data with other numbers of leading dimensions, e.g. ``leading(rgb=256, audio=64)``."""
+        return replace(self, features={k: (stored, dims.get(k, used)) for k, (stored, used) in self.features.items()})
+
+
+SPECS = {
+    "synthetic": DatasetSpec(
+        "synthetic",
+        {"rgb": (256, 256), "audio": (64, 64)},
+        40,
+        ("train*.tfrecord",),
+        ("test*.tfrecord",),
+        evidence=True,
+    ),
+    "audioset": DatasetSpec(
+        "audioset",
+        {"audio_embedding": (128, 128)},
+        527,
+        ("*bal_train*.tfrecord", "bal_train/*.tfrecord"),
+        ("*eval*.tfrecord", "eval/*.tfrecord"),
+        max_frames=10,
+        norm="l2-clip",
+        epsilon=0.9,
+        epochs=8,
+    ),
+    "yt8m-frame": DatasetSpec(
+        "yt8m-frame",
+        {"rgb": (1024, 256), "audio": (128, 64)},
+        3862,
+        ("train*.tfrecord", "yt8m_frame/train*.tfrecord", "frame/train/train*.tfrecord"),
+        ("validate*.tfrecord", "yt8m_frame/validate*.tfrecord", "frame/validate/validate*.tfrecord"),
+        max_frames=300,
+    ),
+    "yt8m-video": DatasetSpec(
+        "yt8m-video",
+        {"mean_rgb": (1024, 1024), "mean_audio": (128, 128)},
+        3862,
+        ("train*.tfrecord", "yt8m_video/train*.tfrecord", "video/train/train*.tfrecord"),
+        ("validate*.tfrecord", "yt8m_video/validate*.tfrecord", "video/validate/validate*.tfrecord"),
+        max_frames=1,
+        epsilon=2 * LEVEL,
+        video_level=True,
+    ),
+}
+
+
+def chosen_frames(total: int, most: int, sampling: str = "uniform", seed=None) -> np.ndarray:
+    """Ascending indices of at most ``most`` of ``total`` frames.
+
+    uniform: evenly spread, so that the end of a long video is seen too; random: any; contiguous: neighbors.
+    """
+    if total <= most:
+        return np.arange(total)
+    if sampling == "uniform":
+        return np.linspace(0, total - 1, most).round().astype(int)
+    draw = np.random.default_rng(seed)
+    if sampling == "contiguous":
+        return draw.integers(total - most + 1) + np.arange(most)
+    return np.sort(draw.choice(total, most, replace=False))
+
+
+def features_of(payload: bytes, spec: DatasetSpec, choose: Callable[[int], np.ndarray]):
+    """Features of a record, and evidence or None.
+
+    choose: from the number of a video's frames to the indices of those wanted.
+    Returns: frames, bytes [T,D] (video level: float32 [1,D]); evidence, bytes [T,classes] or None.
+    Raises: ValueError if the record is not what the spec says.
+    """
+    return (_video_features(payload, spec), None) if spec.video_level else _frame_features(payload, spec, choose)
+
+
+def _frame_features(payload: bytes, spec: DatasetSpec, choose):
+    wanted = [*spec.features, "evidence"] if spec.evidence else list(spec.features)
+    _, lists = decode_sequence_example(payload, wanted)
+    for name, (stored, _) in spec.features.items():
+        if name not in lists or lists[name].shape[1] != stored:
+            got = f"{lists[name].shape[1]} bytes a frame" if name in lists else "no such list"
+            raise ValueError(f"feature list `{name}` must have {stored} bytes a frame, got {got}")
+    counts = {name: len(table) for name, table in lists.items()}
+    if len(set(counts.values())) != 1 or not min(counts.values()):
+        raise ValueError(f"feature lists must have the same number of frames, at least one, got {counts}")
+    rows = choose(next(iter(counts.values())))
+    parts = [lists[name][rows, :used] for name, (_, used) in spec.features.items()]
+    evidence = lists["evidence"][rows] if "evidence" in lists else None
+    if evidence is not None and evidence.shape[1] != spec.classes:
+        raise ValueError(f"evidence must have {spec.classes} bytes a frame, got {evidence.shape[1]}")
+    return np.concatenate(parts, 1), evidence
+
+
+def _video_features(payload: bytes, spec: DatasetSpec) -> np.ndarray:
+    """Mean features as one frame, float32 [1,D]."""
+    context, parts = decode_example(payload), []
+    for name, (stored, used) in spec.features.items():
+        values = context.get(name, [])
+        if len(values) != stored or not isinstance(values, np.ndarray):
+            raise ValueError(f"feature `{name}` must have {stored} numbers, got {len(values)}")
+        if not np.isfinite(values).all():
+            raise ValueError(f"feature `{name}` holds NaN or infinity")
+        parts.append(values[:used])
+    return np.concatenate(parts)[None].astype(np.float32)

@@ -1,0 +1,61 @@
+"""A program that several processes run together, for test_processes.py: train and judge on the videos of a folder."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from aart_lib import evaluate, processes
+from aart_lib import train as training
+from aart_lib.data import DatasetSpec, open_splits
+from aart_lib.losses import DEFENSES
+from aart_lib.model import ModelConfig, VideoTransformer
+from aart_lib.steps import Hardware, TrainConfig
+from aart_lib.threats import ThreatModel
+
+SPEC = DatasetSpec("tiny", {"rgb": (6, 6)}, 3, ("train*.tfrecord",), ("test*.tfrecord",), max_frames=5)
+
+
+def main(folder: str, out: str, name: str, **options) -> None:
+    torch.set_num_threads(1)
+    processes.start()
+    losses, own = [], training._Run._step
+
+    def step(self, parts, videos, threat):
+        if options.get("kill") == len(losses) and processes.rank() == 1:
+            os.kill(os.getpid(), 9)
+        if options.get("stop") == len(losses) and processes.rank() == processes.count() - 1:
+            self.stopped = True  # as after a signal to this process alone
+        found = own(self, parts, videos, threat)
+        losses.append(found)
+        return found
+
+    training._Run._step = step
+    threat, splits = ThreatModel("linf", 0.1), open_splits(SPEC, folder)
+    config = TrainConfig(epochs=options.get("epochs", 13), batch_size=8, seed=1)
+    shape = ModelConfig(6, 3, max_frames=5, width=8, heads=2, layers=2)
+    hardware = Hardware(accumulate=options.get("accumulate", 1), workers=options.get("workers", 0))
+    state, history = Path(out) / "run.state", []
+    try:
+        if name == "untrained":
+            torch.manual_seed(0)
+            model = VideoTransformer(shape)
+        else:
+            go = {"state": state, "hardware": hardware, "progress": None}
+            model, history = training.train(DEFENSES[name], splits, shape, threat, config, **go)
+    except processes.ProcessLost as error:
+        sys.exit(f"aart: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"stopped after {len(losses)} steps")
+    evaluate.BATCH = options.get("batch", evaluate.BATCH)
+    row, scores = evaluate.judge(model, splits.test, threat, name=options.get("suite", "quick"), progress=False)
+    found = {"losses": losses, "history": history, "row": row}
+    found["scores"] = {key: value.tolist() for key, value in scores.items()}
+    found["weights"] = {key: value.tolist() for key, value in model.state_dict().items()}
+    (Path(out) / f"rank{processes.rank()}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4], **json.loads(sys.argv[4]))

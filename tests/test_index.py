@@ -1,0 +1,271 @@
+"""index.py: a packed list of videos is that list, large shards give the index of small ones, segments, conversion."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_data import MEANS, TINY, frame_lists, many, record, shard
+
+from aart_lib import data, index, records
+from aart_lib.data import VideoDataset, convert, find_shards, open_splits
+from aart_lib.index import Entries, Entry
+from aart_lib.records import RecordError, encode_sequence_example, scan_heads, scan_records, write_records
+from aart_lib.specs import SPECS
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("AART_CACHE", str(tmp_path / "cache"))
+
+
+entry = st.builds(
+    Entry,
+    st.sampled_from(["a", "b", "c"]),
+    st.integers(0, 2**40),
+    st.text("xyz", max_size=4),
+    st.lists(st.integers(0, 4), unique=True, max_size=3).map(sorted).map(tuple),
+    st.integers(0, 9),
+    st.integers(0, 9),
+)
+listed = st.lists(entry, max_size=12)
+
+# ---------------------------------------------------------------- packed
+
+
+@given(listed, st.lists(st.integers(0, 11)), st.sets(st.integers(0, 4)))
+def test_packed_videos_are_the_list_they_were_made_of(videos, rows, labels):
+    packed, rows = Entries.of(videos), [row for row in rows if row < len(videos)]
+    assert list(packed) == videos and len(packed) == len(videos)
+    assert list(packed.take(rows)) == [videos[row] for row in rows]
+    wanted = [bool(labels & set(video.labels)) for video in videos]
+    assert packed.showing(list(labels)).tolist() == wanted
+    assert list(packed.take(np.array(wanted, bool))) == [v for v, w in zip(videos, wanted, strict=True) if w]
+
+
+@given(listed, st.lists(st.integers(0, 11)))
+def test_labels_are_counted_once_a_video_taken(videos, rows):
+    taken = [videos[row] for row in rows if row < len(videos)]
+    counts = Entries.of(videos).take([row for row in rows if row < len(videos)]).label_counts()
+    assert counts == {k: n for k in range(5) if (n := sum(k in video.labels for video in taken))}
+
+
+@given(st.lists(listed, max_size=4))
+def test_joined_parts_are_one_list(parts):
+    assert list(Entries.join([Entries.of(part) for part in parts])) == [video for part in parts for video in part]
+
+
+def test_a_million_videos_take_little_memory():
+    one = Entries.of([Entry("a", i, f"v{i:04}", (1, 2, 3)) for i in range(1000)])
+    packed = Entries.join([one] * 1000)
+    assert len(packed) == 1_000_000 and packed[999_999] == packed[999]
+    assert sum(column.nbytes for column in packed.columns.values()) < 60e6
+
+
+# ---------------------------------------------------------------- large shards
+
+
+def test_heads_of_records_hold_the_context_and_no_frames(tmp_path):
+    path = shard(tmp_path, *(record(f"v{i}", (i,), frame_lists(3 + i)) for i in range(3)))
+    heads, whole = list(scan_heads(path)), list(scan_records(path))
+    assert [offset for offset, _ in heads] == [offset for offset, _ in whole]
+    for (_, head), (_, payload) in zip(heads, whole, strict=True):
+        assert payload.startswith(head) and len(head) < len(payload)
+        assert str(records.decode_example(head)) == str(records.decode_example(payload))
+
+
+def test_a_context_longer_than_the_first_read_is_read_whole(tmp_path, monkeypatch):
+    path = shard(tmp_path, record("v" * 50, (1, 3)))
+    monkeypatch.setattr(records, "HEAD", 8)
+    ((_, head),) = scan_heads(path)
+    assert records.decode_example(head)["id"] == [b"v" * 50]
+
+
+def test_a_streamed_data_set_has_the_videos_of_a_small_one(tmp_path, monkeypatch):
+    paths = [many(tmp_path, [f"{n}{i}" for i in range(7)], name=f"train{n}.tfrecord") for n in "abc"]
+    small = VideoDataset(paths, TINY)
+    monkeypatch.setattr(data, "STREAM_BYTES", 10)
+    for _ in range(2):  # the second time from the cache folder
+        large = VideoDataset(paths, TINY)
+        assert large.streamed and list(large.entries) == list(small.entries)
+    monkeypatch.setattr(index, "scan_heads", lambda path: pytest.fail("scanned again"))
+    assert len(VideoDataset(paths, TINY)) == 21
+    for item, other in zip(large, small, strict=True):
+        assert item.id == other.id and (item.frames == other.frames).all()
+    assert large._cache == {}
+
+
+def test_a_shard_that_changed_is_indexed_anew_and_a_damaged_index_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "STREAM_BYTES", 10)
+    path = many(tmp_path, ["a", "b"])
+    assert len(VideoDataset([path], TINY)) == 2
+    many(tmp_path, ["a", "b", "c"])
+    assert [e.id for e in VideoDataset([path], TINY).entries] == ["a", "b", "c"]
+    for kept in (tmp_path / "cache/index").iterdir():
+        kept.write_bytes(b"PK damaged")
+    assert len(VideoDataset([path], TINY)) == 3
+
+
+def test_in_a_streamed_data_set_a_bad_record_is_named_when_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "STREAM_BYTES", 10)
+    path = shard(tmp_path, record("good"), record("bad", lists=frame_lists(rgb=2)))
+    dataset = VideoDataset([path], TINY)
+    assert dataset[0].id == "good"
+    with pytest.raises(RecordError, match="video 'bad': feature list `rgb` must have 3"):
+        dataset[1]
+    with pytest.raises(RecordError, match="neither `id`"):
+        VideoDataset([shard(tmp_path, encode_sequence_example({"labels": [1]}, frame_lists()))], TINY)
+
+
+# ---------------------------------------------------------------- order
+
+
+def ids(dataset, **options) -> list[str]:
+    return [name for batch in dataset.batches(4, **options) if batch for name in batch.ids]
+
+
+@pytest.fixture
+def streamed(tmp_path, monkeypatch):
+    paths = [many(tmp_path, [f"{n}{i}" for i in range(9)], name=f"train{n}.tfrecord") for n in "abcdef"]
+    monkeypatch.setattr(data, "STREAM_BYTES", 2 * paths[0].stat().st_size + 1)  # two shards a window
+    return VideoDataset(paths, TINY)
+
+
+def test_streamed_shards_come_in_random_order_two_at_a_time_and_no_video_twice(streamed):
+    order = ids(streamed, seed=3)
+    assert sorted(order) == sorted(entry.id for entry in streamed.entries)
+    windows = [order[i : i + 18] for i in range(0, 54, 18)]
+    assert all(len({name[0] for name in window}) == 2 for window in windows)
+    assert all([name[0] for name in window] != sorted(name[0] for name in window) for window in windows)
+    assert ids(streamed, seed=3) == order != ids(streamed, seed=4)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_processes_and_readers_share_every_batch_exactly(streamed, processes):
+    whole = [batch.ids for batch in streamed.batches(5, seed=1)]
+    for workers in (0, 2):
+        own = [
+            [b.ids if b else () for b in streamed.batches(5, seed=1, workers=workers, pieces=processes, own=(r, r + 1))]
+            for r in range(processes)
+        ]
+        assert [sum(parts, ()) for parts in zip(*own, strict=True)] == whole
+
+
+def test_an_epoch_goes_on_where_it_stopped_also_with_another_number_of_processes(streamed):
+    whole = ids(streamed, seed=1)
+    assert ids(streamed, seed=1, first=5) == whole[20:]
+    half = [ids(streamed, seed=1, first=5, pieces=2, own=(r, r + 1)) for r in range(2)]
+    assert sorted(half[0] + half[1]) == sorted(whole[20:])
+
+
+def test_frames_of_long_videos_are_spread_or_drawn(tmp_path):
+    lists = {"rgb": np.repeat(np.arange(40, dtype=np.uint8)[:, None], 3, 1), "audio": np.zeros((40, 2), np.uint8)}
+    dataset = VideoDataset([shard(tmp_path, record(lists=lists))], TINY)
+    shown = lambda **o: data.quantize(next(iter(dataset.batches(1, **o))).frames.numpy())[0, :, 0].tolist()  # noqa: E731
+    assert shown(seed=1) == [0, 13, 26, 39]
+    for sampling in ("random", "contiguous"):
+        found = [shown(seed=seed, sampling=sampling) for seed in range(20)]
+        assert all(frames == sorted(set(frames)) and len(frames) == 4 for frames in found)
+        assert shown(seed=3, sampling=sampling) == found[3] and len({tuple(frames) for frames in found}) > 10
+        close = [frames[3] - frames[0] == 3 for frames in found]
+        assert all(close) if sampling == "contiguous" else not all(close)
+    with pytest.raises(ValueError, match="unknown sampling 'last'; known: uniform, random, contiguous"):
+        dataset.batches(1, sampling="last")
+
+
+# ---------------------------------------------------------------- segments
+
+
+def rated(starts, labels, scores, name="v", frames=12) -> bytes:
+    rgb = np.repeat(np.arange(frames, dtype=np.uint8)[:, None], 3, 1)
+    context = {"id": name, "labels": [0], "segment_start_times": starts, "segment_labels": labels}
+    return encode_sequence_example(
+        context | {"segment_scores": np.float32(scores)}, {"rgb": rgb, "audio": np.zeros((frames, 2), np.uint8)}
+    )
+
+
+def test_every_rated_segment_is_a_video_with_the_labels_found_there(tmp_path):
+    payload = rated([5, 0, 5, 10], [2, 3, 4, 1], [1, 0, 1, 1])
+    dataset = VideoDataset([shard(tmp_path, payload)], TINY, max_frames=9, segments=True)
+    assert [(item.id, np.flatnonzero(item.labels).tolist()) for item in dataset] == [
+        ("v:0", []), ("v:5", [2, 4]), ("v:10", [1]),
+    ]  # fmt: skip
+    shown = [data.quantize(item.frames.numpy())[:, 0].tolist() for item in dataset]
+    assert shown == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11]]  # the last one is cut by the end of the video
+    whole = VideoDataset([tmp_path / "train0.tfrecord"], TINY)
+    assert whole[0].id == "v" and whole[0].labels.tolist() == [1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (([0, 5], [1], [1, 1]), "2 segment_start_times, 1 _labels and 2 _scores differ"),
+        (([0], [7], [1]), "segment_labels outside the vocabulary of 5"),
+    ],
+)
+def test_segments_that_do_not_fit_are_named(tmp_path, arguments, words):
+    with pytest.raises(RecordError, match=words):
+        VideoDataset([shard(tmp_path, rated(*arguments))], TINY, segments=True)
+
+
+def test_a_segment_behind_the_end_of_its_video_is_named(tmp_path):
+    dataset = VideoDataset([shard(tmp_path, rated([15], [1], [1]))], TINY, segments=True)
+    with pytest.raises(RecordError, match="video 'v:15': its segment begins at frame 15, the video has 12"):
+        dataset[0]
+
+
+# ---------------------------------------------------------------- conversion
+
+
+@pytest.fixture
+def converted(tmp_path):
+    many(tmp_path / "data", [f"v{i}" for i in range(9)])
+    many(tmp_path / "data", ["long"], name="train1.tfrecord")
+    write_records(tmp_path / "data/train1.tfrecord", [record("long", (2,), frame_lists(11, 5))])
+    spec = TINY.leading(rgb=2)
+    return (
+        spec,
+        sorted((tmp_path / "data").iterdir()),
+        convert(sorted((tmp_path / "data").iterdir()), spec, tmp_path / "c"),
+    )
+
+
+def test_converted_shards_give_the_same_items(converted):
+    spec, shards, made = converted
+    assert [path.name for path in made] == ["train0.frames", "train1.frames"]
+    assert made[1].stat().st_size == 11 * 4  # the dimensions used and no others
+    for options in ({}, {"max_frames": 3}, {"labels": [2, 1]}):
+        for item, other in zip(VideoDataset(shards, spec, **options), VideoDataset(made, spec, **options), strict=True):
+            assert item.id == other.id and (item.labels == other.labels).all()
+            assert item.frames.shape == other.frames.shape and (item.frames == other.frames).all()
+
+
+def test_converted_folders_are_opened_like_the_others(converted, tmp_path):
+    spec, _, made = converted
+    assert find_shards(spec, tmp_path / "c", "train") == made
+    many(tmp_path / "c", ["t0", "t1"], name="test0.tfrecord")
+    assert len(open_splits(spec, tmp_path / "c").train) == 5
+
+
+def test_what_is_converted_is_not_converted_again(converted, tmp_path, monkeypatch):
+    spec, shards, made = converted
+    monkeypatch.setattr(data, "save_converted", lambda *a: pytest.fail("converted again"))
+    assert convert(shards, spec, tmp_path / "c") == made
+
+
+def test_converted_files_that_do_not_fit_are_refused(converted, tmp_path):
+    spec, _, (path, other) = converted
+    with pytest.raises(ValueError, match=r"converted with rgb:2 audio:2, 5 classes; convert again for rgb:3 audio:2"):
+        VideoDataset([path], TINY)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"train0\.frames has 35 bytes, its index speaks of others; convert again"):
+        VideoDataset([path], spec)
+    other.with_suffix(".npz").write_bytes(b"PK damaged")
+    with pytest.raises(ValueError, match=r"train1\.frames has no readable index train1\.npz beside it"):
+        VideoDataset([other], spec)
+
+
+def test_what_is_small_or_has_evidence_is_not_converted(tmp_path):
+    for spec in (MEANS, SPECS["synthetic"]):
+        with pytest.raises(ValueError, match="is small as it is; only frame-level shards"):
+            convert([], spec, tmp_path)

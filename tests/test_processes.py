@@ -1,0 +1,141 @@
+"""processes.py, train.py, evaluate.py: several processes give what one gives, and tell when one of them dies."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_train import write_videos
+
+from aart_lib import evaluate
+from aart_lib.processes import Part, drawn, gathered
+
+PROGRAM = Path(__file__).with_name("shared_run.py")
+ROOT = str(Path(__file__).parent.parent)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    write_videos(folder, "train", 62, 0)  # 31 to train: the last batch of eight has seven, one part is smaller
+    write_videos(folder, "test", 24, 1)
+    return folder
+
+
+def start(videos, out, count, name="a-art", launcher=(), **options):
+    """The finished program, run by ``count`` processes."""
+    out.mkdir(exist_ok=True)
+    spread = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)] if count > 1 else []
+    command = [sys.executable, *(launcher or spread), str(PROGRAM), str(videos), str(out), name, json.dumps(options)]
+    environment = os.environ | {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+
+
+def results(done, out) -> list[dict]:
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(path.read_text()) for path in sorted(out.glob("rank*.json"))]
+
+
+def run(videos, out, count, name="a-art", **options) -> list[dict]:
+    return results(start(videos, out, count, name, **options), out)
+
+
+def same_losses(one: list[dict], other: list[dict], relative=1e-5) -> None:
+    assert len(one) == len(other) >= 50
+    for a, b in zip(one, other, strict=True):
+        assert a == pytest.approx(b, rel=relative, abs=1e-7)
+
+
+@pytest.fixture(scope="module")
+def one(videos, tmp_path_factory):
+    (found,) = run(videos, tmp_path_factory.mktemp("one"), 1)
+    return found
+
+
+def test_two_processes_give_the_losses_and_scores_of_one(videos, one, tmp_path):
+    first, second = run(videos, tmp_path / "two", 2, workers=1)
+    assert first["weights"] == second["weights"] and first["row"] == second["row"]
+    same_losses(one["losses"], first["losses"])
+    for a, b in zip(one["history"], first["history"], strict=True):
+        assert abs(a["clean"] - b["clean"]) <= 1e-9 and abs(a["attacked"] - b["attacked"]) <= 1e-9
+    for key in ("clean", "worst"):
+        assert abs(one["row"][key]["gap"] - first["row"][key]["gap"]) <= 1e-9
+    for key, scores in one["scores"].items():
+        np.testing.assert_allclose(scores, first["scores"][key], atol=1e-4)
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["rank0.json", "rank1.json"]
+
+
+def test_three_processes_with_parts_give_the_losses_of_one(videos, tmp_path):
+    (one,) = run(videos, tmp_path / "one", 1, "a-art-fast")
+    first, *_ = run(videos, tmp_path / "three", 3, "a-art-fast", accumulate=3)  # nine parts of eight videos
+    same_losses(one["losses"], first["losses"])
+
+
+def test_judging_is_shared_exactly(videos, tmp_path):
+    alike = {"name": "untrained", "suite": "strong", "batch": 5}  # five batches of 24 videos
+    (one,) = run(videos, tmp_path / "one", 1, **alike)
+    found = run(videos, tmp_path / "two", 2, **alike)
+    for other in found:
+        assert other["scores"] == one["scores"]
+        mean = lambda row: {k: v for k, v in row.items() if k.startswith("attention")}  # noqa: E731
+        assert mean(other["row"]) == pytest.approx(mean(one["row"]), rel=1e-12)
+        for key in ("clean", "attacked", "worst", "other", "checks", "steady_attention"):
+            assert other["row"][key] == one["row"][key], key
+
+
+def test_when_a_process_is_killed_the_other_says_so_and_the_run_can_go_on(videos, one, tmp_path):
+    done = start(videos, tmp_path / "two", 2, kill=21)
+    assert done.returncode != 0 and "another process of this run ended" in done.stderr, done.stderr[-3000:]
+    assert "--resume" in done.stderr
+    (found,) = run(videos, tmp_path / "two", 1)  # with one process from the last finished epoch
+    assert len(found["losses"]) < len(one["losses"])
+    same = zip(one["losses"][-len(found["losses"]) :], found["losses"], strict=True)
+    assert all(a == pytest.approx(b, rel=1e-4) for a, b in same)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 1), (1, 2)])
+def test_a_stop_in_the_middle_of_an_epoch_is_agreed_on_and_gone_on_from(videos, one, tmp_path, before, after):
+    out = tmp_path / "run"
+    done = start(videos, out, before, stop=22)
+    assert done.returncode != 0 and "stopped after 23 steps" in done.stderr, done.stderr[-3000:]
+    first, *_ = run(videos, out, after)
+    assert len(first["losses"]) == len(one["losses"]) - 23
+    for a, b in zip(one["losses"][23:], first["losses"], strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+    if (before, after) == (2, 2):
+        whole, *_ = run(videos, tmp_path / "whole", 2)
+        assert whole["weights"] == first["weights"]  # to the last bit
+
+
+def test_accelerate_launches_the_same_program(videos, tmp_path):
+    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--mixed_precision", "bf16"]
+    (found,) = results(
+        start(videos, tmp_path / "out", 1, launcher=[*launcher, "--num_machines", "1"]), tmp_path / "out"
+    )
+    assert 0 < found["row"]["worst"]["gap"] <= 1
+
+
+# ---------------------------------------------------------------- one process
+
+
+def test_alone_nothing_is_exchanged():
+    value = object()
+    assert gathered(value) == [value]
+
+
+def test_a_part_draws_its_rows_of_what_the_whole_draws():
+    fresh = lambda: torch.Generator().manual_seed(5)  # noqa: E731
+    whole = drawn((6, 4, 3), fresh())
+    assert torch.equal(drawn((2, 3, 3), Part(fresh(), 6, 4, 3)), whole[3:5, :3])
+    assert torch.equal(drawn((2, 3), Part(fresh(), 6, 4, 3)), drawn((6, 4), fresh())[3:5, :3])
+
+
+def test_merged_totals_are_the_total(monkeypatch):
+    rng = np.random.default_rng(0)
+    scores, labels = rng.random((40, 5)), rng.random((40, 5)) < 0.3
+    parts = [evaluate.Accumulator().update(scores[i::3], labels[i::3]) for i in range(3)]
+    assert evaluate._merged(parts).result() == evaluate.Accumulator().update(scores, labels).result()
