@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a model.safetensors")
     _data_options(add)
     add.add_argument("--suite", default="standard", help="attacks: quick, standard (default) or strong")
+    add.add_argument("--test-videos", type=int, metavar="N", help="attack so many (default: the preset's)")
     add.add_argument("--segments", action="store_true", help="judge on YouTube-8M's rated segments (version 3)")
     about = "models whose attacks are tried too (suite strong; default: the others beside CHECKPOINT)"
     add.add_argument("--surrogates", type=Path, nargs="*", metavar="CHECKPOINT", help=about)

@@ -6,6 +6,7 @@ the videos of these in random order. The order depends on the seed alone, howeve
 """
 
 import hashlib
+import math
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -20,9 +21,18 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from aart_lib.index import CONVERTED, Entries, Entry, index, save_converted
 from aart_lib.records import RecordError, read_record, replacing
-from aart_lib.specs import BOX, LEVEL, SAMPLINGS, SPECS, DatasetSpec, chosen_frames, dequantize, features_of, quantize
+from aart_lib.specs import (  # noqa: F401 (some are handed on)
+    BOX,
+    LEVEL,
+    SAMPLINGS,
+    SPECS,
+    DatasetSpec,
+    chosen_frames,
+    dequantize,
+    features_of,
+    quantize,
+)
 
-__all__ = ["BOX", "LEVEL", "SPECS", "DatasetSpec", "dequantize", "quantize"]  # handed on
 CACHE_BYTES = 2**28
 STREAM_BYTES = 2**31  # of files: what is larger is streamed; also the size of a shuffled window
 
@@ -122,10 +132,28 @@ class VideoDataset(Dataset):
         entry = self.entries[index]
         stored, evidence = self._stored(entry)
         frames = stored.copy() if self.spec.video_level else dequantize(stored)
+        shown = torch.from_numpy(evidence[:, self.labels] > 0) if evidence is not None else None
+        return Item(torch.from_numpy(frames), self._labels(entry), entry.id, shown)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch | None:
+        """What torch's loader asks for: `collate` of these items, but bytes become features in the batch itself."""
+        if not len(indices):
+            return None
+        if self.spec.video_level or self.spec.evidence:
+            return collate([self[i] for i in indices])
+        entries = [self.entries[i] for i in indices]
+        stored = [self._stored(entry)[0] for entry in entries]
+        lengths = torch.tensor([len(table) for table in stored])
+        frames = _zeros(len(stored), int(lengths.max()), self.spec.dims)
+        for row, table in zip(frames.numpy(), stored, strict=True):
+            dequantize(table, out=row[: len(table)])
+        mask = torch.arange(frames.shape[1]) < lengths[:, None]
+        return Batch(frames, mask, torch.stack(list(map(self._labels, entries))), tuple(entry.id for entry in entries))
+
+    def _labels(self, entry: Entry) -> Tensor:
         labels = torch.zeros(len(self.labels))
         labels[[self._column[label] for label in entry.labels if label in self._column]] = 1
-        shown = torch.from_numpy(evidence[:, self.labels] > 0) if evidence is not None else None
-        return Item(torch.from_numpy(frames), labels, entry.id, shown)
+        return labels
 
     def _stored(self, entry: Entry):
         """Bytes [T,D] and evidence or None, from the cache or the file."""
@@ -188,7 +216,7 @@ class VideoDataset(Dataset):
         plan = _Plan(order, size, first, pieces, own or (0, pieces))
         own_seed = torch.Generator()  # so that reading draws nothing from the numbers that dropout draws
         how = {"num_workers": workers, "pin_memory": torch.cuda.is_available(), "generator": own_seed}
-        return DataLoader(drawn, batch_sampler=plan, collate_fn=_collate, **how)
+        return DataLoader(drawn, batch_sampler=plan, collate_fn=_as_it_is, **how)
 
     def _order(self, seed: int) -> np.ndarray:
         """A permutation of the videos [N]: window by window where the data set is streamed."""
@@ -222,8 +250,16 @@ class _Plan:
             yield from (piece.tolist() for piece in pieces[self.own[0] : self.own[1]])
 
 
-def _collate(items: Sequence[Item]) -> Batch | None:
-    return collate(items) if items else None
+def _zeros(*shape: int) -> Tensor:
+    """In a reader process in memory shared with the main one, so that it is not copied again."""
+    if get_worker_info() is None:
+        return torch.zeros(shape)
+    shared = torch.UntypedStorage._new_shared(4 * math.prod(shape))
+    return torch.empty(0).set_(shared).view(shape)  # new pages of shared memory are zero
+
+
+def _as_it_is(batch: Batch | None) -> Batch | None:
+    return batch
 
 
 def _read(entry: Entry) -> bytes:

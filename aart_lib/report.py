@@ -8,6 +8,7 @@ import numpy as np
 
 from aart_lib import synthetic
 from aart_lib.flags import CHECKS
+from aart_lib.losses import TUNED
 from aart_lib.pictures import attacks_of, draw, strongest
 from aart_lib.records import replacing
 from aart_lib.reproduce import PRESETS, open_data
@@ -80,6 +81,8 @@ def heading(results: dict) -> str:
     stands_in = " (generated; it stands in for YouTube-8M)" if data["name"].startswith("synthetic") else ""
     if (variant := data.get("variant")) not in (None, "default"):
         stands_in += f", variant *{variant}*, on which nothing was tuned"
+    if data["name"].partition(":")[0] not in TUNED:
+        stands_in += " (nothing was tuned on it: every defense has the settings of the trials on embedded data)"
     return (
         f"Data: {data['name']}{stands_in}, {len(data['labels'])} labels, {videos['train']} training, "
         f"{videos['validation']} validation and {videos['test']} test videos. "

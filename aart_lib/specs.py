@@ -15,9 +15,11 @@ BOX = (4 / 512 - 2, 255 * LEVEL + 4 / 512 - 2)  # the values a stored feature ca
 SAMPLINGS = ("uniform", "random", "contiguous")  # which frames of a video longer than the model takes
 
 
-def dequantize(stored: np.ndarray) -> np.ndarray:
-    """Bytes as float32 features in `BOX`. Source: github.com/google/youtube-8m, utils.Dequantize."""
-    return stored.astype(np.float32) * np.float32(LEVEL) + np.float32(BOX[0])
+def dequantize(stored: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """Bytes as float32 features in `BOX`, written to ``out`` if given. Source: google/youtube-8m, utils.Dequantize."""
+    features = np.multiply(stored, np.float32(LEVEL), out=out, dtype=np.float32)
+    features += np.float32(BOX[0])
+    return features
 
 
 def quantize(features: np.ndarray) -> np.ndarray:
@@ -126,7 +128,10 @@ def _frame_features(payload: bytes, spec: DatasetSpec, choose):
     counts = {name: len(table) for name, table in lists.items()}
     if len(set(counts.values())) != 1 or not min(counts.values()):
         raise ValueError(f"feature lists must have the same number of frames, at least one, got {counts}")
-    rows = choose(next(iter(counts.values())))
+    total = next(iter(counts.values()))
+    rows = choose(total)
+    if len(rows) == total:
+        rows = slice(None)  # no copy
     parts = [lists[name][rows, :used] for name, (_, used) in spec.features.items()]
     evidence = lists["evidence"][rows] if "evidence" in lists else None
     if evidence is not None and evidence.shape[1] != spec.classes:

@@ -269,3 +269,18 @@ def test_what_is_small_or_has_evidence_is_not_converted(tmp_path):
     for spec in (MEANS, SPECS["synthetic"]):
         with pytest.raises(ValueError, match="is small as it is; only frame-level shards"):
             convert([], spec, tmp_path)
+
+
+# ---------------------------------------------------------------- batches
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_the_items_side_by_side(tmp_path, workers):
+    payloads = (record(f"v{i}", (i % 5, 4), frame_lists(1 + i % 4, i)) for i in range(13))
+    dataset = VideoDataset([shard(tmp_path, *payloads)], TINY, labels=[4, 2, 0])
+    for start, batch in zip(range(0, 13, 5), dataset.batches(5, workers=workers), strict=True):
+        expected = data.collate([dataset[i] for i in range(start, min(start + 5, 13))])
+        assert batch.ids == expected.ids and batch.evidence is None
+        for name in ("frames", "mask", "labels"):
+            assert getattr(batch, name).equal(getattr(expected, name)), name
