@@ -76,9 +76,9 @@ def step(settings: Settings) -> list[Entry]:
             kind[name] = [spent / STEPS for spent in kind[name]]
     more = {"meaning": "ours / peer"}
     note = (
-        "counting a forward pass as 1, a backward pass as 1 for the inputs and 1 for the weights: a standard step is 3, "
-        "a single-step A-ART step 3 (clean, for the attack) + 3 (attacked) + 2 (the rest of the clean side) = 7 or, "
-        "where the layers' own gradients are shared, 6"
+        "bound: with a forward pass as 1 and a backward pass as 1 for inputs and 1 for weights, a standard step is 3; "
+        "A-ART with gradients on both sides of a pair is 1 + 1 (attack) + 3 (attacked) + 2 (clean) = 7, so 2.33 less "
+        "what both share (optimizer, clipping)"
     )
     same = f"after three steps no weight differs by more than {apart:.1g}"
     return [

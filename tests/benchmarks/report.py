@@ -59,7 +59,7 @@ def table(results: dict) -> str:
         "# Benchmarks\n\n"
         f"{quick}{finding(results['entries'])}. Made by `make bench`: one process, one thread, ours and theirs in "
         f"turns on the same data, medians of {results['repeats']} rounds after a warm-up (of their ratios too)."
-        f"{noisy} *Equal* says whether both gave the same: bytes and labels, scores, logits, a loss at least as high.\n\n"
+        f"{noisy} *Equal*: both gave the same bytes and labels, scores, logits, or a loss at least as high.\n\n"
         f"| {' | '.join(head)} |\n| {' | '.join('---' for _ in head)} |\n"
         + "\n".join(map(line, results["entries"]))
         + "\n\nVersions: "
@@ -74,9 +74,8 @@ def margins(entries: list[dict]) -> list[tuple[str, float, dict]]:
     for entry in entries:
         if entry["met"] is None or entry["meaning"] == "ours - peer":
             continue
-        factor = (
-            entry["ratio"] / entry["target"] if SIGNS[entry["meaning"]] == "≥" else entry["target"] / entry["ratio"]
-        )
+        factor = entry["ratio"] / entry["target"]
+        factor = factor if SIGNS[entry["meaning"]] == "≥" else 1 / factor
         found.append((f"{entry['what']}\nagainst {entry['peer']}", factor, entry))
     return found
 
