@@ -27,7 +27,7 @@ ORDER = (
     "suites evaluate flags train summary reproduce tune widgets pictures report cli"
 ).split()
 FREE = {"__init__", "__main__"}  # they hand names on
-FILE_LIMIT, LIBRARY_LIMIT = 250, 3780  # lines of code
+FILE_LIMIT, LIBRARY_LIMIT = 250, 3800  # lines of code
 NOT_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
