@@ -13,7 +13,7 @@ CREDIT := a-art,trades,a-art-all-layers,a-art-all-rows,adversarial,adversarial-s
 BIN := .venv/bin/python
 STAMP := .venv/.installed
 PEERS := .venv-peers
-ROWS ?=
+ROWS ?=  # of the benchmarks: make bench ROWS="--only gap --only step"
 
 .DEFAULT_GOAL := help
 .PHONY: help reproduce test lab figures checkpoints headline credit colab bench lint
