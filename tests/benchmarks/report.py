@@ -98,7 +98,7 @@ def draw(results: dict, path: Path) -> None:
     ax.axvline(1, color="#444444", lw=1)
     ax.set_yticks(range(len(found)), [text for text, _, _ in found], size=7.5)
     ends = [factor for _, factor, _ in found] or [1]
-    ax.set(xscale="log", xlim=(min(0.6, *ends, 1) / 2.2, max(2, *ends, 1) * 2.6), ylim=(len(found) - 0.4, -0.6))
+    ax.set(xscale="log", xlim=(min(0.6, *ends) / 5, max(2, *ends) * 5), ylim=(len(found) - 0.4, -0.6))
     plots._finish(ax, legend="target", grid="x", xlabel="times better than the target (log scale)")
     plots.save(ax.figure, path)
 
