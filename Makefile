@@ -12,6 +12,8 @@ CREDIT := a-art,trades,a-art-all-layers,a-art-all-rows,adversarial,adversarial-s
     attention-shuffled,adversarial-uniform,adversarial-mean
 BIN := .venv/bin/python
 STAMP := .venv/.installed
+PEERS := .venv-peers
+ROWS ?=  # of the benchmarks: make bench ROWS="--only gap --only step"
 
 .DEFAULT_GOAL := help
 .PHONY: help reproduce test lab figures checkpoints headline credit colab bench lint
@@ -48,8 +50,9 @@ credit: $(STAMP) ## which part of A-ART earns what, as in figures/report-credit.
 colab: $(STAMP) ## write badges and repository name into the notebooks: make colab REPO=owner/name
 	$(BIN) notebooks/colab.py "$(REPO)"
 
-bench: $(STAMP) ## time an A-ART step against a standard step
-	$(BIN) -m pytest tests/benchmarks -s --override-ini addopts=
+bench: $(STAMP) $(PEERS)/.installed ## time the project against its peers, as in figures/benchmarks.md: an hour
+	$(PEERS)/bin/python tests/benchmarks/run.py --out figures $(ROWS)
+	$(BIN) tests/benchmarks/run.py --report figures
 
 lint: $(STAMP) ## style of code and notebooks
 	$(BIN) -m ruff check .
@@ -62,3 +65,11 @@ $(STAMP): requirements.txt pyproject.toml
 	$(BIN) -m pip install -r requirements.txt
 	$(BIN) -m pip install --no-deps -e .
 	@touch $(STAMP)
+
+# An environment of their own: some peers pin packages that ours needs newer. What cannot be installed is not measured.
+$(PEERS)/.installed: tests/benchmarks/requirements-peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install -r tests/benchmarks/requirements-peers.txt
+	$(PEERS)/bin/python -m pip install --no-deps torchattacks==3.5.1
+	-$(PEERS)/bin/python -m pip install -c tests/benchmarks/requirements-peers.txt tensorflow-cpu==2.21.0
+	@touch $@

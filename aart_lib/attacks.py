@@ -193,9 +193,12 @@ def perturb(model, batch: Batch, attack: Attack, *, generator: torch.Generator |
             if first is not None:
                 begin = attack.threat.project(first * open_, batch.frames)
             for delta, loss in search(model, batch, turn, open_, clean, begin, generator):
-                better = (loss > best_loss) if attack.keep_best else torch.ones_like(loss, dtype=torch.bool)
-                best = torch.where(better[:, None, None], delta, best)
-                best_loss = torch.where(better, loss, best_loss)
+                better = loss > best_loss
+                if better.all() or not attack.keep_best:  # nearly every step of an ascent: nothing to copy
+                    best, best_loss = delta, loss
+                else:
+                    best = torch.where(better[:, None, None], delta, best)
+                    best_loss = torch.where(better, loss, best_loss)
         return batch.frames + best
 
 
@@ -215,11 +218,12 @@ def one_step(batch: Batch, gradient: Tensor, threat: ThreatModel) -> Tensor:
 @torch.enable_grad()
 def loss_and_gradient(model, batch: Batch, attack: Attack, delta: Tensor, clean: Output | None = None):
     """The attack's objective [B] at a perturbation, and its gradient [B,T,D]."""
-    delta = delta.detach().requires_grad_()
-    output = model(batch.frames + delta, batch.mask, return_attention=attack.objective in NEEDS_ATTENTION)
+    frames = (batch.frames + delta).detach().requires_grad_()
+    output = model(frames, batch.mask, return_attention=attack.objective in NEEDS_ATTENTION)
     loss = OBJECTIVES[attack.objective](attack, output, clean, batch)
-    # 0 * delta: a model whose attention cannot move has a gradient too, of zeros
-    return loss.detach(), torch.autograd.grad(loss.sum() + 0 * delta.sum(), delta)[0]
+    if not loss.requires_grad:  # of a model whose attention cannot move
+        return loss, torch.zeros_like(frames)
+    return loss.detach(), torch.autograd.grad(loss.sum(), frames, materialize_grads=True)[0]
 
 
 def _uniform(batch: Batch, generator) -> Tensor:
@@ -274,14 +278,14 @@ def _start(batch: Batch, attack: Attack, open_: Tensor, generator) -> Tensor:
 def _ascend(model, batch: Batch, attack: Attack, open_: Tensor, clean, delta: Tensor, generator):
     """Yields (perturbation, objective) of every iterate."""
     threat, norm = attack.threat, NORMS[attack.threat.norm]
-    velocity = torch.zeros_like(delta)
+    project, velocity = threat.projection(batch.frames), 0.0
     for _ in range(attack.steps):
         loss, gradient = loss_and_gradient(model, batch, attack, delta, clean)
         yield delta, loss
         if attack.momentum:  # gradients of all sizes count alike
             gradient = gradient / gradient.abs().sum((1, 2), keepdim=True).clamp_min(1e-30)
-        velocity = attack.momentum * velocity + gradient
-        delta = threat.project(delta + attack.size * norm.ascend(velocity * open_), batch.frames)
+            gradient = velocity = attack.momentum * velocity + gradient
+        delta = project(norm.ascend(gradient * open_).mul_(attack.size).add_(delta))
     yield delta, _objective(model, batch, attack, delta, clean) if attack.keep_best else loss
 
 

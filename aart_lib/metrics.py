@@ -82,7 +82,7 @@ class Accumulator:
 
     def update(self, scores, labels) -> Accumulator:
         """Add videos: scores and 0/1 labels [N,C]. Returns itself. Raises: ValueError, then nothing is added."""
-        blocks = [(_summarize(*block, self.top_k), block[1].sum(0)) for block in _blocks(scores, labels)]
+        blocks = [_summarize(*block, self.top_k) for block in _blocks(scores, labels)]
         self._extend([part for part, _ in blocks], sum(p for _, p in blocks) if blocks else None)
         return self
 
@@ -107,7 +107,11 @@ class Accumulator:
         if not self._parts:
             return math.nan
         scores, hits, _ = self._pool()
-        precisions = _precision_sums(scores, hits, np.zeros(len(hits), np.int64), 1)[0]
+        ranked, good = np.sort(scores), np.sort(scores[hits])  # two sorts of values are faster than one of places
+        found = np.arange(1, len(good) + 1)  # hits so far, the best first
+        at_least = len(ranked) - np.searchsorted(ranked, good[::-1])  # entries no worse than each hit
+        misses = at_least - (len(good) - np.searchsorted(good, good[::-1]))  # the equal ones come before it
+        precisions = (found / (misses + found)).cumsum()[-1:].sum()
         return float(precisions / max(1, self._positives.sum()))
 
     def mean_average_precision(self) -> float:
@@ -142,9 +146,13 @@ class Accumulator:
         return math.fsum(values) / len(values) if values else math.nan  # fsum: the same in any order
 
 
-def _summarize(scores: np.ndarray, true: np.ndarray, top_k: int) -> tuple[np.ndarray, ...]:
-    """What an accumulator keeps of a block: top scores, hits, classes [n,k]; PERR precision, first hit [n]."""
-    count = true.sum(1)  # [n]
+def _summarize(scores: np.ndarray, true: np.ndarray, top_k: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """What an accumulator keeps of a block: top scores, hits, classes [n,k]; PERR precision, first hit [n].
+
+    Beside it the true labels of each class, [C]. They are rare: found once, they are counted by row and by column.
+    """
+    rows, classes = np.divmod(np.flatnonzero(true), true.shape[1])
+    count, positives = np.bincount(rows, minlength=len(true)), np.bincount(classes, minlength=true.shape[1])
     ranked = _ranking(scores, true, max(top_k, int(count.max())))
     hits = np.take_along_axis(true, ranked, axis=1)
     found = np.take_along_axis(hits.cumsum(1), np.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
@@ -152,20 +160,21 @@ def _summarize(scores: np.ndarray, true: np.ndarray, top_k: int) -> tuple[np.nda
     first = true[np.arange(len(true)), scores.argmax(1)]
     top = ranked[:, :top_k].astype(np.int32)
     top_scores = np.take_along_axis(scores, top, axis=1).astype(np.float64)
-    return top_scores, hits[:, :top_k].copy(), top, precision, first
+    return (top_scores, hits[:, :top_k].copy(), top, precision, first), positives
 
 
 def _ranking(scores: np.ndarray, true: np.ndarray, k: int) -> np.ndarray:
     """Classes [n,k] of the k highest scores, best first; equal scores: misses first, then the lower class."""
     k = min(k, scores.shape[1])
-    columns = np.argpartition(scores, -k, axis=1)[:, -k:]
-    lowest = np.take_along_axis(scores, columns, 1).min(1, keepdims=True)
-    tied = (scores >= lowest).sum(1) > k  # argpartition took any of the equals: choose again
+    lowest = np.partition(scores, -k, axis=1)[:, -k, None]  # faster than argpartition, and the rows come out sorted
+    rows, found = np.divmod(np.flatnonzero(scores >= lowest), scores.shape[1])
+    tied = np.bincount(rows, minlength=len(scores)) > k  # more than k are found: some equal the lowest
+    columns = np.empty((len(scores), k), np.int64)
+    columns[~tied] = found[~tied[rows]].reshape(-1, k)
     if tied.any():
         at_edge = np.where(scores[tied] == lowest[tied], 1 + true[tied], 3)
         priority = np.where(scores[tied] > lowest[tied], 0, at_edge).astype(np.int8)
-        columns[tied] = priority.argsort(axis=1, kind="stable")[:, :k]
-    columns.sort(axis=1)
+        columns[tied] = np.sort(priority.argsort(axis=1, kind="stable")[:, :k], axis=1)
     order = np.lexsort((np.take_along_axis(true, columns, 1), -np.take_along_axis(scores, columns, 1)), axis=1)
     return np.take_along_axis(columns, order, 1)
 
@@ -193,17 +202,20 @@ def _blocks(scores, labels) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         if np.isnan(block).any():
             bad = start + int(np.isnan(block).any(1).argmax())
             raise ValueError(f"scores must be numbers, got NaN in row {bad}; look for a diverged model or attack")
-        if not ((true == 0) | (true == 1)).all():
-            bad = true[(true != 0) & (true != 1)][0]
+        hot = true.astype(bool, copy=False)
+        if hot is not true and (hot != true).any():
+            bad = true[hot != true][0]
             raise ValueError(f"labels must be 0 or 1, got {bad}; pass multi-hot labels, scores first and labels second")
-        yield block, true.astype(bool)
+        yield block, hot
 
 
 def _to_numpy(array) -> np.ndarray:
     if not hasattr(array, "detach"):
         return array
     array = array.detach().cpu()
-    return (array.double() if array.is_floating_point() else array).numpy()  # numpy has no bfloat16
+    if array.is_floating_point() and array.itemsize < 4:
+        array = array.float()  # numpy has no bfloat16
+    return array.numpy()
 
 
 def _check_top_k(top_k: int) -> None:

@@ -160,6 +160,8 @@ def write_records(path, payloads: Iterable[bytes]) -> None:
 
 
 def _read_varint(buffer, position: int) -> tuple[int, int]:
+    if position < len(buffer) and (value := buffer[position]) < 0x80:  # one byte, as nearly always
+        return value, position + 1
     value = 0
     for shift in range(0, 70, 7):
         if position >= len(buffer):

@@ -75,9 +75,15 @@ class ThreatModel:
 
     def project(self, delta: Tensor, frames: Tensor) -> Tensor:
         """The perturbation [B,T,D] brought back into the ball and, with the frames, into the box."""
-        delta = NORMS[self.norm].project(delta, self.epsilon)
-        low, high = frames.clamp_max(BOX[0]), frames.clamp_min(BOX[1])  # a clean value outside may stay where it is
-        return torch.minimum(torch.maximum(frames + delta, low), high) - frames
+        return self.projection(frames)(delta)
+
+    def projection(self, frames: Tensor) -> Callable:
+        """`project` as a function of the perturbation alone, for many of the same frames."""
+        low, high = BOX
+        if not low <= frames.min() <= frames.max() <= high:  # a clean value outside may stay where it is
+            low, high = frames.clamp_max(low), frames.clamp_min(high)
+        ball = NORMS[self.norm].project
+        return lambda delta: (ball(delta, self.epsilon) + frames).clamp_(low, high).sub_(frames)
 
 
 def few_frames_epsilon(threat: ThreatModel) -> float:

@@ -1,0 +1,167 @@
+"""How a row is measured: in turns, in one process, medians, ratios of the same round.
+
+A row is a function of `Settings` that gives one `Entry` for every pair it compares. Everything runs on one thread, so
+that a busy second core changes little; wall time decides, CPU time and the load of the machine are kept beside it.
+"""
+
+import importlib
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = (
+    "torch numpy google-crc32c accelerate tfrecord protobuf tensorflow-cpu tensorflow scikit-learn "
+    "adversarial-robustness-toolbox foolbox torchattacks"
+).split()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is measured; ``quick`` only shows that every row works."""
+
+    folder: Path  # for files of the rows
+    quick: bool = False
+    repeats: int = 7  # rounds, after one that warms up
+    before: str = ""  # the revision that `reproduce` is compared with
+
+    def size(self, full, quick):
+        return quick if self.quick else full
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table.
+
+    ``ratio`` is what ``meaning`` says: "peer / ours" (how many times faster we are), "ours / peer" (how much more we
+    pay) or "ours - peer" (of exponents). ``target`` is the least of the first, the most of the others; None is printed
+    only.
+    ``holds`` is whether the equality check of the pair held, None where there is nothing to compare.
+    """
+
+    row: str
+    what: str
+    peer: str
+    ours_seconds: float | None = None  # medians
+    peer_seconds: float | None = None
+    ratio: float | None = None
+    meaning: str = "peer / ours"
+    target: float | None = None
+    holds: bool | None = None
+    note: str = ""
+    unit: str = "s"  # of the two medians
+    rounds: Mapping[str, list] = field(default_factory=dict)
+
+    @property
+    def met(self) -> bool | None:
+        """None without a target or a measurement; an equality that does not hold is a target missed."""
+        if self.target is None or self.ratio is None:
+            return None
+        reached = self.ratio >= self.target if self.meaning == "peer / ours" else self.ratio <= self.target
+        return reached and self.holds is not False
+
+    def plain(self) -> dict:
+        return asdict(self) | {"met": self.met}
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of every round, wall and CPU, by the name of what ran."""
+
+    wall: dict[str, list[float]]
+    cpu: dict[str, list[float]]
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.wall[name])
+
+    def ratio(self, over: str, under: str) -> float:
+        """The median over the rounds of one's time over the other's."""
+        return statistics.median(a / b for a, b in zip(self.wall[over], self.wall[under], strict=True))
+
+    def entry(self, row: str, what: str, ours: str, peer: str, *, meaning: str = "peer / ours", **more) -> Entry:
+        """The line of the table for two of the names."""
+        pair = (peer, ours) if meaning == "peer / ours" else (ours, peer)
+        rounds = {f"{kind} {name}": getattr(self, kind)[name] for kind in ("wall", "cpu") for name in (ours, peer)}
+        return Entry(
+            row, what, peer, self.median(ours), self.median(peer), self.ratio(*pair), meaning, rounds=rounds, **more
+        )
+
+
+class Stopwatch:
+    """Seconds spent inside ``with``, added up: a job that hands one back is charged for these alone."""
+
+    def __init__(self):
+        self.wall = self.cpu = 0.0
+
+    def __enter__(self):
+        self._started = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *error):
+        self.wall += time.perf_counter() - self._started[0]
+        self.cpu += time.process_time() - self._started[1]
+
+
+def in_turns(jobs: Mapping[str, Callable], repeats: int, *, prepare: Callable = lambda: None) -> Times:
+    """Run the jobs one after the other, ``repeats`` times after a warm-up, starting with another one each round.
+
+    ``prepare()`` runs, untimed, before each job.
+    """
+    times = Times({name: [] for name in jobs}, {name: [] for name in jobs})
+    order = list(jobs)
+    for turn in range(repeats + 1):
+        for name in order[turn % len(order) :] + order[: turn % len(order)]:
+            prepare()
+            with Stopwatch() as spent:
+                own = jobs[name]()
+            spent = own if isinstance(own, Stopwatch) else spent
+            if turn:
+                times.wall[name].append(spent.wall)
+                times.cpu[name].append(spent.cpu)
+    return times
+
+
+def peer(name: str):
+    """A peer's module, or None where it is not installed."""
+    try:
+        if name == "tfrecord":  # it defines the messages that tensorflow defines too: it gets a pool of its own
+            from google.protobuf import descriptor_pool
+
+            with mock.patch.object(descriptor_pool, "Default", return_value=descriptor_pool.DescriptorPool()):
+                return importlib.import_module(name)
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def missing(row: str, what: str, name: str, **more) -> Entry:
+    return Entry(row, what, name, note="not installed", **more)
+
+
+def load() -> float | None:
+    """The machine's load average of the last minute; this process is one of it."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def versions() -> dict[str, str]:
+    """{package: version}, "not installed" among them, with Python, the system and its processor."""
+    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found | {"cores": str(os.cpu_count()), "threads used": os.environ.get("OMP_NUM_THREADS", "all")}
+
+
+def exponent(sizes, seconds) -> float:
+    """p of the power law seconds ~ size^p that fits best (least squares of the logarithms)."""
+    import numpy as np
+
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])

@@ -1,0 +1,80 @@
+"""Whole programs: importing the library, and the main job before and after."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from io import BytesIO
+
+from bench import ROOT, Entry, Settings, in_turns, missing
+
+
+def _python(*arguments: str, folder=ROOT) -> None:
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, check=True, capture_output=True)
+
+
+def imports(settings: Settings) -> list[Entry]:
+    """Importing the library beside importing torch, each in a fresh interpreter."""
+    programs = {
+        "import aart_lib": "import aart_lib",
+        "import all that training and evaluation need": "import aart_lib.reproduce",
+        "import torch": "import torch",
+    }
+    times = in_turns({name: lambda text=text: _python("-c", text) for name, text in programs.items()}, settings.repeats)
+    note = "names are imported when first used"
+    return [
+        times.entry("import", ours, ours, "import torch", meaning="ours / peer", target=target, note=said)
+        for ours, target, said in (
+            ("import aart_lib", 1.2, note),
+            ("import all that training and evaluation need", None, "torch and accelerate among it"),
+        )
+    ]
+
+
+def _unpacked(revision: str, folder) -> bool:
+    """The library as it was at a revision, in a folder; False where git does not know it."""
+    try:
+        packed = subprocess.run(["git", "archive", revision, "aart_lib"], cwd=ROOT, capture_output=True)
+    except FileNotFoundError:
+        return False
+    if packed.returncode:
+        return False
+    with tarfile.open(fileobj=BytesIO(packed.stdout)) as archive:
+        archive.extractall(folder, filter="data")
+    return True
+
+
+def _table(folder) -> str:
+    """What must not change: all of the results but how long it took."""
+    results = json.loads((folder / "results.json").read_text())
+    for row in results["rows"]:
+        row.pop("train_seconds", None)
+        for entry in row.get("history", []):
+            entry.pop("seconds", None)
+    return json.dumps({key: results[key] for key in ("threat", "rows")}, sort_keys=True)
+
+
+def reproduce(settings: Settings) -> list[Entry]:
+    """`make reproduce` with one seed, before and now, once each: it takes minutes. The table must stay the same."""
+    what, peer = "make reproduce, one seed, same table", f"revision {settings.before}"
+    before, preset = settings.folder / "before", settings.size("small", "quick")
+    if not settings.before or not _unpacked(settings.before, before):
+        return [missing("reproduce", what, peer, target=2.0)]
+    seconds, tables = {}, {}
+    _python("-c", "from aart_lib.reproduce import open_data; open_data('synthetic')")  # made once, untimed
+    for name, folder in (("ours", ROOT), (peer, before)):
+        out = settings.folder / f"reproduce-{name.split()[-1]}"
+        started = time.perf_counter()
+        _python("-m", "aart_lib", "reproduce", "--data", "synthetic", "--preset", preset, "--out", str(out),
+                folder=folder)  # fmt: skip
+        seconds[name], tables[name] = time.perf_counter() - started, _table(out)
+    note = f"preset {preset}, one run each" + ("" if tables["ours"] == tables[peer] else "; the tables differ")
+    return [
+        Entry(
+            "reproduce", what, peer, seconds["ours"], seconds[peer], seconds[peer] / seconds["ours"], target=2.0,
+            holds=tables["ours"] == tables[peer], note=note, rounds={f"wall {n}": [s] for n, s in seconds.items()},
+        )
+    ]  # fmt: skip

@@ -1,0 +1,25 @@
+"""The two models that are timed, with random weights and videos: time does not ask what a model has learned."""
+
+import torch
+
+from aart_lib.data import BOX, Batch
+from aart_lib.model import ModelConfig, VideoTransformer
+
+# (videos, frames, features, labels), shape of the model
+SMALL = (64, 32, 320, 40), {}
+LONG = (8, 300, 1152, 3862), {"width": 256, "heads": 8, "layers": 4}
+TINY = (4, 6, 12, 5), {"width": 16, "heads": 2}
+
+
+def make(shape, options, *, padded: bool = True) -> tuple[VideoTransformer, Batch]:
+    """A model in eval mode and a batch for it; with ``padded`` the videos have half to all of the frames."""
+    videos, frames, features, labels = shape
+    torch.manual_seed(0)
+    model = VideoTransformer(ModelConfig(features, labels, max_frames=frames, **options)).eval()
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(frames // 2 if padded else frames, frames + 1, (videos,), generator=generator)
+    lengths[0] = frames
+    mask = torch.arange(frames) < lengths[:, None]
+    x = (torch.randn(videos, frames, features, generator=generator) * 0.6).clamp(*BOX) * mask[..., None]
+    hot = (torch.rand(videos, labels, generator=generator) < 3 / labels).float()
+    return model, Batch(x, mask, hot, ("",) * videos)

@@ -1,0 +1,182 @@
+"""Readers of frame-level shards: this project's, and its peers'. All give the same two products.
+
+*Stored* batches are bytes [B,T,D] as they lie in the file; *float* batches are what a model takes, the bytes
+dequantized to float32 [B,T,D]. Labels are multi-hot [B,C] in both.
+"""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+
+from aart_lib import data, records
+
+LISTS = {"rgb": 1024, "audio": 128}
+SPEC = data.SPECS["yt8m-frame"].leading(**LISTS)
+BATCH = 50
+
+
+def write_shard(path: Path, videos: int, frames: int) -> None:
+    """A shard like YouTube-8M's, of random bytes, three labels a video."""
+    rng = np.random.default_rng(0)
+    draw = lambda size: rng.integers(0, 256, (frames, size), np.uint8)  # noqa: E731
+    records.write_records(
+        path,
+        (
+            records.encode_sequence_example(
+                {"id": f"v{i:05d}", "labels": rng.choice(SPEC.classes, 3, replace=False)},
+                {name: draw(size) for name, size in LISTS.items()},
+            )
+            for i in range(videos)
+        ),
+    )
+
+
+def hot(labels) -> np.ndarray:
+    row = np.zeros(SPEC.classes, np.float32)
+    row[np.asarray(labels)] = 1
+    return row
+
+
+def batched(videos: Iterator, convert=None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches (frames [B,T,D], labels [B,C]) of (bytes [T,D], labels) pairs, dequantized on request."""
+    frames, labels = [], []
+    for table, numbers in videos:
+        frames.append(table if convert is None else convert(table))
+        labels.append(hot(numbers))
+        if len(frames) == BATCH:
+            yield np.stack(frames), np.stack(labels)
+            frames, labels = [], []
+    if frames:
+        yield np.stack(frames), np.stack(labels)
+
+
+def as_floats(videos) -> Iterator:
+    return batched(videos, data.dequantize)
+
+
+# ---------------------------------------------------------------- ours; the only place that calls data.py
+
+
+def ours_stored(path) -> Iterator:
+    """(bytes, labels) of every video, both checksums checked, without a data set around it."""
+    for payload in records.read_records(path):
+        context, lists = records.decode_sequence_example(payload, LISTS)
+        yield np.concatenate([lists[name] for name in LISTS], 1), context["labels"]
+
+
+def ours_opened(path):
+    """The data set, with room in its cache for all of the shard."""
+    data.CACHE_BYTES = 2**30
+    return data.VideoDataset([path], SPEC)
+
+
+def ours_batches(dataset) -> Iterator:
+    """Float batches as training sees them."""
+    for batch in dataset.batches(BATCH):
+        yield batch.frames.numpy(), batch.labels.numpy()
+
+
+def ours_item(dataset, index: int) -> np.ndarray:
+    """One video's float frames [T,D]."""
+    return dataset[index].frames.numpy()
+
+
+def ours_cached(dataset) -> Iterator | None:
+    """(bytes, labels) of every video from the data set's cache; None if it does not hand out its bytes."""
+    if not hasattr(dataset, "_stored"):
+        return None
+    return ((dataset._stored(entry)[0], np.array(entry.labels)) for entry in dataset.entries)
+
+
+# ---------------------------------------------------------------- peers
+
+
+def _from_lists(found: dict) -> np.ndarray:
+    """Byte strings of frames, a list a feature, as one table [T,D]."""
+    tables = [np.frombuffer(b"".join(found[n]), np.uint8).reshape(len(found[n]), -1) for n in LISTS]
+    return np.concatenate(tables, 1)
+
+
+def tfrecord_stored(path) -> Iterator:
+    """The `tfrecord` package; it checks no CRC."""
+    from tfrecord.reader import tfrecord_loader
+
+    names = dict.fromkeys(LISTS, "byte")
+    for context, lists in tfrecord_loader(str(path), None, {"labels": "int"}, sequence_description=names):
+        yield _from_lists(lists), context["labels"]
+
+
+def tfrecord_index(path) -> np.ndarray:
+    """(offset, length) of every record [N,2], by the package's own tool."""
+    from tfrecord.tools.tfrecord2idx import create_index
+
+    create_index(str(path), f"{path}.idx")
+    return np.loadtxt(f"{path}.idx", dtype=np.int64, ndmin=2)
+
+
+class TFRecordItems:
+    """Single videos with the package's index and its parser.
+
+    The package itself can only start at one record, and reads its index anew to do so; this is its best case.
+    """
+
+    def __init__(self, path):
+        from tfrecord import example_pb2, reader
+
+        self.parse, self.extract = example_pb2.SequenceExample.FromString, reader.extract_feature_dict
+        self.index, self.file = tfrecord_index(path), open(path, "rb")
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        offset, length = self.index[number]
+        self.file.seek(offset)
+        example = self.parse(self.file.read(length)[12:-4])
+        kinds = {"byte": "bytes_list", "int": "int64_list"}
+        self.extract(example.context, {"labels": "int"}, kinds)
+        return _from_lists(self.extract(example.feature_lists, dict.fromkeys(LISTS, "byte"), kinds))
+
+
+def _checked_payloads(path) -> Iterator[bytes]:
+    mask = lambda crc: ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF  # noqa: E731
+    with open(path, "rb") as file:
+        while header := file.read(12):
+            length, crc = struct.unpack("<QI", header)
+            payload = file.read(length)
+            assert mask(google_crc32c.value(header[:8])) == crc
+            assert mask(google_crc32c.value(payload)) == struct.unpack("<I", file.read(4))[0]
+            yield payload
+
+
+def protobuf_stored(path) -> Iterator:
+    """Google's protobuf (upb, in C) behind the shortest reader of records that checks both checksums."""
+    from tfrecord import example_pb2
+
+    for payload in _checked_payloads(path):
+        example = example_pb2.SequenceExample.FromString(payload)
+        lists = example.feature_lists.feature_list
+        found = {name: [f.bytes_list.value[0] for f in lists[name].feature] for name in LISTS}
+        yield _from_lists(found), np.array(example.context.feature["labels"].int64_list.value)
+
+
+def tf_batches(path, floats: bool) -> Iterator:
+    """tf.data with one thread, as everything here; it checks both checksums."""
+    import tensorflow as tf
+
+    context = {"labels": tf.io.VarLenFeature(tf.int64)}
+    lists = {name: tf.io.FixedLenSequenceFeature([], tf.string) for name in LISTS}
+
+    def parse(payload):
+        about, found = tf.io.parse_single_sequence_example(payload, context, lists)
+        frames = tf.concat([tf.io.decode_raw(found[name], tf.uint8) for name in LISTS], 1)
+        if floats:
+            frames = tf.cast(frames, tf.float32) * np.float32(data.LEVEL) + np.float32(data.BOX[0])
+        numbers = tf.sparse.to_dense(about["labels"])
+        return frames, tf.reduce_max(tf.one_hot(numbers, SPEC.classes), 0)
+
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 1
+    dataset = tf.data.TFRecordDataset(str(path)).map(parse).batch(BATCH).with_options(options)
+    for frames, labels in dataset:
+        yield frames.numpy(), labels.numpy()
