@@ -246,7 +246,7 @@ def bad(lists=None, **changes) -> bytes:
 
 
 BAD = {
-    "labels above the vocabulary": (TINY, bad(labels=(1, 5)), r"labels \[1, 5\] outside the vocabulary of 5"),
+    "labels above the vocabulary": (TINY, bad(labels=(1, 5)), "labels from 1 to 5 outside the vocabulary of 5"),
     "labels below the vocabulary": (TINY, bad(labels=(-1,)), r"outside the vocabulary of 5"),
     "no id": (TINY, encode_sequence_example({"labels": [1]}, frame_lists()), "neither `id` nor `video_id`"),
     "a number for an id": (TINY, encode_sequence_example({"id": [7], "labels": [1]}, frame_lists()), "neither `id`"),
