@@ -313,7 +313,7 @@ def test_what_is_converted_holds_the_good_records(tmp_path):
 def test_a_folder_with_nothing_left_is_refused(tmp_path):
     many(tmp_path, ["t0", "t1"], name="test0.tfrecord")
     (tmp_path / "train0.tfrecord").write_bytes(bytes(100))
-    with pytest.raises(ValueError, match="0 train and 2 test videos; at least 2 of each"):
+    with pytest.raises(ValueError, match="0 train and 2 test videos; it takes at least 2 of each"):
         open_splits(TINY, tmp_path, skipped=Skipped())
 
 
@@ -352,3 +352,72 @@ def test_every_command_that_opens_data_skips_when_told_and_tells_it(tmp_path, ca
 
 def test_entries_of_nothing_are_sound(tmp_path):
     assert index._sound(Entries.of([]).columns, TINY)
+
+
+# ---------------------------------------------------------------- what a run left behind
+
+
+@pytest.fixture(scope="module")
+def halted(tmp_path_factory):
+    """Splits and the saved state of a run that was stopped in its second epoch."""
+    from test_train import SPEC, write_videos
+
+    folder = tmp_path_factory.mktemp("videos")
+    write_videos(folder, "train", 20, 0)
+    write_videos(folder, "test", 4, 1)
+    splits = open_splits(SPEC, folder)
+    run = started(splits)
+    run.started = time.perf_counter()
+    return splits, run.state()
+
+
+def started(splits):
+    from accelerate import Accelerator
+    from test_train import CONFIG, SHAPE, THREAT
+
+    from aart_lib import train as training
+    from aart_lib.losses import DEFENSES
+
+    return training._Run(DEFENSES["standard"], splits, SHAPE, THREAT, CONFIG, Accelerator())
+
+
+STATES = {
+    "a missing part": lambda state: state.pop("optimizer"),
+    "weights of another shape": lambda state: state["model"].update(cls=state["model"]["cls"].repeat(2)),
+    "a text for weights": lambda state: state.update(model="weights"),
+    "a foreign optimizer": lambda state: state.update(optimizer={"state": {}, "param_groups": []}),
+    "a list for the schedule": lambda state: state.update(schedule=[1]),
+    "numbers for sums": lambda state: state.update(sums=7),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_damaged_resume_state_is_refused(halted, name):
+    splits, state = halted
+    state = state | {"model": dict(state["model"])}
+    started(splits).restore(state, "run.state")
+    STATES[name](state)
+    with pytest.raises(ValueError, match=r"run\.state is damaged; delete it to start the training anew"):
+        started(splits).restore(state, "run.state")
+
+
+def test_damaged_notes_of_a_run_count_as_not_there(tmp_path):
+    path = tmp_path / "threat.json"
+    assert records.read_json(path) == {}
+    for body in (b"", b"{", b"[1, 2]", b"\xff\xfe", b"[" * 100_000, b"null"):
+        path.write_bytes(body)
+        assert records.read_json(path) == {}
+    records.write_json(path, {"norm": "linf"})
+    assert records.read_json(path) == {"norm": "linf"}
+
+
+def test_damaged_scores_of_a_run_are_named(tmp_path):
+    from aart_lib.reproduce import PRESETS, Experiment
+
+    many(tmp_path, [f"v{i}" for i in range(8)])
+    many(tmp_path, ["t0", "t1"], name="test0.tfrecord")
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows/a-art-seed0.safetensors").write_bytes(b"\xff" * 50)
+    experiment = Experiment(open_splits(TINY, tmp_path), PRESETS["quick"], tmp_path)
+    with pytest.raises(ValueError, match=r"a-art-seed0\.safetensors is damaged .*; delete it and its \.json"):
+        experiment.judged("a-art", 0, "worst")
