@@ -345,10 +345,12 @@ def open_splits(
         train.keep(classes)
         test.keep(classes)
     if min(len(train), len(test)) < 2:
-        raise ValueError(
-            f"{data_dir} has {len(train)} train and {len(test)} test videos; at least 2 of each are needed"
-        )
+        raise ValueError(f"{data_dir} has {len(train)} train and {len(test)} test videos; it takes at least 2 of each")
     digests = [hashlib.md5(entry.id.encode()).digest() for entry in train.entries]
     order = sorted(range(len(train)), key=digests.__getitem__)
     held = min(max(500, len(train) // 10), len(train) // 2, 5000)
-    return Splits(spec, train.select(sorted(order[held:])), train.select(sorted(order[:held])), test)
+    splits = Splits(spec, train.select(sorted(order[held:])), train.select(sorted(order[:held])), test)
+    bare = [name for name in ("train", "validation", "test") if not vars(splits)[name].entries.label_counts()]
+    if bare:
+        raise ValueError(f"no {bare[0]} video of {data_dir} has a label; there is nothing to learn or judge")
+    return splits
