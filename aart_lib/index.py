@@ -146,11 +146,10 @@ def index(paths, spec: DatasetSpec, *, segments=False, check=True, skipped: Skip
 def _scan(path: Path, spec: DatasetSpec, records, segments: bool, check: bool, skipped=None) -> Iterator[Entry]:
     for offset, payload in records:
         try:
-            found = _videos(Entry(str(path), offset, "", ()), payload, spec, segments, check or skipped is not None)
+            at = Entry(str(path), offset, "", ())
+            yield from _videos(at, payload, spec, segments, check or skipped is not None)
         except ValueError as error:
             refuse(RecordError(path, offset, str(error)), skipped)
-        else:
-            yield from found
 
 
 def _videos(at: Entry, payload: bytes, spec: DatasetSpec, segments: bool, check: bool) -> list[Entry]:

@@ -180,12 +180,11 @@ def scan_records(path, *, check: bool = True, skipped: Skipped | None = None) ->
         while offset < size:
             try:
                 payload = read_record(file, path, offset, size, check=check)
+                yield offset, payload
+                offset += HEADER.size + len(payload) + FOOTER.size
             except RecordError as error:
                 refuse(error, skipped, 0 if error.after else size - offset)
                 offset = error.after or size
-                continue
-            yield offset, payload
-            offset += HEADER.size + len(payload) + FOOTER.size
 
 
 def read_records(path, *, check: bool = True) -> Iterator[bytes]:
