@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 import re
 import resource
 import struct
@@ -12,8 +13,10 @@ import tracemalloc
 import zipfile
 from pathlib import Path
 
+import fuzz_records
 import numpy as np
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_data import MEANS, TINY, frame_lists, many, record, shard
@@ -99,6 +102,36 @@ def test_a_mixture_of_text_sizes_for_labels_allocates_no_table(tmp_path):
         VideoDataset([path], TINY)
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
+
+
+def as_protobuf_reads(feature) -> list:
+    kind = feature.WhichOneof("kind")
+    return list(getattr(feature, kind).value) if kind else []
+
+
+def test_mutated_records_that_protobuf_reads_too_have_its_values():
+    draw, compared = random.Random(5), 0
+    seeds = [fuzz_records.rated_record(), context()]
+    for _ in range(6000):
+        payload = fuzz_records.mutated(draw, draw.choice(seeds), seeds[0])
+        try:
+            theirs = SequenceExample.FromString(payload)
+            ours, lists = records.decode_sequence_example(payload, ["rgb", "audio"])
+        except (ValueError, DecodeError):
+            continue
+        for name in ours.keys() & theirs.context.feature.keys():
+            assert str(list(ours[name])) == str(type_of(ours[name])(as_protobuf_reads(theirs.context.feature[name])))
+            compared += 1
+        for name in lists.keys() & theirs.feature_lists.feature_list.keys():
+            expected = [as_protobuf_reads(feature) for feature in theirs.feature_lists.feature_list[name].feature]
+            assert [[row.tobytes()] for row in lists[name]] == expected
+            compared += 1
+    assert compared > 2000
+
+
+def type_of(values):
+    """Lists as they are, arrays by their own kind of number."""
+    return list if isinstance(values, list) else lambda found: list(np.array(found, values.dtype))
 
 
 def test_a_feature_in_parts_is_read_as_protobuf_reads_it():
