@@ -15,7 +15,7 @@ from aart_lib.records import replacing
 
 VERSION = 1
 LARGEST_HEADER = 2**22  # bytes; descriptions are a few kB, tensors a line each
-REQUIRED = ("data", "labels", "defense", "seed", "threat", "version")
+REQUIRED = {"data": str, "labels": list, "defense": str, "seed": int, "threat": dict, "version": int}
 
 
 def save(path, model: VideoTransformer, notes: dict) -> None:
@@ -77,15 +77,15 @@ def _build(path: Path, description) -> tuple[VideoTransformer, dict]:
             raise ValueError(f"sizes {sizes} that no model has")
         if config.layers > 1000 or notes["version"] != VERSION:
             raise ValueError(f"version {notes['version']} or a size that this version does not read")
-        missing = [key for key in REQUIRED if key not in notes]
+        missing = [key for key, kind in REQUIRED.items() if not isinstance(notes.get(key), kind)]
         if missing:
             raise KeyError(*missing)
-        if len(notes["labels"]) != config.labels:
-            raise ValueError(f"labels of {len(notes['labels'])} classes for a model of {config.labels}")
+        if len(notes["labels"]) != config.labels or {type(label) for label in notes["labels"]} != {int}:
+            raise ValueError(f"labels {str(notes['labels'])[:80]} for a model of {config.labels}")
         ThreatModel(notes["threat"]["norm"], notes["threat"]["epsilon"])
         with torch.device("meta"):  # allocates nothing, whatever sizes the description claims
             return VideoTransformer(config), notes
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"{path} has no description of a video Transformer of this project: {error}") from error
 
 
@@ -98,6 +98,6 @@ def save_state(path, state: dict) -> None:
 def load_state(path) -> dict:
     """What `save_state` wrote; ``weights_only``, so that a stranger's file runs no code. Raises: ValueError."""
     try:
-        return torch.load(path, weights_only=True, map_location="cpu")
+        return dict(torch.load(path, weights_only=True, map_location="cpu"))
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ValueError(f"{path} is not a readable training state; delete it to start anew") from error

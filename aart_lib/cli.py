@@ -95,6 +95,8 @@ def _data_options(add) -> None:
     about = "only the K most frequent labels of the train split, or these names or verticals"
     add.add_argument("--labels", metavar="K|A,B,...", help=about)
     add.add_argument("--preset", default="small", metavar="NAME", help="quick, small (default) or full")
+    about = "stop (default), or skip: leave out damaged records, and tell at the end how many, where and why"
+    add.add_argument("--on-bad-record", default="stop", choices=("stop", "skip"), help=about)
 
 
 def _hardware_options(add) -> None:
@@ -133,6 +135,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("aart: stopped; the same command with --resume goes on from there", file=sys.stderr)
         return 130
+    finally:
+        commands.tell_skipped(options)
     return 0
 
 

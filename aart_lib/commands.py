@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +17,19 @@ from aart_lib.data import convert as converted
 from aart_lib.flags import flags
 from aart_lib.losses import defense
 from aart_lib.pictures import draw_attention
-from aart_lib.records import write_json
+from aart_lib.records import Skipped, write_json
 from aart_lib.reproduce import Experiment, default_threat, open_data, preset_named, settings_hash
 from aart_lib.suites import suite
 from aart_lib.summary import summarize
 from aart_lib.threats import ThreatModel
 
 AT_LEAST_ONE = ("epochs", "test_videos", "batch_size", "accumulate")
+
+
+def tell_skipped(options) -> None:
+    """The last word of a command that was told to skip bad records."""
+    if hasattr(options, "skipped") and processes.is_main():
+        print(f"aart: {options.skipped}", file=sys.stderr)
 
 
 def _say(text: str) -> None:
@@ -42,6 +49,9 @@ def _preset(options):
     if given.get("workers", 0) < 0:
         raise ValueError(f"--workers must be at least 0, got {given['workers']}")
     hardware = {key: given[key] for key in ("workers", "accumulate", "recompute") if given.get(key)}
+    if options.on_bad_record == "skip":
+        options.skipped = Skipped()
+        preset = replace(preset, skipped=options.skipped)
     changes = {k: given[k] for k in ("epochs", "suite", "test_videos", "batch_size", "sampling") if k in given}
     return replace(preset, hardware=replace(preset.hardware, **hardware), **changes)
 
@@ -119,9 +129,8 @@ def evaluate(options) -> None:
     test = splits.test
     if options.segments:
         shards = find_shards(splits.spec, options.data_dir, "test")
-        test = VideoDataset(
-            shards, splits.spec, labels=notes["labels"], max_frames=model.config.max_frames, segments=True
-        )
+        how = {"labels": notes["labels"], "max_frames": model.config.max_frames, "skipped": preset.skipped}
+        test = VideoDataset(shards, splits.spec, segments=True, **how)
     if not len(test):
         raise ValueError(f"{options.data_dir} has no test video with one of the model's labels; fetch more shards")
     test = test.select(range(len(test))[: preset.test_videos])
@@ -131,6 +140,7 @@ def evaluate(options) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     videos = {"train": len(splits.train), "validation": len(splits.validation), "test": len(test)}
     about = {"name": options.data, "labels": notes["labels"], "videos": videos}
+    about["skipped"] = preset.skipped.files if preset.skipped else {}
     results = {
         "data": about | {"settings_hash": settings_hash(splits)},
         "threat": notes["threat"] | {"epsilon_levels": threat.levels, "calibration": None},
@@ -190,7 +200,7 @@ def convert(options) -> None:
     made = []
     for split in ("train", "test"):
         shards = [path for path in find_shards(spec, options.data_dir, split) if path.suffix == ".tfrecord"]
-        made += converted(shards, spec, options.out)
+        made += converted(shards, spec, options.out, preset.skipped)
     size = sum(path.stat().st_size for path in made)
     print(f"{len(made)} shards, {size / 1e6:,.1f} MB in {options.out}; use it as --data-dir")
 

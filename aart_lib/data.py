@@ -20,18 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from aart_lib.index import CONVERTED, Entries, Entry, index, save_converted
-from aart_lib.records import RecordError, read_record, replacing
-from aart_lib.specs import (  # noqa: F401 (some are handed on)
-    BOX,
-    LEVEL,
-    SAMPLINGS,
-    SPECS,
-    DatasetSpec,
-    chosen_frames,
-    dequantize,
-    features_of,
-    quantize,
-)
+from aart_lib.records import RecordError, Skipped, read_record, replacing
+from aart_lib.specs import BOX, LEVEL, SAMPLINGS, SPECS, DatasetSpec, chosen_frames, dequantize, features_of, quantize  # noqa: F401
 
 CACHE_BYTES = 2**28
 STREAM_BYTES = 2**31  # of files: what is larger is streamed; also the size of a shuffled window
@@ -91,6 +81,7 @@ class VideoDataset(Dataset):
             them). None = all classes, all videos.
         max_frames: frames used of a video; None = the spec's.
         segments: the rated segments of YouTube-8M's third version, each as a video of its own.
+        skipped: bad records are left out and counted here; for that everything is read once, now.
     Raises: RecordError (a ValueError) for any record that is not what the spec says.
     """
 
@@ -102,11 +93,12 @@ class VideoDataset(Dataset):
         labels: Sequence[int] | None = None,
         max_frames: int | None = None,
         segments: bool = False,
+        skipped: Skipped | None = None,
     ):
         paths = list(paths)
         self.spec, self.max_frames = spec, max_frames or spec.max_frames
         self.streamed = sum(os.path.getsize(path) for path in paths) > STREAM_BYTES
-        self.entries: Sequence[Entry] = index(paths, spec, segments=segments, check=not self.streamed)
+        self.entries: Sequence[Entry] = index(paths, spec, segments=segments, check=not self.streamed, skipped=skipped)
         self.left_out, self._cache = 0, {}
         self._room = [0 if self.streamed else CACHE_BYTES]  # a list, so that selections fill one cache together
         self._sampling, self._seed = "uniform", 0
@@ -272,7 +264,7 @@ def _mapped(path: str, dims: int) -> np.ndarray:
     return np.memmap(path, np.uint8, "r").reshape(-1, dims)
 
 
-def convert(paths: Sequence[Path], spec: DatasetSpec, out: Path) -> list[Path]:
+def convert(paths: Sequence[Path], spec: DatasetSpec, out: Path, skipped: Skipped | None = None) -> list[Path]:
     """Frame-level shards as memory-mapped files with the dimensions used and no others: faster, and often smaller.
 
     Each NAME.tfrecord becomes OUT/NAME.frames (bytes, frame after frame) and OUT/NAME.npz (its index); checksums are
@@ -287,7 +279,7 @@ def convert(paths: Sequence[Path], spec: DatasetSpec, out: Path) -> list[Path]:
         if target.exists() and target.with_suffix(".npz").exists():
             continue
         videos, row = [], 0
-        dataset = VideoDataset([path], spec, max_frames=2**31 - 1)
+        dataset = VideoDataset([path], spec, max_frames=2**31 - 1, skipped=skipped)
         dataset._room = [0]
         with replacing(target) as file:
             for entry in dataset.entries:
@@ -337,26 +329,28 @@ def most_frequent(dataset: VideoDataset, count: int) -> list[int]:
 
 
 def open_splits(
-    spec: DatasetSpec, data_dir, *, labels: int | Sequence[int] | None = None, max_frames: int | None = None
+    spec: DatasetSpec, data_dir, *, labels: int | Sequence[int] | None = None, max_frames=None, skipped=None
 ) -> Splits:
     """Train, validation and test of a data folder.
 
     Validation is cut from train by the md5 of the id: a tenth, at least 500 videos where there are a thousand, at most
     5,000 (it is attacked while ε is calibrated).
     ``labels`` keeps that many classes, the most frequent of train, or the classes named; videos without any of them are
-    left out.
+    left out. ``skipped`` as in `VideoDataset`.
     """
     shards = find_shards(spec, data_dir, "train"), find_shards(spec, data_dir, "test")
-    train, test = (VideoDataset(paths, spec, max_frames=max_frames) for paths in shards)
+    train, test = (VideoDataset(paths, spec, max_frames=max_frames, skipped=skipped) for paths in shards)
     if labels is not None:
         classes = most_frequent(train, labels) if isinstance(labels, int) else labels
         train.keep(classes)
         test.keep(classes)
     if min(len(train), len(test)) < 2:
-        raise ValueError(
-            f"{data_dir} has {len(train)} train and {len(test)} test videos; at least 2 of each are needed"
-        )
+        raise ValueError(f"{data_dir} has {len(train)} train and {len(test)} test videos; it takes at least 2 of each")
     digests = [hashlib.md5(entry.id.encode()).digest() for entry in train.entries]
     order = sorted(range(len(train)), key=digests.__getitem__)
     held = min(max(500, len(train) // 10), len(train) // 2, 5000)
-    return Splits(spec, train.select(sorted(order[held:])), train.select(sorted(order[:held])), test)
+    splits = Splits(spec, train.select(sorted(order[held:])), train.select(sorted(order[:held])), test)
+    bare = [name for name in ("train", "validation", "test") if not vars(splits)[name].entries.label_counts()]
+    if bare:
+        raise ValueError(f"no {bare[0]} video of {data_dir} has a label; there is nothing to learn or judge")
+    return splits

@@ -9,15 +9,25 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
-from aart_lib.records import RecordError, cache_folder, decode_example, replacing, scan_heads, scan_records
+from aart_lib.records import (
+    RecordError,
+    Skipped,
+    cache_folder,
+    decode_example,
+    refuse,
+    replacing,
+    scan_heads,
+    scan_records,
+)
 from aart_lib.specs import DatasetSpec, chosen_frames, features_of
 
 SEGMENT = 5  # seconds, the length of YouTube-8M's rated segments
 CONVERTED = ".frames"  # raw bytes [frames of all videos, D], see `convert`
+LONGEST_ID = 256  # bytes; all ids of a data set lie in one array, as wide as the longest
+KINDS = dict.fromkeys(("shard", "offset", "start", "frames", "first", "last", "labels"), "i") | {"id": "S"}
 
 
 @dataclass(frozen=True)
@@ -110,54 +120,74 @@ class Entries(Sequence):
 # ---------------------------------------------------------------- building
 
 
-def index(paths: Sequence[Path], spec: DatasetSpec, *, segments: bool = False, check: bool = True) -> Entries:
+def index(paths, spec: DatasetSpec, *, segments=False, check=True, skipped: Skipped | None = None) -> Entries:
     """The videos of record files or converted ones, in the order of the files.
 
     Args:
         segments: each rated segment of YouTube-8M's third version is a video of its own, with the labels found there.
         check: read every record in full; else its head only.
+        skipped: leave out bad records and count them here; for that every record is read in full.
     Raises: RecordError for a record that is not what the spec says, ValueError for a converted file that does not fit.
     """
     parts = []
     for path in map(Path, paths):
         if path.suffix == CONVERTED:
             parts.append(_converted(path, spec))
-        elif check or segments or spec.video_level:
-            parts.append(Entries.of(list(_scan(path, spec, scan_records(path), segments, check))))
+        elif check or segments or spec.video_level or skipped is not None:
+            if skipped is not None:
+                skipped.files.pop(str(path), None)  # counted anew where a file is opened again
+            records = scan_records(path, skipped=skipped)
+            parts.append(Entries.of(list(_scan(path, spec, records, segments, check, skipped))))
         else:
             parts.append(_remembered(path, spec))
     return Entries.join(parts)
 
 
-def _scan(path: Path, spec: DatasetSpec, records, segments: bool, check: bool) -> Iterator[Entry]:
+def _scan(path: Path, spec: DatasetSpec, records, segments: bool, check: bool, skipped=None) -> Iterator[Entry]:
     for offset, payload in records:
         try:
-            context = decode_example(payload)
-            name = (context.get("id") or context.get("video_id") or [None])[0]
-            if not isinstance(name, bytes):
-                raise ValueError("neither `id` nor `video_id` names the video")
-            labels = np.unique(context.get("labels", []))
-            if labels.size and (labels.dtype.kind != "i" or labels[0] < 0 or labels[-1] >= spec.classes):
-                raise ValueError(f"labels {labels.tolist()} outside the vocabulary of {spec.classes} classes")
-            if check:  # what cannot be used is told now, not after hours of training
-                features_of(payload, spec, lambda total: chosen_frames(total, 1))
-            whole = Entry(str(path), offset, name.decode("utf-8", "replace"), tuple(labels.astype(int).tolist()))
-            found = list(_segments(whole, context, spec)) if segments else [whole]
+            at = Entry(str(path), offset, "", ())
+            yield from _videos(at, payload, spec, segments, check or skipped is not None)
         except ValueError as error:
-            raise RecordError(path, offset, str(error)) from error
-        yield from found
+            refuse(RecordError(path, offset, str(error)), skipped)
 
 
-def _segments(video: Entry, context: dict, spec: DatasetSpec) -> Iterator[Entry]:
+def _videos(at: Entry, payload: bytes, spec: DatasetSpec, segments: bool, check: bool) -> list[Entry]:
+    """The video of the record there, or its segments. Raises: ValueError."""
+    context, counts = decode_example(payload), [2**31]
+    names = [n for key in ("id", "video_id") for n in context.get(key, []) if isinstance(n, bytes)]
+    if not names or len(names[0]) > LONGEST_ID:
+        raise ValueError(f"neither `id` nor `video_id` names the video in at most {LONGEST_ID} bytes")
+    labels = _integers(context, "labels", spec.classes, f"the vocabulary of {spec.classes} classes")
+    if check:  # what cannot be used is told now, not after hours of training
+        features_of(payload, spec, lambda total: counts.append(total) or chosen_frames(total, 1))
+    whole = replace(at, id=names[0].decode("utf-8", "replace"), labels=tuple(np.unique(labels).tolist()))
+    return _segments(whole, context, spec, counts[-1]) if segments else [whole]
+
+
+def _integers(context: dict, key: str, end: int, where: str) -> np.ndarray:
+    """A list of the context. Raises: ValueError unless it holds integers from 0 and below ``end``."""
+    values = context.get(key, [])
+    if len(values) and (isinstance(values, list) or values.dtype != np.int64):
+        raise ValueError(f"{key} must be integers")
+    if len(values) and not 0 <= values.min() <= values.max() < end:
+        raise ValueError(f"{key} from {values.min()} to {values.max()} outside {where}")
+    return np.asarray(values, np.int64)
+
+
+def _segments(video: Entry, context: dict, spec: DatasetSpec, total: int) -> list[Entry]:
     """One entry a rated segment; its labels are those that raters saw (score 1), a segment may have none."""
-    starts, labels, scores = (context.get(f"segment_{key}", []) for key in ("start_times", "labels", "scores"))
+    starts = _integers(context, "segment_start_times", total, f"the {total} frames of the video")
+    labels = _integers(context, "segment_labels", spec.classes, f"the vocabulary of {spec.classes} classes")
+    scores, seen = context.get("segment_scores", []), {}
     if not len(starts) == len(labels) == len(scores):
         raise ValueError(f"{len(starts)} segment_start_times, {len(labels)} _labels and {len(scores)} _scores differ")
-    if len(labels) and not 0 <= min(labels) <= max(labels) < spec.classes:
-        raise ValueError(f"segment_labels outside the vocabulary of {spec.classes} classes")
-    for start in sorted(set(map(int, starts))):
-        seen = {int(k) for s, k, v in zip(starts, labels, scores, strict=True) if s == start and v > 0}
-        yield replace(video, id=f"{video.id}:{start}", labels=tuple(sorted(seen)), start=start, frames=SEGMENT)
+    if len(scores) and isinstance(scores, list):
+        raise ValueError("segment_scores must be numbers")
+    for start, label, rated in zip(starts.tolist(), labels.tolist(), np.asarray(scores) > 0, strict=True):
+        seen.setdefault(start, set()).update([label] if rated else [])
+    part = lambda start: (f"{video.id}:{start}", tuple(sorted(seen[start])), start, SEGMENT)  # noqa: E731
+    return [Entry(video.path, video.offset, *part(start)) for start in sorted(seen)]
 
 
 def _remembered(path: Path, spec: DatasetSpec) -> Entries:
@@ -166,15 +196,41 @@ def _remembered(path: Path, spec: DatasetSpec) -> Entries:
     key = f"{path.resolve()} {about.st_size} {about.st_mtime_ns} {spec.classes}"
     kept = cache_folder() / "index" / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.npz"
     try:
-        with np.load(kept, allow_pickle=False) as columns:
-            return Entries([str(path)], **columns)
-    except (OSError, ValueError, BadZipFile):
+        return Entries([str(path)], **_load(kept, spec)[0])
+    except (OSError, ValueError):
         pass  # not there yet, or damaged: made anew
     found = Entries.of(list(_scan(path, spec, scan_heads(path), False, False)))
     found.paths = [str(path)]
     with replacing(kept) as file:
         np.savez(file, **found.columns)
     return found
+
+
+def _load(path: Path, spec: DatasetSpec) -> tuple[dict, dict]:
+    """The columns of a stored index, and what else is with them. Raises: ValueError if it is damaged, OSError."""
+    size = path.stat().st_size
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if sum(member.file_size for member in stored.zip.infolist()) > size:  # before anything is unpacked
+                raise ValueError("it claims more than it holds")
+            more = dict(stored)
+        columns = {name: more.pop(name) for name in KINDS}
+        if not _sound(columns, spec):
+            raise ValueError("its numbers do not belong together")
+        return columns, more
+    except Exception as error:  # zipfile and numpy raise a dozen kinds for a damaged file
+        raise ValueError(f"{path} is not a readable index: {error}") from error
+
+
+def _sound(columns: dict, spec: DatasetSpec) -> bool:
+    """Do the columns have the kinds and lengths of an index, and speak of what there can be?"""
+    shapes = {column.shape for name, column in columns.items() if name != "labels"}
+    if {name: column.dtype.kind for name, column in columns.items()} != KINDS or len(shapes) > 1:
+        return False
+    most = {"shard": 0, "offset": 2**62, "start": 2**31, "frames": 2**31, "first": columns["last"]}
+    most |= {"last": len(columns["labels"]), "labels": spec.classes - 1}
+    inside = all(((columns[name] >= 0) & (columns[name] <= limit)).all() for name, limit in most.items())
+    return inside and columns["id"].ndim == columns["labels"].ndim == 1 and columns["id"].itemsize <= 4 * LONGEST_ID
 
 
 # ---------------------------------------------------------------- converted files
@@ -192,13 +248,13 @@ def _layout(spec: DatasetSpec) -> str:
 
 def _converted(path: Path, spec: DatasetSpec) -> Entries:
     try:
-        with np.load(path.with_suffix(".npz"), allow_pickle=False) as stored:
-            columns = dict(stored)
-    except (OSError, ValueError, BadZipFile) as error:
+        columns, more = _load(path.with_suffix(".npz"), spec)
+        layout, classes = str(more["features"]), int(more["classes"])
+    except (OSError, KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{path} has no readable index {path.stem}.npz beside it; convert again") from error
-    layout, classes = str(columns.pop("features")), int(columns.pop("classes"))
     if (layout, classes) != (_layout(spec), spec.classes):
         raise ValueError(f"{path} was converted with {layout}, {classes} classes; convert again for {_layout(spec)}")
-    if os.path.getsize(path) != columns["frames"].sum() * spec.dims:
+    rows, ends = columns["frames"].sum(dtype=np.int64), columns["offset"] + columns["frames"]
+    if os.path.getsize(path) != rows * spec.dims or not columns["frames"].all() or (ends > rows).any():
         raise ValueError(f"{path} has {os.path.getsize(path)} bytes, its index speaks of others; convert again")
     return Entries([str(path)], **columns)

@@ -27,14 +27,42 @@ _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3
 
 
 class RecordError(ValueError):
-    """A file that cannot be read: which file, at which byte offset, and why."""
+    """A file that cannot be read: which file, at which byte offset, and why; ``after``: where the next record is."""
 
-    def __init__(self, path, offset: int, reason: str):
+    def __init__(self, path, offset: int, reason: str, after: int | None = None):
         super().__init__(f"{path}, record at byte {offset}: {reason}")
-        self.path, self.offset, self.reason = str(path), offset, reason
+        self.path, self.offset, self.reason, self.after = str(path), offset, reason, after
 
     def __reduce__(self):  # an error raised in a reader process reaches the main one whole
-        return RecordError, (self.path, self.offset, self.reason)
+        return RecordError, (self.path, self.offset, self.reason, self.after)
+
+
+class Skipped:
+    """Bad records that were left out where a command is told to go on: how many, in which files, why.
+
+    Behind a damaged length no other record can be found: the rest of the file counts as one record, and its bytes.
+    """
+
+    def __init__(self):
+        self.files: dict[str, dict] = {}  # {path: records, bytes of an unreadable rest, first reason}
+
+    def add(self, error: RecordError, lost: int = 0) -> None:
+        found = self.files.setdefault(error.path, {"records": 0, "bytes": 0, "first": str(error)})
+        found["records"] += 1
+        found["bytes"] += lost
+
+    def __str__(self) -> str:
+        rest = lambda f: f" (with the rest of the file, {f['bytes']} bytes)" * (f["bytes"] > 0)  # noqa: E731
+        files = (f"  {f['records']} in {path}{rest(f)}; first: {f['first']}" for path, f in self.files.items())
+        total = sum(found["records"] for found in self.files.values())
+        return "\n".join([f"skipped {total} bad records in {len(self.files)} files", *files])
+
+
+def refuse(error: RecordError, skipped: Skipped | None, lost: int = 0) -> None:
+    """Raise the error, or count it where bad records are skipped."""
+    if skipped is None:
+        raise error
+    skipped.add(error, lost)
 
 
 def cache_folder() -> Path:
@@ -71,6 +99,15 @@ def write_json(path, value) -> None:
         file.write(json.dumps(value, indent=1, allow_nan=False).encode())
 
 
+def read_json(path) -> dict:
+    """What `write_json` wrote; nothing, {}, if the file is not there, damaged or another's."""
+    try:
+        found = json.loads(Path(path).read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 # ---------------------------------------------------------------- framing
 
 
@@ -90,7 +127,8 @@ def read_record(file, path, offset: int, size: int, *, check: bool = True) -> by
         raise RecordError(path, offset, "the file ends inside the record; fetch the file again")
     payload = body[:length]
     if check and _masked_crc(payload) != FOOTER.unpack(body[length:])[0]:
-        raise RecordError(path, offset, "wrong checksum of the data: the record is damaged; fetch the file again")
+        reason = "wrong checksum of the data: the record is damaged; fetch the file again"
+        raise RecordError(path, offset, reason, offset + HEADER.size + length + FOOTER.size)
     return payload
 
 
@@ -131,15 +169,22 @@ def scan_heads(path) -> Iterator[tuple[int, bytes]]:
             offset = start + length + FOOTER.size
 
 
-def scan_records(path, *, check: bool = True) -> Iterator[tuple[int, bytes]]:
-    """(byte offset, payload) of every record of a TFRecord file, in order. Raises: RecordError."""
+def scan_records(path, *, check: bool = True, skipped: Skipped | None = None) -> Iterator[tuple[int, bytes]]:
+    """(byte offset, payload) of every record of a TFRecord file, in order; bad ones go to ``skipped`` if given.
+
+    Raises: RecordError.
+    """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         offset = 0
         while offset < size:
-            payload = read_record(file, path, offset, size, check=check)
-            yield offset, payload
-            offset += HEADER.size + len(payload) + FOOTER.size
+            try:
+                payload = read_record(file, path, offset, size, check=check)
+                yield offset, payload
+                offset += HEADER.size + len(payload) + FOOTER.size
+            except RecordError as error:
+                refuse(error, skipped, 0 if error.after else size - offset)
+                offset = error.after or size
 
 
 def read_records(path, *, check: bool = True) -> Iterator[bytes]:
@@ -206,19 +251,18 @@ def _entries(buffer) -> Iterator[tuple[str, memoryview]]:
 
 def _feature(buffer):
     """A ``Feature``: list of bytes, float32 array or int64 array; one without a list is an empty list."""
-    for number, kind, body in _fields(buffer):
-        values = [(k, v) for n, k, v in _fields(body) if n == 1] if kind == _BYTES else []
-        if number == _BYTES_LIST:
-            return [bytes(v) for k, v in values if k == _BYTES]
-        if number == _FLOAT_LIST:
-            packed = b"".join(v for k, v in values if k in (_BYTES, _FIXED32))
-            if len(packed) % 4:
-                raise ValueError("a list of floats whose size is not a multiple of 4 bytes")
-            return np.frombuffer(packed, "<f4")
-        if number == _INT64_LIST:
-            numbers = [i for k, v in values for i in ([v] if k == _VARINT else _packed_varints(v))]
-            return np.array(numbers, np.uint64).astype(np.int64)
-    return []
+    lists = [(number, body) for number, kind, body in _fields(buffer) if kind == _BYTES]
+    number = next((n for n, _ in reversed(lists) if n in (_BYTES_LIST, _FLOAT_LIST, _INT64_LIST)), None)
+    values = [(k, v) for n, body in lists if n == number for m, k, v in _fields(body) if m == 1]  # parts are joined
+    if number == _FLOAT_LIST:
+        packed = b"".join(v for k, v in values if k in (_BYTES, _FIXED32))
+        if len(packed) % 4:
+            raise ValueError("a list of floats whose size is not a multiple of 4 bytes")
+        return np.frombuffer(packed, "<f4")
+    if number == _INT64_LIST:
+        numbers = [i for k, v in values for i in ([v] if k == _VARINT else _packed_varints(v))]
+        return np.array(numbers, np.uint64).astype(np.int64)
+    return [bytes(v) for k, v in values if k == _BYTES]
 
 
 def _packed_varints(buffer) -> Iterator[int]:
@@ -236,10 +280,11 @@ def _frames(buffer) -> np.ndarray:
     """
     number, kind, first = next(_fields(buffer), (0, 0, b""))
     values = _feature(first) if (number, kind) == (1, _BYTES) else []
-    if isinstance(values, list) and len(values) == 1 and values[0] and first[-len(values[0]) :] == values[0]:
-        stride = len(_message(1, first))
+    if isinstance(values, list) and len(values) == 1 and values[0]:
+        row = _message(1, _encode_feature(values[0]))
+        stride = len(row)
         header = stride - len(values[0])
-        if len(buffer) % stride == 0:
+        if len(buffer) % stride == 0 and buffer[:stride] == row:  # written the usual way
             table = np.frombuffer(buffer, np.uint8).reshape(-1, stride)
             if (table[:, :header] == table[0, :header]).all():
                 return table[:, header:]

@@ -83,6 +83,8 @@ def heading(results: dict) -> str:
         stands_in += f", variant *{variant}*, on which nothing was tuned"
     if data["name"].partition(":")[0] not in TUNED:
         stands_in += " (nothing was tuned on it: every defense has the settings of the trials on embedded data)"
+    if bad := data.get("skipped"):
+        stands_in += f", without {sum(found['records'] for found in bad.values())} bad records"
     return (
         f"Data: {data['name']}{stands_in}, {len(data['labels'])} labels, {videos['train']} training, "
         f"{videos['validation']} validation and {videos['test']} test videos. "

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from tqdm import tqdm
@@ -19,7 +20,7 @@ from aart_lib.evaluate import calibrate, judge
 from aart_lib.flags import flags
 from aart_lib.losses import SIX, defense, tuned
 from aart_lib.model import ModelConfig
-from aart_lib.records import replacing, write_json
+from aart_lib.records import Skipped, read_json, replacing, write_json
 from aart_lib.steps import Hardware, TrainConfig
 from aart_lib.summary import ceiling, compare, intervals, summarize
 from aart_lib.train import fingerprint, train
@@ -46,6 +47,7 @@ class Preset:
     max_frames: int | None = None
     sampling: str = "uniform"
     hardware: Hardware = Hardware()  # noqa: RUF009 (frozen)
+    skipped: Skipped | None = None  # where bad records are counted that are left out; None = they stop the run
 
 
 PRESETS = {
@@ -87,7 +89,8 @@ def open_data(
         raise ValueError(f"{name} has no variants, got {variant!r}; leave out what follows the colon")
     elif data_dir is None:
         raise ValueError(f"{name} needs --data-dir, the folder with its shards; `python -m aart_lib download` fetches")
-    return open_splits(spec, data_dir, labels=chosen(labels, spec, data_dir), max_frames=preset.max_frames)
+    kept = chosen(labels, spec, data_dir)
+    return open_splits(spec, data_dir, labels=kept, max_frames=preset.max_frames, skipped=preset.skipped)
 
 
 def spec_named(name: str, preset: Preset = PRESETS["small"]) -> DatasetSpec:
@@ -119,8 +122,7 @@ def calibrated(splits: Splits, preset: Preset, model=None) -> tuple[ThreatModel,
     start = default_threat(splits)
     if model is None:
         recipe, settings = tuned(splits.spec.name, "standard")
-        config = train_config(splits, preset, **settings)
-        shape = model_config(splits, preset)
+        config, shape = train_config(splits, preset, **settings), model_config(splits, preset)
         model, _ = train(recipe, splits, shape, start, config, hardware=preset.hardware, progress="standard")
     epsilon, reached = calibrate(model, splits.validation, start, target=TARGET_RATIO)
     return ThreatModel(start.norm, epsilon), reached
@@ -176,10 +178,8 @@ class Experiment:
         """The threat model all defenses meet, and the ratio reached: `calibrated` on seed 0's baseline, kept."""
         model, notes = self.model("standard", 0, default_threat(self.splits))
         path = self.out / "threat.json"
-        if path.exists():
-            known = json.loads(path.read_text())
-            if known["fingerprint"] == notes["fingerprint"]:
-                return ThreatModel(known["norm"], known["epsilon"]), known["reached"]
+        if (known := read_json(path)).get("fingerprint") == notes["fingerprint"]:
+            return ThreatModel(known["norm"], known["epsilon"]), known["reached"]
         threat, reached = calibrated(self.splits, self.preset, model)
         found = {"norm": threat.norm, "epsilon": threat.epsilon, "reached": reached}
         processes.write(write_json, path, found | {"fingerprint": notes["fingerprint"]})
@@ -201,10 +201,8 @@ class Experiment:
             others = [key for key in self._others(name) if only is None or f"transfer-{key}" in only]
             options = {"only": only}
         mark = [notes["fingerprint"], self.preset.suite, asdict(threat), len(self.test), options.get("only"), others]
-        if path.exists():
-            known = json.loads(path.read_text())
-            if known["mark"] == mark:
-                return known["row"], known["flags"]
+        if (known := read_json(path)).get("mark") == mark:
+            return known["row"], known["flags"]
         options["surrogates"] = {key: self._other(key, seed, threat) for key in others}
         found = judge(model, self.test, threat, name=self.preset.suite, seed=seed, progress=self.progress, **options)
         row = {"defense": name, "seed": seed} | found.row
@@ -227,7 +225,11 @@ class Experiment:
 
     def judged(self, name: str, seed: int, measure: str) -> Judged:
         """What resampling needs of a finished row: "clean", "worst", "worst@2" or "frames-1"."""
-        scores = load_file(self.out / "rows" / f"{name}-seed{seed}.safetensors")
+        path = self.out / "rows" / f"{name}-seed{seed}.safetensors"
+        try:
+            scores = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}); delete it and its .json: they are made anew") from error
         return judged(scores[measure].numpy(), scores["labels"].numpy())
 
 
@@ -271,6 +273,7 @@ def reproduce(
                     f"{name:20} seed {seed}  clean {row['clean']['gap']:.3f}  worst {row['worst']['gap']:.3f}  "
                     f"2ε {row['other']['pgd@2']['gap']:.3f}  drift {row['attention_drift']:.3f}"
                 )
+    epochs = preset.epochs or splits.spec.epochs
     results = {
         "data": {
             "name": data_name(splits),
@@ -284,12 +287,9 @@ def reproduce(
             },
             "settings_hash": settings_hash(splits),
             "variant": variant_of(splits),
+            "skipped": preset.skipped.files if preset.skipped else {},
         },
-        "train": {
-            "epochs": preset.epochs or splits.spec.epochs,
-            "batch_size": preset.batch_size,
-            "suite": preset.suite,
-        },
+        "train": {"epochs": epochs, "batch_size": preset.batch_size, "suite": preset.suite},
         "threat": {
             "norm": threat.norm,
             "epsilon": threat.epsilon,

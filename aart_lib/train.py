@@ -139,13 +139,16 @@ class _Run(Learner):
     def restore(self, state: dict, path) -> None:
         if state.get("fingerprint") != self.fingerprint():
             raise ValueError(f"{path} belongs to a run with other settings; use another --out, or delete it")
-        self.network.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.epoch, self.step, self.history, self.seconds = (
-            state[key] for key in ("epoch", "step", "history", "seconds")
-        )
-        self.sums, self.resumed = Counter(state["sums"]), state["noise"] if state["step"] else None
+        try:
+            self.network.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.epoch, self.step, self.history, self.seconds = (
+                state[key] for key in ("epoch", "step", "history", "seconds")
+            )
+            self.sums, self.resumed = Counter(state["sums"]), state["noise"] if state["step"] else None
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # torch's own kinds
+            raise ValueError(f"{path} is damaged; delete it to start the training anew") from error
 
     def one_epoch(self, bar, state: Path | None = None) -> None:
         """Train to the end of the epoch, from wherever the run stands in it."""

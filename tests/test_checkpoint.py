@@ -156,6 +156,13 @@ BROKEN = {
     "other version": (lambda p: forge(p, text=description(notes=NOTES | {"version": 99})), "version 99"),
     "missing notes": (lambda p: forge(p, text=description(notes={"data": "synthetic"})), "labels"),
     "another number of labels": (lambda p: forge(p, text=description(notes=NOTES | {"labels": [1]})), "labels"),
+    "labels that are text": (lambda p: forge(p, text=description(notes=NOTES | {"labels": "abc"})), "labels"),
+    "labels that are no numbers": (
+        lambda p: forge(p, text=description(notes=NOTES | {"labels": [[0]] * len(NOTES["labels"])})),
+        "labels",
+    ),
+    "a seed that is text": (lambda p: forge(p, text=description(notes=NOTES | {"seed": "0"})), "seed"),
+    "no head": (lambda p: forge(p, text=description().replace('"heads": 2', '"heads": 0')), "description"),
     "no threat": (lambda p: forge(p, text=description(notes=NOTES | {"threat": 5})), "description"),
     "negative epsilon": (
         lambda p: forge(p, text=description(notes=NOTES | {"threat": {"norm": "linf", "epsilon": -1}})),
@@ -197,6 +204,7 @@ def test_a_training_state_that_would_run_code_is_refused(tmp_path):
     (tmp_path / "evil").write_bytes(pickle.dumps(Runs()))
     torch.save({"x": Runs()}, tmp_path / "evil2")
     (tmp_path / "text").write_text("no state")
-    for name in ("evil", "evil2", "text"):
+    torch.save([1, 2], tmp_path / "list")
+    for name in ("evil", "evil2", "text", "list"):
         with pytest.raises(ValueError, match=f"{name} is not a readable training state; delete it"):
             checkpoint.load_state(tmp_path / name)

@@ -222,7 +222,7 @@ BAD_DATA = {
     "flipped byte": (damaged(lambda body: body[:300] + bytes([body[300] ^ 4]) + body[301:]), "wrong checksum"),
     "text": (damaged(lambda body: b"not a record at all, just a few words"), "checksum"),
     "feature size": (with_bad(a_video(rgb=(3, 255))), "`rgb` must have 256 bytes a frame, got 255"),
-    "outside the vocabulary": (with_bad(a_video(labels=(40,))), "labels [40] outside the vocabulary of 40 classes"),
+    "outside the vocabulary": (with_bad(a_video(labels=(40,))), "labels from 40 to 40 outside the vocabulary of 40"),
     "no frames": (with_bad(a_video(rgb=(0, 256), audio=(0, 64), evidence=(0, 40))), "`rgb`"),
 }
 

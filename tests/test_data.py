@@ -246,7 +246,7 @@ def bad(lists=None, **changes) -> bytes:
 
 
 BAD = {
-    "labels above the vocabulary": (TINY, bad(labels=(1, 5)), r"labels \[1, 5\] outside the vocabulary of 5"),
+    "labels above the vocabulary": (TINY, bad(labels=(1, 5)), "labels from 1 to 5 outside the vocabulary of 5"),
     "labels below the vocabulary": (TINY, bad(labels=(-1,)), r"outside the vocabulary of 5"),
     "no id": (TINY, encode_sequence_example({"labels": [1]}, frame_lists()), "neither `id` nor `video_id`"),
     "a number for an id": (TINY, encode_sequence_example({"id": [7], "labels": [1]}, frame_lists()), "neither `id`"),
@@ -376,7 +376,7 @@ def test_folders_without_what_is_needed_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"no test shards of tiny; looked for test\*\.tfrecord"):
         open_splits(TINY, tmp_path)
     many(tmp_path, ["t0"], name="test0.tfrecord")
-    with pytest.raises(ValueError, match="3 train and 1 test videos; at least 2 of each"):
+    with pytest.raises(ValueError, match="3 train and 1 test videos; it takes at least 2 of each"):
         open_splits(TINY, tmp_path)
     with pytest.raises(ValueError, match="--labels must be between 1 and the 3 classes that occur, got 4"):
         open_splits(TINY, tmp_path, labels=4)

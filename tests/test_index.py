@@ -200,7 +200,7 @@ def test_every_rated_segment_is_a_video_with_the_labels_found_there(tmp_path):
     ("arguments", "words"),
     [
         (([0, 5], [1], [1, 1]), "2 segment_start_times, 1 _labels and 2 _scores differ"),
-        (([0], [7], [1]), "segment_labels outside the vocabulary of 5"),
+        (([0], [7], [1]), "segment_labels from 7 to 7 outside the vocabulary of 5"),
     ],
 )
 def test_segments_that_do_not_fit_are_named(tmp_path, arguments, words):
@@ -208,7 +208,11 @@ def test_segments_that_do_not_fit_are_named(tmp_path, arguments, words):
         VideoDataset([shard(tmp_path, rated(*arguments))], TINY, segments=True)
 
 
-def test_a_segment_behind_the_end_of_its_video_is_named(tmp_path):
+def test_a_segment_outside_its_video_is_named(tmp_path, monkeypatch):
+    for start in (12, 15, -1, 2**40):
+        with pytest.raises(RecordError, match=f"segment_start_times from {start} to {start} outside the 12 frames"):
+            VideoDataset([shard(tmp_path, rated([start], [1], [1]))], TINY, segments=True)
+    monkeypatch.setattr(data, "STREAM_BYTES", 10)
     dataset = VideoDataset([shard(tmp_path, rated([15], [1], [1]))], TINY, segments=True)
     with pytest.raises(RecordError, match="video 'v:15': its segment begins at frame 15, the video has 12"):
         dataset[0]

@@ -1,0 +1,113 @@
+"""The smallest and strangest data, through train and evaluate: they work, or are refused in a sentence."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from aart_lib.data import DatasetSpec, Item, collate, open_splits
+from aart_lib.evaluate import judge
+from aart_lib.losses import DEFENSES
+from aart_lib.model import ModelConfig, VideoTransformer
+from aart_lib.records import RecordError, encode_sequence_example, write_records
+from aart_lib.steps import TrainConfig
+from aart_lib.threats import ThreatModel
+from aart_lib.train import train
+
+THREAT = ThreatModel("linf", 0.1)
+
+
+def opened(folder, *, classes=3, longest=5, videos=(24, 6), frames=lambda i: 1 + i % 5, labels=lambda i: [i % 3]):
+    """Splits of so many train and test videos with six numbers a frame."""
+    spec = DatasetSpec("tiny", {"rgb": (6, 6)}, classes, ("train*.tfrecord",), ("test*.tfrecord",), max_frames=longest)
+    rng = np.random.default_rng(0)
+    for name, count in zip(("train", "test"), videos, strict=True):
+        payloads = (
+            encode_sequence_example(
+                {"id": f"{name}{i}", "labels": labels(i)}, {"rgb": rng.integers(0, 256, (frames(i), 6))}
+            )
+            for i in range(count)
+        )
+        write_records(folder / f"{name}.tfrecord", payloads)
+    return open_splits(spec, folder)
+
+
+def trained_and_judged(splits, name: str, batch: int = 8, suite: str = "quick") -> dict:
+    """A row of results; all its numbers are finite."""
+    shape = ModelConfig(6, splits.spec.classes, max_frames=splits.spec.max_frames, width=8, heads=2, layers=2)
+    config = TrainConfig(epochs=2, batch_size=batch, seed=1)
+    model, history = train(DEFENSES[name], splits, shape, THREAT, config, progress=None)
+    row = judge(model, splits.test, THREAT, name=suite, progress=False).row
+    json.dumps([row, history], allow_nan=False)
+    assert 0 <= row["worst"]["gap"] <= row["clean"]["gap"] <= 1
+    return row
+
+
+EDGES = {
+    "one class": ({"classes": 1, "labels": lambda i: [0]}, 8),
+    "one class that half of the videos lack": ({"classes": 1, "labels": lambda i: [0][: i % 2]}, 8),
+    "two classes, fewer than GAP@20 counts": ({"classes": 2, "labels": lambda i: [i % 2]}, 8),
+    "videos without labels among others": ({"labels": lambda i: [i % 3][: i % 2]}, 8),
+    "videos of one frame": ({"frames": lambda i: 1}, 8),
+    "a model that takes one frame": ({"longest": 1}, 8),
+    "one frame for a model of one": ({"longest": 1, "frames": lambda i: 1}, 8),
+    "batches of one video": ({}, 1),
+    "a last batch of one video": ({}, 11),
+    "a batch larger than the data": ({}, 1000),
+    "two videos a split": ({"videos": (4, 2)}, 8),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["standard", "a-art", "trades", "adversarial-uniform"])
+@pytest.mark.parametrize("edge", EDGES)
+def test_small_and_strange_data_are_trained_on_and_judged(tmp_path, edge, name):
+    changes, batch = EDGES[edge]
+    trained_and_judged(opened(tmp_path, **changes), name, batch)
+
+
+@pytest.mark.parametrize("edge", ["one class", "a model that takes one frame", "two videos a split"])
+def test_the_strong_suite_takes_them_too(tmp_path, edge):
+    changes, batch = EDGES[edge]
+    row = trained_and_judged(opened(tmp_path, **changes), "standard", batch, suite="strong")
+    assert "apgd" in row["attacked"]
+
+
+def test_a_single_class_that_all_videos_show_is_always_found(tmp_path):
+    row = trained_and_judged(opened(tmp_path, classes=1, labels=lambda i: [0]), "standard")
+    assert row["clean"]["gap"] == row["worst"]["gap"] == 1
+
+
+def test_an_empty_video_is_refused_with_its_place(tmp_path):
+    with pytest.raises(RecordError, match=r"train\.tfrecord, record at byte \d+: .*(at least one|bytes a frame)"):
+        opened(tmp_path, frames=lambda i: i % 3)
+
+
+def test_data_without_any_label_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no train video of .* has a label; there is nothing to learn or judge"):
+        opened(tmp_path, labels=lambda i: [])
+
+
+def test_a_test_split_without_labels_is_refused(tmp_path):
+    """As the third part of YouTube-8M, whose labels are not public."""
+    opened(tmp_path)
+    payload = encode_sequence_example({"id": "t", "labels": []}, {"rgb": np.zeros((2, 6))})
+    write_records(tmp_path / "test.tfrecord", [payload] * 3)
+    spec = DatasetSpec("tiny", {"rgb": (6, 6)}, 3, ("train*.tfrecord",), ("test*.tfrecord",), max_frames=5)
+    with pytest.raises(ValueError, match=r"no test video of .* has a label"):
+        open_splits(spec, tmp_path)
+
+
+def test_batches_of_padding_alone_cannot_be_made():
+    with pytest.raises(ValueError, match="video 'e' has no frame; leave it out"):
+        collate([Item(torch.zeros(0, 6), torch.zeros(3), "e")])
+    with pytest.raises(ValueError, match="at least one video"):
+        collate([])
+
+
+@pytest.mark.parametrize("changes", [{}, {"attention": "uniform"}, {"pooling": "mean"}])
+def test_a_model_refuses_a_video_of_padding_alone(changes):
+    model = VideoTransformer(ModelConfig(6, 3, max_frames=5, width=8, heads=2, layers=2, **changes))
+    with pytest.raises(ValueError, match="video 1 of the batch has no real frame; leave it out"):
+        model(torch.zeros(2, 4, 6), torch.tensor([[True] * 4, [False] * 4]))

@@ -1,0 +1,456 @@
+"""Input made to break the reader: refused in a sentence, in time, in little memory; or skipped, counted and told."""
+
+import io
+import json
+import random
+import re
+import resource
+import struct
+import subprocess
+import sys
+import time
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import fuzz_records
+import numpy as np
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_data import MEANS, TINY, frame_lists, many, record, shard
+from test_index import rated
+from test_records import SequenceExample
+
+from aart_lib import data, index, records
+from aart_lib.data import VideoDataset, convert, open_splits
+from aart_lib.index import Entries, Entry
+from aart_lib.records import RecordError, Skipped, encode_example, encode_sequence_example, scan_heads, scan_records
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("AART_CACHE", str(tmp_path / "cache"))
+
+
+def test_mutated_records_are_read_or_refused():
+    """A small run of the program; tests/RELIABILITY.md has the figures of a large one."""
+    program = [sys.executable, str(Path(__file__).with_name("fuzz_records.py")), "--count", "3000", "--seed", "7"]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3,000 mutated records" in done.stdout and "FOUND" not in done.stdout
+
+
+# ---------------------------------------------------------------- what the fuzzer and a second look found
+
+
+def context(**features) -> bytes:
+    return encode_sequence_example({"id": "v", "labels": [1]} | features, frame_lists(12))
+
+
+FOUND = {
+    "numbers for an id": (context(id=[7, 8]), "neither `id` nor `video_id` names the video"),
+    "no number for an id": (context(id=[]), "neither `id` nor `video_id`"),
+    "an id as long as a book": (context(id=b"v" * 100_000), "in at most 256 bytes"),
+    "a text for labels": (context(labels=b"\xff" * 5000), "labels must be integers"),
+    "broken numbers for labels": (context(labels=np.float32([np.inf, np.nan])), "labels must be integers"),
+    "thousands of wrong labels": (context(labels=range(5000)), "labels from 0 to 4999 outside the vocabulary of 5"),
+    "the largest label": (context(labels=[2**63 - 1]), "labels from 9223372036854775807 to"),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_is_refused_in_a_short_sentence(tmp_path, name):
+    payload, words = FOUND[name]
+    with pytest.raises(RecordError, match=words) as caught:
+        VideoDataset([shard(tmp_path, payload)], TINY)
+    assert len(caught.value.reason) < 200
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"segment_labels": b"x"}, "segment_labels must be integers"),
+        ({"segment_start_times": np.float32([np.inf])}, "segment_start_times must be integers"),
+        ({"segment_start_times": [-1]}, "segment_start_times from -1 to -1 outside the 12 frames"),
+        ({"segment_start_times": [2**62]}, "outside the 12 frames of the video"),
+        ({"segment_scores": b"x" * 5000}, "segment_scores must be numbers"),
+    ],
+)
+def test_segments_of_the_wrong_kind_are_refused(tmp_path, changes, words):
+    segments = {"segment_start_times": [5], "segment_labels": [1], "segment_scores": np.float32([1])} | changes
+    with pytest.raises(RecordError, match=words):
+        VideoDataset([shard(tmp_path, context(**segments))], TINY, segments=True)
+
+
+def test_very_many_segments_take_no_square_of_their_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "STREAM_BYTES", 10)  # the frames are not read on opening, so any start is believed
+    payload, begun = rated(range(30_000), [1] * 30_000, [1] * 30_000), time.perf_counter()
+    assert len(VideoDataset([shard(tmp_path, payload)], TINY, segments=True)) == 30_000
+    assert time.perf_counter() - begun < 20
+
+
+def test_a_mixture_of_text_sizes_for_labels_allocates_no_table(tmp_path):
+    """One long text among many empty ones would make an array of their product."""
+    message = SequenceExample()
+    message.context.feature["id"].bytes_list.value.append(b"v")
+    message.context.feature["labels"].bytes_list.value.extend([b"x" * 200_000] + [b""] * 20_000)
+    path = shard(tmp_path, message.SerializeToString())
+    tracemalloc.start()
+    with pytest.raises(RecordError, match="labels must be integers"):
+        VideoDataset([path], TINY)
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+
+
+def as_protobuf_reads(feature) -> list:
+    kind = feature.WhichOneof("kind")
+    return list(getattr(feature, kind).value) if kind else []
+
+
+def test_mutated_records_that_protobuf_reads_too_have_its_values():
+    draw, compared = random.Random(5), 0
+    seeds = [fuzz_records.rated_record(), context()]
+    for _ in range(6000):
+        payload = fuzz_records.mutated(draw, draw.choice(seeds), seeds[0])
+        try:
+            theirs = SequenceExample.FromString(payload)
+            ours, lists = records.decode_sequence_example(payload, ["rgb", "audio"])
+        except (ValueError, DecodeError):
+            continue
+        for name in ours.keys() & theirs.context.feature.keys():
+            assert str(list(ours[name])) == str(type_of(ours[name])(as_protobuf_reads(theirs.context.feature[name])))
+            compared += 1
+        for name in lists.keys() & theirs.feature_lists.feature_list.keys():
+            expected = [as_protobuf_reads(feature) for feature in theirs.feature_lists.feature_list[name].feature]
+            assert [[row.tobytes()] for row in lists[name]] == expected
+            compared += 1
+    assert compared > 2000
+
+
+def type_of(values):
+    """Lists as they are, arrays by their own kind of number."""
+    return list if isinstance(values, list) else lambda found: list(np.array(found, values.dtype))
+
+
+def test_a_feature_in_parts_is_read_as_protobuf_reads_it():
+    pack = records._message
+    parts = [pack(1, pack(1, b"ab")) + pack(1, pack(1, b"cd")), pack(3, b"\x08\x05") + pack(1, pack(1, b"x"))]
+    payload = pack(1, *records._encode_map({"a": parts[0], "b": parts[1]}))
+    message = SequenceExample.FromString(payload)
+    ours = records.decode_sequence_example(payload)[0]
+    for name in "ab":
+        assert ours[name] == list(message.context.feature[name].bytes_list.value)
+    assert ours == {"a": [b"ab", b"cd"], "b": [b"x"]}
+
+
+def test_frames_with_something_behind_them_are_not_read_with_it():
+    """An unknown field that repeats the frame's bytes must not be taken for the frame."""
+    frames = (records._encode_feature(pixels) + records._message(9, behind) for pixels, behind in [(b"ab", b"ab")] * 2)
+    payload = records._message(2, *records._encode_map({"rgb": b"".join(records._message(1, f) for f in frames)}))
+    (table,) = records.decode_sequence_example(payload, ["rgb"])[1].values()
+    assert table.tolist() == [list(b"ab")] * 2
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.text("ab", min_size=1, max_size=3), st.sets(st.integers(0, 4))), max_size=4), st.data())
+def test_heads_say_what_whole_records_say_or_less(tmp_path, videos, draw):
+    """In a damaged file the heads may find more records than a full reading, but never other ones."""
+    path = shard(tmp_path, *(record(name, sorted(labels)) for name, labels in videos))
+    body = bytearray(path.read_bytes())
+    if body and draw.draw(st.booleans()):
+        body[draw.draw(st.integers(0, len(body) - 1))] ^= 1 << draw.draw(st.integers(0, 7))
+        path.write_bytes(body)
+
+    def found(scan, check) -> list[Entry]:
+        entries = []
+        try:
+            entries.extend(index._scan(path, TINY, scan(path), False, check))
+        except RecordError as error:
+            assert error.path == str(path) and error.reason
+        return entries
+
+    for full, head in zip(found(scan_records, True), found(scan_heads, False), strict=False):
+        assert full == head
+
+
+# ---------------------------------------------------------------- the index beside a converted file
+
+
+@pytest.fixture
+def converted(tmp_path) -> Path:
+    many(tmp_path / "data", ["a", "b", "c"])
+    return convert([tmp_path / "data/train0.tfrecord"], TINY, tmp_path / "c")[0]
+
+
+CHANGES = {
+    "a label above": {"labels": [0, 1, 5]},
+    "a label below": {"labels": [0, -1, 2]},
+    "a row behind the end": {"offset": [0, 1, 3]},
+    "a row before the beginning": {"offset": [-1, 1, 2]},
+    "a row beyond all numbers": {"offset": [0, 1, 2**63 - 1]},
+    "no frame": {"frames": [0, 1, 2]},
+    "another shard": {"shard": [0, 0, 1]},
+    "labels behind the end": {"last": [1, 2, 9]},
+    "labels from the end to the beginning": {"first": [1, 1, 2], "last": [0, 2, 3]},
+    "a shorter column": {"start": [0, 0]},
+    "a table": {"labels": [[0, 1, 2]]},
+    "one number": {"id": np.array(b"abc")},
+    "numbers that are none": {"offset": [0.0, 1.0, np.nan]},
+    "text for numbers": {"offset": ["0", "1", "2"]},
+    "numbers for ids": {"id": [1, 2, 3]},
+    "ids as long as books": {"id": [b"x" * 5000, b"b", b"c"]},
+    "several layouts": {"classes": [5, 5]},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_an_index_with_wrong_numbers_is_refused(converted, name):
+    path = converted.with_suffix(".npz")
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    changes = {key: np.array(value) for key, value in CHANGES[name].items()}
+    np.savez(path, **arrays | changes)
+    with pytest.raises(ValueError, match=r"train0\.(npz|frames).*convert again"):
+        VideoDataset([converted], TINY)
+
+
+def rezipped(path: Path, name: str, body: bytes) -> None:
+    """The same archive, one member with other bytes, compressed."""
+    with zipfile.ZipFile(path) as stored:
+        members = {key: stored.read(key) for key in stored.namelist()} | {name: body}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:
+        for key, value in members.items():
+            made.writestr(key, value)
+
+
+def header(shape: str, kind: str = "<i4") -> bytes:
+    text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
+
+
+BOMBS = {
+    "a size that no memory has": header("(1152921504606846976,)") + bytes(12),
+    "a size that this file has not": header("(4294967296,)") + bytes(12),
+    "zeros without end": header("(50000000,)") + bytes(200_000_000),
+    "a header that is no header": b"\x93NUMPY\x01\x00\x04\x00(((\n",
+    "objects": header("(1,)", "|O") + b"cos\nsystem\n(S'false'\ntR.",
+    "not an array": b"labels",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_an_index_that_would_fill_the_memory_or_run_code_is_refused(converted, name):
+    path = converted.with_suffix(".npz")
+    rezipped(path, "labels.npy", BOMBS[name])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"no readable index train0\.npz beside it; convert again"):
+        VideoDataset([converted], TINY)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB on Linux
+
+
+def test_an_index_that_is_no_archive_or_lacks_a_column_is_refused(converted):
+    path = converted.with_suffix(".npz")
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    single = io.BytesIO()
+    np.save(single, np.arange(3))
+    for body in (single.getvalue(), b"", b"PK", path.read_bytes()[:-40]):
+        path.write_bytes(body)
+        with pytest.raises(ValueError, match="no readable index"):
+            VideoDataset([converted], TINY)
+    for name in arrays:
+        np.savez(path, **{key: value for key, value in arrays.items() if key != name})
+        with pytest.raises(ValueError, match="no readable index"):
+            VideoDataset([converted], TINY)
+
+
+def test_a_kept_index_with_wrong_numbers_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "STREAM_BYTES", 10)
+    path = many(tmp_path, ["a", "b", "c"])
+    before = list(VideoDataset([path], TINY).entries)
+    (kept,) = (tmp_path / "cache/index").iterdir()
+    with np.load(kept) as stored:
+        arrays = dict(stored)
+    for changes in list(CHANGES.values())[:2]:
+        np.savez(kept, **arrays | {key: np.array(value) for key, value in changes.items()})
+        assert list(VideoDataset([path], TINY).entries) == before
+    rezipped(kept, "labels.npy", BOMBS["a size that no memory has"])
+    assert list(VideoDataset([path], TINY).entries) == before
+
+
+# ---------------------------------------------------------------- bad records that are skipped
+
+
+def damaged(tmp_path) -> tuple[Path, Path]:
+    """A shard of five videos, in the second a flipped byte, in the fourth frames of another size; and a sound shard."""
+    payloads = [record(f"v{i}", (i,), frame_lists(2, i)) for i in range(5)]
+    payloads[3] = record("v3", (3,), frame_lists(2, 3, rgb=2))
+    path, size = shard(tmp_path, *payloads), 16 + len(payloads[0])
+    body = bytearray(path.read_bytes())
+    body[size + 30] ^= 1
+    path.write_bytes(body)
+    return path, many(tmp_path, ["w0", "w1"], name="train1.tfrecord")
+
+
+@pytest.mark.parametrize("stream", [10, 2**31])
+def test_bad_records_are_left_out_and_counted(tmp_path, monkeypatch, stream):
+    monkeypatch.setattr(data, "STREAM_BYTES", stream)
+    paths, skipped = damaged(tmp_path), Skipped()
+    for _ in range(2):  # a second opening does not count twice
+        dataset = VideoDataset(paths, TINY, skipped=skipped)
+        assert [item.id for item in dataset] == ["v0", "v2", "v4", "w0", "w1"]
+    assert [name for batch in dataset.batches(2, seed=1) for name in sorted(batch.ids)]
+    first = f"{paths[0]}, record at byte {16 + len(record('v0', (0,), frame_lists(2)))}: wrong checksum of the data"
+    assert list(skipped.files) == [str(paths[0])]
+    found = skipped.files[str(paths[0])]
+    assert (found["records"], found["bytes"]) == (2, 0) and found["first"].startswith(first)
+    said = str(skipped)
+    assert said.startswith("skipped 2 bad records in 1 files") and f"2 in {paths[0]}; first: {first}" in said
+    with pytest.raises(RecordError):
+        VideoDataset(paths, TINY)[1]
+
+
+def test_behind_a_damaged_length_the_rest_of_the_file_is_skipped_and_counted_as_such(tmp_path):
+    path = many(tmp_path, ["a", "b", "c", "d"])
+    size, body = path.stat().st_size // 4, bytearray(path.read_bytes())
+    body[size + 9] ^= 1  # checksum of the second length
+    path.write_bytes(body)
+    skipped = Skipped()
+    assert [e.id for e in VideoDataset([path], TINY, skipped=skipped).entries] == ["a"]
+    found = skipped.files[str(path)]
+    assert (found["records"], found["bytes"]) == (1, 3 * size)
+    assert f"1 in {path} (with the rest of the file, {3 * size} bytes); first: " in str(skipped)
+    path.write_bytes(path.read_bytes()[: size + 5])  # cut inside a header
+    assert len(VideoDataset([path], TINY, skipped=skipped)) == 1 and skipped.files[str(path)]["bytes"] == 5
+
+
+def test_bad_segments_and_bad_means_are_skipped_too(tmp_path):
+    skipped = Skipped()
+    path = shard(tmp_path, rated([15], [1], [1], "far"), rated([5], [1], [1], "near"))
+    assert [e.id for e in VideoDataset([path], TINY, segments=True, skipped=skipped).entries] == ["near:5"]
+    assert "segment_start_times from 15 to 15 outside the 12 frames" in skipped.files[str(path)]["first"]
+    means = [{"mean_rgb": np.float32(values)} for values in ([1, np.nan, 2], [1, 2, 3])]
+    path = shard(tmp_path, *(encode_example({"id": "v", "labels": [1], **mean}) for mean in means), name="m.tfrecord")
+    assert len(VideoDataset([path], MEANS, skipped=skipped)) == 1 and skipped.files[str(path)]["records"] == 1
+
+
+def test_what_is_converted_holds_the_good_records(tmp_path):
+    paths, skipped = damaged(tmp_path), Skipped()
+    made = convert(paths, TINY, tmp_path / "c", skipped)
+    assert [item.id for item in VideoDataset(made, TINY)] == ["v0", "v2", "v4", "w0", "w1"]
+    assert skipped.files[str(paths[0])]["records"] == 2
+
+
+def test_a_folder_with_nothing_left_is_refused(tmp_path):
+    many(tmp_path, ["t0", "t1"], name="test0.tfrecord")
+    (tmp_path / "train0.tfrecord").write_bytes(bytes(100))
+    with pytest.raises(ValueError, match="0 train and 2 test videos; it takes at least 2 of each"):
+        open_splits(TINY, tmp_path, skipped=Skipped())
+
+
+def test_every_command_that_opens_data_skips_when_told_and_tells_it(tmp_path, capsys):
+    from test_cli import TINY as SETTINGS
+
+    from aart_lib import synthetic
+    from aart_lib.cli import main
+
+    folder, out = tmp_path / "data", tmp_path / "out"
+    synthetic.write(SETTINGS, folder)
+    path = sorted(folder.glob("train*.tfrecord"))[0]
+    body = bytearray(path.read_bytes())
+    body[100] ^= 1
+    path.write_bytes(body)
+    short = ["--epochs", "1", "--defense", "standard", "--out", str(out)]
+    assert main(["train", "--data-dir", str(folder), *short]) == 2
+    assert "record at byte 0: wrong checksum" in capsys.readouterr().err
+    skip = ["--data-dir", str(folder), "--on-bad-record", "skip"]
+    told = rf"aart: skipped 1 bad records in 1 files\n  1 in {re.escape(str(path))}; first: .*record at byte 0"
+    assert main(["train", *skip, *short]) == 0
+    assert re.search(told, capsys.readouterr().err)
+    judged = ["evaluate", str(out / "model.safetensors"), "--suite", "quick", "--out", str(tmp_path / "row")]
+    assert main([*judged, *skip]) == 0
+    assert json.loads((tmp_path / "row/results.json").read_text())["data"]["skipped"][str(path)]["records"] == 1
+    assert re.search(told, capsys.readouterr().err)
+    assert main(["describe", *skip]) == 0
+    assert re.search(told, capsys.readouterr().err)
+    with pytest.raises(SystemExit):
+        main(["describe", "--on-bad-record", "guess"])
+    for command in ("reproduce", "train", "evaluate", "tune", "convert", "describe"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert "--on-bad-record {stop,skip}" in capsys.readouterr().out
+
+
+def test_entries_of_nothing_are_sound(tmp_path):
+    assert index._sound(Entries.of([]).columns, TINY)
+
+
+# ---------------------------------------------------------------- what a run left behind
+
+
+@pytest.fixture(scope="module")
+def halted(tmp_path_factory):
+    """Splits and the saved state of a run that was stopped in its second epoch."""
+    from test_train import SPEC, write_videos
+
+    folder = tmp_path_factory.mktemp("videos")
+    write_videos(folder, "train", 20, 0)
+    write_videos(folder, "test", 4, 1)
+    splits = open_splits(SPEC, folder)
+    run = started(splits)
+    run.started = time.perf_counter()
+    return splits, run.state()
+
+
+def started(splits):
+    from accelerate import Accelerator
+    from test_train import CONFIG, SHAPE, THREAT
+
+    from aart_lib import train as training
+    from aart_lib.losses import DEFENSES
+
+    return training._Run(DEFENSES["standard"], splits, SHAPE, THREAT, CONFIG, Accelerator())
+
+
+STATES = {
+    "a missing part": lambda state: state.pop("optimizer"),
+    "weights of another shape": lambda state: state["model"].update(cls=state["model"]["cls"].repeat(2)),
+    "a text for weights": lambda state: state.update(model="weights"),
+    "a foreign optimizer": lambda state: state.update(optimizer={"state": {}, "param_groups": []}),
+    "a list for the schedule": lambda state: state.update(schedule=[1]),
+    "numbers for sums": lambda state: state.update(sums=7),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_damaged_resume_state_is_refused(halted, name):
+    splits, state = halted
+    state = state | {"model": dict(state["model"])}
+    started(splits).restore(state, "run.state")
+    STATES[name](state)
+    with pytest.raises(ValueError, match=r"run\.state is damaged; delete it to start the training anew"):
+        started(splits).restore(state, "run.state")
+
+
+def test_damaged_notes_of_a_run_count_as_not_there(tmp_path):
+    path = tmp_path / "threat.json"
+    assert records.read_json(path) == {}
+    for body in (b"", b"{", b"[1, 2]", b"\xff\xfe", b"[" * 100_000, b"null"):
+        path.write_bytes(body)
+        assert records.read_json(path) == {}
+    records.write_json(path, {"norm": "linf"})
+    assert records.read_json(path) == {"norm": "linf"}
+
+
+def test_damaged_scores_of_a_run_are_named(tmp_path):
+    from aart_lib.reproduce import PRESETS, Experiment
+
+    many(tmp_path, [f"v{i}" for i in range(8)])
+    many(tmp_path, ["t0", "t1"], name="test0.tfrecord")
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows/a-art-seed0.safetensors").write_bytes(b"\xff" * 50)
+    experiment = Experiment(open_splits(TINY, tmp_path), PRESETS["quick"], tmp_path)
+    with pytest.raises(ValueError, match=r"a-art-seed0\.safetensors is damaged .*; delete it and its \.json"):
+        experiment.judged("a-art", 0, "worst")
