@@ -24,10 +24,10 @@ MODULES = sorted((ROOT / "aart_lib").glob("*.py"))
 # A module may import only modules that stand before it.
 ORDER = (
     "records metrics uncertainty model plots data synthetic download losses threats measures attacks checkpoint "
-    "suites evaluate flags train summary reproduce tune widgets pictures report cli"
+    "suites work evaluate flags train timing summary reproduce plan tune widgets pictures report cli"
 ).split()
 FREE = {"__init__", "__main__"}  # they hand names on
-FILE_LIMIT, LIBRARY_LIMIT = 250, 3780  # lines of code
+FILE_LIMIT, LIBRARY_LIMIT = 250, 4267  # lines of code
 NOT_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
