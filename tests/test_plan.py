@@ -190,6 +190,11 @@ def test_held_out_steps_are_predicted_within_a_fifth_in_time_and_memory(results)
     assert worst(rows, "kept error", held=True) <= 0.2
 
 
+def test_worst_error_is_of_the_rows_asked_for_and_of_either_sign():
+    rows = [{"held": False, "error": -0.3}, {"held": True, "error": 0.1}, {"held": True, "error": -0.2}]
+    assert worst(rows, "error", held=False) == 0.3 and worst(rows, "error", held=True) == 0.2
+
+
 def test_held_out_steps_are_larger_than_those_fitted():
     for field, factor in (("frames", 4), ("width", 2), ("batch", 4)):
         assert max(getattr(s, field) for s in HELD_OUT) == factor * max(getattr(s, field) for s in FITTED)

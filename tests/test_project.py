@@ -27,7 +27,7 @@ ORDER = (
     "suites work evaluate flags train timing summary reproduce plan tune widgets pictures report cli"
 ).split()
 FREE = {"__init__", "__main__"}  # they hand names on
-FILE_LIMIT, LIBRARY_LIMIT = 250, 4267  # lines of code
+FILE_LIMIT, LIBRARY_LIMIT = 250, 4271  # lines of code
 NOT_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
