@@ -218,12 +218,12 @@ def one_step(batch: Batch, gradient: Tensor, threat: ThreatModel) -> Tensor:
 @torch.enable_grad()
 def loss_and_gradient(model, batch: Batch, attack: Attack, delta: Tensor, clean: Output | None = None):
     """The attack's objective [B] at a perturbation, and its gradient [B,T,D]."""
-    frames = (batch.frames + delta).detach().requires_grad_()
-    output = model(frames, batch.mask, return_attention=attack.objective in NEEDS_ATTENTION)
+    delta = delta.detach().requires_grad_()
+    output = model(batch.frames + delta, batch.mask, return_attention=attack.objective in NEEDS_ATTENTION)
     loss = OBJECTIVES[attack.objective](attack, output, clean, batch)
     if not loss.requires_grad:  # of a model whose attention cannot move
-        return loss, torch.zeros_like(frames)
-    return loss.detach(), torch.autograd.grad(loss.sum(), frames, materialize_grads=True)[0]
+        return loss, torch.zeros_like(delta)
+    return loss.detach(), torch.autograd.grad(loss.sum(), delta, materialize_grads=True)[0]
 
 
 def _uniform(batch: Batch, generator) -> Tensor:

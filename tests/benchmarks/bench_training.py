@@ -60,10 +60,9 @@ def step(settings: Settings) -> list[Entry]:
         "a-art": DEFENSES["a-art"],
     }
     runs = {name: _run(defense, shape, options) for name, defense in defenses.items()}
-    generator = torch.Generator().manual_seed(0)
 
     def job(name: str):
-        return lambda: [runs[name]._step(batch, runs[name].threat, generator) for _ in range(STEPS)]
+        return lambda: [runs[name]._step([batch], len(batch), runs[name].threat) for _ in range(STEPS)]
 
     jobs = {name: job(name) for name in runs}
     for name in ("a-art-fast", "naive three-pass A-ART"):
