@@ -16,7 +16,7 @@ PEERS := .venv-peers
 ROWS ?=  # of the benchmarks: make bench ROWS="--only gap --only step"
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lab figures checkpoints headline credit plan colab bench lint
+.PHONY: help reproduce test lab figures checkpoints headline credit explore plan colab bench lint
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -49,6 +49,9 @@ credit: $(STAMP) ## which part of A-ART earns what, as in figures/report-credit.
 
 plan: $(STAMP) ## measure steps and write what the full run would cost, figures/scale-plan.md: five minutes
 	OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 $(BIN) -m aart_lib.plan --out figures
+
+explore: $(STAMP) ## ideas that did not become defenses, as in figures/explored-synthetic.md: an hour; resumes
+	$(BIN) figures/explore.py
 
 colab: $(STAMP) ## write badges and repository name into the notebooks: make colab REPO=owner/name
 	$(BIN) notebooks/colab.py "$(REPO)"

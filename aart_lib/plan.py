@@ -71,10 +71,7 @@ def plan(
         "reading": epochs * size / (devices * max(machine.reader_cores, 1) * machine.reader_bytes),
         "storage": epochs * size / machine.storage,
         "opening": 0.0 if indexed else videos * max(HEAD_SECONDS, devices * HEAD / machine.storage),
-        "evaluation": tested
-        * machine.seconds(work(model, frames, 100, suite_passes("standard", frames)))
-        / 100
-        / devices,
+        "evaluation": tested / devices * machine.seconds(work(model, frames, 100, judged)) / 100,
     }
     return {part: value / 3600 for part, value in seconds.items()}
 
