@@ -62,8 +62,9 @@ def texts(cell) -> str:
 
 def warnings_of(cell) -> str:
     """What a cell wrote to standard error, progress bars left out."""
-    errors = [o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stderr" and "\r" not in o.text]
-    return "".join(errors)
+    errors = "".join(o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stderr")
+    lines = re.split(r"[\r\n]", errors)
+    return "\n".join(line for line in lines if line.strip() and not re.search(r"\d+%\|", line))
 
 
 def setup_cell(notebook) -> str:
