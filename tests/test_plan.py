@@ -1,6 +1,7 @@
 """work.py, timing.py, plan.py: counted work is PyTorch's, memory is what autograd keeps, the fit finds known costs."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,18 +11,21 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from aart_lib import plan as planning
 from aart_lib.attacks import ThreatModel
 from aart_lib.data import SPECS, VideoDataset
 from aart_lib.evaluate import evaluate
 from aart_lib.losses import DEFENSES
 from aart_lib.model import ModelConfig, VideoTransformer
-from aart_lib.plan import FULL, bottleneck, checked, full_run, moves, page, plan, total, worst
 from aart_lib.records import encode_sequence_example, write_records
-from aart_lib.timing import FITTED, HELD_OUT, Kept, Shape, kept_bytes, measure, measure_reading
-from aart_lib.work import A100, Passes, Work, fit, memory, parameters, passes, suite_passes, work
 
 ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "tests" / "benchmarks"))
+
+import plan as planning  # noqa: E402
+from plan import FULL, bottleneck, checked, full_run, moves, page, plan, total, worst  # noqa: E402
+from timing import FITTED, HELD_OUT, Kept, Shape, kept_bytes, measure, measure_reading  # noqa: E402
+from work import A100, Passes, Work, fit, memory, parameters, passes, suite_passes, work  # noqa: E402
+
 SMALL = (40, 30, 32, 4, 3, 24, 4)  # features, labels, width, heads, layers, frames, batch
 
 
@@ -258,8 +262,9 @@ def test_more_devices_divide_computing_reading_and_evaluation_but_not_storage_an
     one, many = hours(), hours(devices=64)
     for part in ("computing", "reading", "evaluation"):
         assert one[part] / many[part] == pytest.approx(64, rel=1e-3)
-    assert one["storage"] == many["storage"] and many["opening"] == one["opening"]  # until storage is the limit
-    assert hours(devices=640)["opening"] > one["opening"] and hours(devices=64, indexed=True)["opening"] == 0
+    assert one["storage"] == many["storage"] and many["opening"] >= one["opening"]
+    assert hours(devices=8)["opening"] == one["opening"] < hours(devices=640)["opening"]  # then storage is the limit
+    assert hours(devices=64, indexed=True)["opening"] == 0
 
 
 def test_bottleneck_moves_to_what_more_devices_do_not_divide():

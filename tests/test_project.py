@@ -24,11 +24,11 @@ MODULES = sorted((ROOT / "aart_lib").glob("*.py"))
 # A module may import only modules that stand before it.
 ORDER = (
     "records metrics uncertainty model plots processes specs index data synthetic vocabulary download losses threats "
-    "measures attacks checkpoint suites work evaluate flags steps train timing summary reproduce plan tune widgets "
+    "measures attacks checkpoint suites evaluate flags steps train summary reproduce tune widgets "
     "pictures report commands cli"
 ).split()
 FREE = {"__init__", "__main__"}  # they hand names on
-FILE_LIMIT, LIBRARY_LIMIT = 250, 4990  # lines of code
+FILE_LIMIT, LIBRARY_LIMIT = 250, 4470  # lines of code
 NOT_CODE = {
     tokenize.COMMENT,
     tokenize.NL,

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
+from work import Passes, Work, passes, work
 
 from aart_lib.data import LEVEL, SPECS, Batch, VideoDataset
 from aart_lib.losses import DEFENSES
@@ -20,7 +21,6 @@ from aart_lib.model import ModelConfig
 from aart_lib.records import encode_sequence_example, write_records
 from aart_lib.threats import ThreatModel
 from aart_lib.train import TrainConfig, _Run
-from aart_lib.work import Passes, Work, passes, work
 
 
 class Kept:
