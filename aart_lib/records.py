@@ -14,6 +14,7 @@ import struct
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import google_crc32c
@@ -122,13 +123,13 @@ def read_record(file, path, offset: int, size: int, *, check: bool = True) -> by
     Raises: RecordError if the record is cut off or, with ``check``, a checksum is wrong.
     """
     length = _length(file, path, offset, size, check)
-    body = os.pread(file.fileno(), length + FOOTER.size, offset + HEADER.size)
-    if len(body) < length + FOOTER.size:
+    end = offset + HEADER.size + length
+    payload, footer = os.pread(file.fileno(), length, end - length), os.pread(file.fileno(), FOOTER.size, end)
+    if len(payload) < length or len(footer) < FOOTER.size:
         raise RecordError(path, offset, "the file ends inside the record; fetch the file again")
-    payload = body[:length]
-    if check and _masked_crc(payload) != FOOTER.unpack(body[length:])[0]:
+    if check and _masked_crc(payload) != FOOTER.unpack(footer)[0]:
         reason = "wrong checksum of the data: the record is damaged; fetch the file again"
-        raise RecordError(path, offset, reason, offset + HEADER.size + length + FOOTER.size)
+        raise RecordError(path, offset, reason, end + FOOTER.size)
     return payload
 
 
@@ -281,19 +282,24 @@ def _frames(buffer) -> np.ndarray:
     number, kind, first = next(_fields(buffer), (0, 0, b""))
     values = _feature(first) if (number, kind) == (1, _BYTES) else []
     if isinstance(values, list) and len(values) == 1 and values[0]:
-        row = _message(1, _encode_feature(values[0]))
-        stride = len(row)
-        header = stride - len(values[0])
-        if len(buffer) % stride == 0 and buffer[:stride] == row:  # written the usual way
+        header = _frame_header(len(values[0]))
+        stride = len(header) + len(values[0])
+        if len(buffer) % stride == 0:
             table = np.frombuffer(buffer, np.uint8).reshape(-1, stride)
-            if (table[:, :header] == table[0, :header]).all():
-                return table[:, header:]
+            if table[:, : len(header)].tobytes() == header * len(table):  # every frame is written the usual way
+                return table[:, len(header) :]
     values = [_feature(body) for number, kind, body in _fields(buffer) if number == 1 and kind == _BYTES]
     if any(len(value) != 1 or not isinstance(value[0], bytes) for value in values):
         raise ValueError("a frame that is not exactly one byte string")
     if len({len(value[0]) for value in values}) > 1:
         raise ValueError("frames of different sizes in one feature list")
     return np.stack([np.frombuffer(value[0], np.uint8) for value in values]) if values else np.zeros((0, 0), np.uint8)
+
+
+@lru_cache(maxsize=64)
+def _frame_header(size: int) -> bytes:
+    """What protobuf writes in front of a frame of ``size`` bytes."""
+    return _message(1, _encode_feature(bytes(size)))[:-size]
 
 
 def decode_example(payload: bytes) -> dict:
@@ -306,17 +312,24 @@ def decode_example(payload: bytes) -> dict:
     }
 
 
-def decode_sequence_example(payload: bytes, lists: Iterable[str] = ()) -> tuple[dict, dict[str, np.ndarray]]:
-    """The context of a ``SequenceExample`` (as `decode_example`) and the named byte lists, uint8 [T, n].
+def decode_lists(payload: bytes, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """The named byte lists of a ``SequenceExample``, uint8 [T, n] each; one that is not there is left out.
 
-    Lists that are not named are not decoded; named ones that are not there are left out.
     Raises: ValueError if the bytes are not such a message.
     """
-    wanted, found = set(lists), {}
-    for number, kind, body in _fields(memoryview(payload)):
-        if number == 2 and kind == _BYTES and wanted:
-            found |= {name: _frames(frames) for name, frames in _entries(body) if name in wanted}
-    return decode_example(payload), found  # context and features carry the same number in both messages
+    wanted = set(names)
+    return {
+        name: _frames(frames)
+        for number, kind, lists in _fields(memoryview(payload))
+        if number == 2 and kind == _BYTES
+        for name, frames in _entries(lists)
+        if name in wanted
+    }
+
+
+def decode_sequence_example(payload: bytes, lists: Iterable[str] = ()) -> tuple[dict, dict[str, np.ndarray]]:
+    """The context of a ``SequenceExample`` (as `decode_example`) and its named lists (as `decode_lists`)."""
+    return decode_example(payload), decode_lists(payload, lists)  # the context has the number that features have
 
 
 # ---------------------------------------------------------------- protobuf, written

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aart_lib.records import decode_example, decode_sequence_example
+from aart_lib.records import decode_example, decode_lists
 
 LEVEL = 4 / 255  # one byte step of the stored features: the unit in which ε is spoken of
 BOX = (4 / 512 - 2, 255 * LEVEL + 4 / 512 - 2)  # the values a stored feature can have: [-1.992, 2.008]
@@ -17,7 +17,9 @@ SAMPLINGS = ("uniform", "random", "contiguous")  # which frames of a video longe
 
 def dequantize(stored: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """Bytes as float32 features in `BOX`, written to ``out`` if given. Source: google/youtube-8m, utils.Dequantize."""
-    features = np.multiply(stored, np.float32(LEVEL), out=out, dtype=np.float32)
+    features = np.empty(stored.shape, np.float32) if out is None else out
+    features[...] = stored  # three plain passes are faster than two that convert on the way
+    features *= np.float32(LEVEL)
     features += np.float32(BOX[0])
     return features
 
@@ -120,7 +122,7 @@ def features_of(payload: bytes, spec: DatasetSpec, choose: Callable[[int], np.nd
 
 def _frame_features(payload: bytes, spec: DatasetSpec, choose):
     wanted = [*spec.features, "evidence"] if spec.evidence else list(spec.features)
-    _, lists = decode_sequence_example(payload, wanted)
+    lists = decode_lists(payload, wanted)
     for name, (stored, _) in spec.features.items():
         if name not in lists or lists[name].shape[1] != stored:
             got = f"{lists[name].shape[1]} bytes a frame" if name in lists else "no such list"

@@ -7,6 +7,7 @@ dequantized to float32 [B,T,D]. Labels are multi-hot [B,C] in both.
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import google_crc32c
 import numpy as np
@@ -40,37 +41,50 @@ def hot(labels) -> np.ndarray:
     return row
 
 
-def batched(videos: Iterator, convert=None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches (frames [B,T,D], labels [B,C]) of (bytes [T,D], labels) pairs, dequantized on request."""
-    frames, labels = [], []
-    for table, numbers in videos:
-        frames.append(table if convert is None else convert(table))
+def batched(videos: Iterator, floats: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches (frames [B,T,D], labels [B,C]) of (tables [T,n] of bytes, labels) pairs, dequantized on request.
+
+    Every reader's tables are written side by side into the batch as they come, while the processor's cache holds them.
+    """
+    row = 0
+    for tables, numbers in videos:
+        if row == 0:
+            shape = BATCH, len(tables[0]), SPEC.dims
+            frames, labels = np.empty(shape, np.float32 if floats else np.uint8), []
+        used = 0
+        for table in tables:
+            place = frames[row, :, used : used + table.shape[1]]
+            if floats:
+                data.dequantize(table, out=place)
+            else:
+                place[...] = table
+            used += table.shape[1]
         labels.append(hot(numbers))
-        if len(frames) == BATCH:
-            yield np.stack(frames), np.stack(labels)
-            frames, labels = [], []
-    if frames:
-        yield np.stack(frames), np.stack(labels)
+        row = (row + 1) % BATCH
+        if row == 0:
+            yield frames, np.stack(labels)
+    if row:
+        yield frames[:row], np.stack(labels)
 
 
 def as_floats(videos) -> Iterator:
-    return batched(videos, data.dequantize)
+    return batched(videos, floats=True)
 
 
 # ---------------------------------------------------------------- ours; the only place that calls data.py
 
 
 def ours_stored(path) -> Iterator:
-    """(bytes, labels) of every video, both checksums checked, without a data set around it."""
+    """(tables, labels) of every video, both checksums checked, without a data set around it."""
     for payload in records.read_records(path):
         context, lists = records.decode_sequence_example(payload, LISTS)
-        yield np.concatenate([lists[name] for name in LISTS], 1), context["labels"]
+        yield [lists[name] for name in LISTS], context["labels"]
 
 
-def ours_opened(path):
-    """The data set, with room in its cache for all of the shard."""
-    data.CACHE_BYTES = 2**30
-    return data.VideoDataset([path], SPEC)
+def ours_opened(path, *, cached: bool = False):
+    """The data set, with room in its cache for all of the shard, or for nothing, as if it were a large one."""
+    with mock.patch.object(data, "CACHE_BYTES", 2**30 if cached else 0):
+        return data.VideoDataset([path], SPEC)
 
 
 def ours_batches(dataset) -> Iterator:
@@ -85,19 +99,18 @@ def ours_item(dataset, index: int) -> np.ndarray:
 
 
 def ours_cached(dataset) -> Iterator | None:
-    """(bytes, labels) of every video from the data set's cache; None if it does not hand out its bytes."""
+    """(tables, labels) of every video from the data set's cache; None if it does not hand out its bytes."""
     if not hasattr(dataset, "_stored"):
         return None
-    return ((dataset._stored(entry)[0], np.array(entry.labels)) for entry in dataset.entries)
+    return (([dataset._stored(entry)[0]], np.array(entry.labels)) for entry in dataset.entries)
 
 
 # ---------------------------------------------------------------- peers
 
 
-def _from_lists(found: dict) -> np.ndarray:
-    """Byte strings of frames, a list a feature, as one table [T,D]."""
-    tables = [np.frombuffer(b"".join(found[n]), np.uint8).reshape(len(found[n]), -1) for n in LISTS]
-    return np.concatenate(tables, 1)
+def _from_lists(found: dict) -> list[np.ndarray]:
+    """Byte strings of frames, a list a feature, as tables [T,n]."""
+    return [np.frombuffer(b"".join(found[n]), np.uint8).reshape(len(found[n]), -1) for n in LISTS]
 
 
 def tfrecord_stored(path) -> Iterator:
@@ -135,7 +148,8 @@ class TFRecordItems:
         example = self.parse(self.file.read(length)[12:-4])
         kinds = {"byte": "bytes_list", "int": "int64_list"}
         self.extract(example.context, {"labels": "int"}, kinds)
-        return _from_lists(self.extract(example.feature_lists, dict.fromkeys(LISTS, "byte"), kinds))
+        tables = _from_lists(self.extract(example.feature_lists, dict.fromkeys(LISTS, "byte"), kinds))
+        return np.concatenate(tables, 1)
 
 
 def _checked_payloads(path) -> Iterator[bytes]:
