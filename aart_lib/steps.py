@@ -144,7 +144,8 @@ class Learner:
             task = terms(self.defense, clean, None, batch.labels, batch.mask, ["task"])["task"]
             (gradient,) = torch.autograd.grad(task, frames, retain_graph=True)
             attacked = self._forward(one_step(batch, gradient, threat), batch)
-            return self._learn(clean, attacked, batch, list(self.defense.weights))
+            weights = list(self.model.parameters())  # nobody reads the frames' gradient again
+            return self._learn(clean, attacked, batch, list(self.defense.weights), inputs=weights)
         losses = self._learn(clean, None, batch, ["task"])
         attacked = self._forward(one_step(batch, frames.grad, threat), batch)
         rest = [name for name in self.defense.weights if name != "task"]
@@ -181,10 +182,10 @@ class Learner:
             wanted = "cls"  # the last layer's other rows are read by nobody
         return self.model(frames, batch.mask, return_attention=wanted)
 
-    def _learn(self, clean: Output, attacked: Output | None, batch: Batch, names: list[str]) -> dict:
+    def _learn(self, clean: Output, attacked: Output | None, batch: Batch, names: list[str], **only) -> dict:
         losses = terms(self.defense, clean, attacked, batch.labels, batch.mask, names)
         loss = sum(self.defense.weights[name] * value for name, value in losses.items())
-        self.accelerator.backward(self.share * loss)
+        self.accelerator.backward(self.share * loss, **only)
         return losses
 
 

@@ -83,7 +83,7 @@ class ThreatModel:
         if not low <= frames.min() <= frames.max() <= high:  # a clean value outside may stay where it is
             low, high = frames.clamp_max(low), frames.clamp_min(high)
         ball = NORMS[self.norm].project
-        return lambda delta: (ball(delta, self.epsilon) + frames).clamp_(low, high).sub_(frames)
+        return lambda delta: ball(delta, self.epsilon).add_(frames).clamp_(low, high).sub_(frames)
 
 
 def few_frames_epsilon(threat: ThreatModel) -> float:
