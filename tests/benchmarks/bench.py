@@ -108,16 +108,12 @@ class Stopwatch:
         self.cpu += time.process_time() - self._started[1]
 
 
-def in_turns(jobs: Mapping[str, Callable], repeats: int, *, prepare: Callable = lambda: None) -> Times:
-    """Run the jobs one after the other, ``repeats`` times after a warm-up, starting with another one each round.
-
-    ``prepare()`` runs, untimed, before each job.
-    """
+def in_turns(jobs: Mapping[str, Callable], repeats: int) -> Times:
+    """Run the jobs one after the other, ``repeats`` times after a warm-up, starting with another one each round."""
     times = Times({name: [] for name in jobs}, {name: [] for name in jobs})
     order = list(jobs)
     for turn in range(repeats + 1):
         for name in order[turn % len(order) :] + order[: turn % len(order)]:
-            prepare()
             with Stopwatch() as spent:
                 own = jobs[name]()
             spent = own if isinstance(own, Stopwatch) else spent
@@ -157,6 +153,7 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
+    found |= {name: os.environ[name] for name in ("GLIBC_TUNABLES",) if os.environ.get(name)}
     return found | {"cores": str(os.cpu_count()), "threads used": os.environ.get("OMP_NUM_THREADS", "all")}
 
 
