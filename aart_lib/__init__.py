@@ -20,7 +20,8 @@ _HOME = {
     "evaluate": ("evaluate", "judge", "probabilities", "score"),
     "measures": ("evidence_share",),
     "train": ("TrainConfig", "train"),
-    "reproduce": ("open_data", "reproduce"),
+    "presets": ("open_data",),
+    "reproduce": ("reproduce",),
 }
 _MODULES = ("checkpoint", "download", "pictures", "plots", "report", "synthetic", "widgets", *_HOME)
 _ORIGIN = {name: module for module, names in _HOME.items() for name in names}

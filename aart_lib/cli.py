@@ -27,6 +27,8 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--suite", default=None, help="attacks: quick, standard or strong (default: the preset's)")
     add.add_argument("--epochs", type=int, help="instead of the preset's")
     add.add_argument("--test-videos", type=int, metavar="N", help="attack so many (default: the preset's)")
+    about = "defenses side by side, each on its share of the cores (default: one a core, on GPUs one after the other)"
+    add.add_argument("--jobs", type=int, metavar="N", help=about)
     _hardware_options(add)
     _threat_options(add)
     add.add_argument("--out", type=Path, default=Path("runs/reproduce"), metavar="DIR", help="results go here")

@@ -15,15 +15,17 @@ from aart_lib import tune as tuning
 from aart_lib.data import VideoDataset, find_shards
 from aart_lib.data import convert as converted
 from aart_lib.flags import flags
+from aart_lib.jobs import most as most_jobs
 from aart_lib.losses import defense
 from aart_lib.pictures import draw_attention
+from aart_lib.presets import default_threat, open_data, preset_named, settings_hash
 from aart_lib.records import Skipped, write_json
-from aart_lib.reproduce import Experiment, default_threat, open_data, preset_named, settings_hash
+from aart_lib.reproduce import Experiment
 from aart_lib.suites import suite
 from aart_lib.summary import summarize
 from aart_lib.threats import ThreatModel
 
-AT_LEAST_ONE = ("epochs", "test_videos", "batch_size", "accumulate")
+AT_LEAST_ONE = ("epochs", "test_videos", "batch_size", "accumulate", "jobs")
 
 
 def tell_skipped(options) -> None:
@@ -93,7 +95,9 @@ def reproduce(options) -> None:
     splits = _open(options, preset)
     threat = _threat(options, splits)
     _reserve(options.out, options.resume)
-    results = main_job.reproduce(splits, options.out, preset=preset, seeds=options.seeds, defenses=names, threat=threat)
+    jobs = options.jobs or most_jobs(len(names or preset.defenses) * options.seeds)
+    how = {"seeds": options.seeds, "defenses": names, "threat": threat, "jobs": jobs}
+    results = main_job.reproduce(splits, options.out, preset=preset, **how)
     if not processes.is_main():
         return
     print(reporting.write_report(results, options.out))

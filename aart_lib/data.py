@@ -6,7 +6,6 @@ the videos of these in random order. The order depends on the seed alone, howeve
 """
 
 import hashlib
-import math
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -106,6 +105,10 @@ class VideoDataset(Dataset):
         self._column = {label: label for label in self.labels}
         if labels is not None:
             self.keep(labels)
+
+    def __getstate__(self) -> dict:
+        # For another process: the cache stays here.
+        return self.__dict__ | {"_cache": {}, "_room": [0 if self.streamed else CACHE_BYTES]}
 
     def keep(self, labels: Sequence[int]) -> None:
         """Narrow to these classes, in column order; videos without any of them leave. Raises: ValueError."""
@@ -247,7 +250,7 @@ def _room_for(*shape: int) -> Tensor:
     """In a reader process in memory shared with the main one, so that it is not copied again."""
     if get_worker_info() is None:
         return torch.from_numpy(np.empty(shape, np.float32))  # numpy asks for huge pages: three times as fast to fill
-    return torch.empty(0).set_(torch.UntypedStorage._new_shared(4 * math.prod(shape))).view(shape)
+    return torch.empty(0).set_(torch.UntypedStorage._new_shared(4 * int(np.prod(shape)))).view(shape)
 
 
 def _as_it_is(batch: Batch | None) -> Batch | None:

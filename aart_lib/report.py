@@ -10,8 +10,8 @@ from aart_lib import synthetic
 from aart_lib.flags import CHECKS
 from aart_lib.losses import TUNED
 from aart_lib.pictures import attacks_of, draw, strongest
+from aart_lib.presets import PRESETS, open_data
 from aart_lib.records import replacing
-from aart_lib.reproduce import PRESETS, open_data
 
 COLUMNS = (
     ("defense", lambda name, s: name),

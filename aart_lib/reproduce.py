@@ -5,7 +5,8 @@ What is finished is kept: a killed run goes on where it stopped.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -13,108 +14,32 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from tqdm import tqdm
 
-from aart_lib import checkpoint, processes, synthetic
-from aart_lib.attacks import ThreatModel
-from aart_lib.data import SPECS, DatasetSpec, Splits, open_splits
+from aart_lib import checkpoint, processes
+from aart_lib.data import Splits
 from aart_lib.evaluate import calibrate, judge
 from aart_lib.flags import flags
-from aart_lib.losses import SIX, defense, tuned
-from aart_lib.model import ModelConfig
-from aart_lib.records import Skipped, read_json, replacing, write_json
-from aart_lib.steps import Hardware, TrainConfig
+from aart_lib.jobs import side_by_side
+from aart_lib.losses import defense, tuned
+from aart_lib.presets import (
+    PRESETS,
+    Preset,
+    data_name,
+    default_threat,
+    model_config,
+    settings_hash,
+    train_config,
+    variant_of,
+)
+from aart_lib.records import read_json, replacing, write_json
 from aart_lib.summary import ceiling, compare, intervals, summarize
+from aart_lib.threats import ThreatModel
 from aart_lib.train import fingerprint, train
 from aart_lib.uncertainty import Judged, judged
-from aart_lib.vocabulary import chosen
 
 TARGET_RATIO = 0.80  # the paper's baseline falls from about 91 (assumed) to 72.9
 
 
 EVERYWHERE = {"noise", "fgsm", "pgd", "pgd-10", "pgd-50", "pgd-100", "gradient-free"}
-
-
-@dataclass(frozen=True)
-class Preset:
-    """How much is done; a preset names only what differs from ``small``."""
-
-    epochs: int | None = None  # None = the data set's
-    suite: str = "standard"
-    defenses: tuple[str, ...] = SIX
-    test_videos: int | None = 2000  # at most so many test videos are attacked
-    batch_size: int = 64
-    model: dict = field(default_factory=dict)
-    dims: dict = field(default_factory=dict)
-    max_frames: int | None = None
-    sampling: str = "uniform"
-    hardware: Hardware = Hardware()  # noqa: RUF009 (frozen)
-    skipped: Skipped | None = None  # where bad records are counted that are left out; None = they stop the run
-
-
-PRESETS = {
-    "quick": Preset(epochs=8, suite="quick", defenses=("standard", "adversarial", "a-art"), test_videos=300),
-    "small": Preset(),
-    "full": Preset(
-        epochs=10,
-        test_videos=None,
-        batch_size=32,
-        model={"width": 256, "heads": 8, "layers": 4},
-        dims={"rgb": 1024, "audio": 128},
-        max_frames=300,
-        hardware=Hardware(workers=2),
-    ),
-}
-
-
-def preset_named(name: str) -> Preset:
-    """Raises: ValueError that lists the known presets."""
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
-    return PRESETS[name]
-
-
-def open_data(
-    name: str, data_dir=None, *, labels: int | str | None = None, preset: Preset = PRESETS["small"]
-) -> Splits:
-    """The splits of a data set by name; the embedded one is generated on first use. Raises: ValueError.
-
-    labels: how many, the most frequent; or names of labels or verticals, see `vocabulary.chosen`.
-    "synthetic:short" and its like are the unseen variants of the embedded data, on which nothing is tuned.
-    """
-    name, _, variant = name.partition(":")
-    spec = spec_named(name, preset)
-    if name == "synthetic":
-        settings = synthetic.settings_named(variant or "default")
-        data_dir = data_dir or synthetic.ensure(settings)
-    elif variant:
-        raise ValueError(f"{name} has no variants, got {variant!r}; leave out what follows the colon")
-    elif data_dir is None:
-        raise ValueError(f"{name} needs --data-dir, the folder with its shards; `python -m aart_lib download` fetches")
-    kept = chosen(labels, spec, data_dir)
-    return open_splits(spec, data_dir, labels=kept, max_frames=preset.max_frames, skipped=preset.skipped)
-
-
-def spec_named(name: str, preset: Preset = PRESETS["small"]) -> DatasetSpec:
-    """What a data set's files hold, with the dimensions a preset uses. Raises: ValueError for an unknown name."""
-    if name not in SPECS:
-        raise ValueError(f"unknown data set {name!r}; known: {', '.join(SPECS)}")
-    return SPECS[name] if name == "synthetic" else SPECS[name].leading(**preset.dims)
-
-
-def model_config(splits: Splits, preset: Preset = PRESETS["small"]) -> ModelConfig:
-    """The model a data set calls for."""
-    frames = splits.train.max_frames
-    return ModelConfig(splits.spec.dims, len(splits.labels), max_frames=frames, **preset.model)
-
-
-def train_config(splits: Splits, preset: Preset = PRESETS["small"], **settings) -> TrainConfig:
-    """The training loop's settings for a data set."""
-    settings = {"sampling": preset.sampling} | settings
-    return TrainConfig(preset.epochs or splits.spec.epochs, preset.batch_size, **settings)
-
-
-def default_threat(splits: Splits) -> ThreatModel:
-    """The data set's own norm and the ε at which the calibration starts."""
-    return ThreatModel(splits.spec.norm, splits.spec.epsilon)
 
 
 def calibrated(splits: Splits, preset: Preset, model=None) -> tuple[ThreatModel, float]:
@@ -211,6 +136,15 @@ class Experiment:
         processes.write(_write_row, path, {"mark": mark, "row": row, "flags": raised}, found.scores)
         return row, raised
 
+    def stages(self, seeds: int, threat: ThreatModel) -> list[tuple]:
+        """(work, tasks) one after the other; the tasks of one need nothing of each other, only what came before."""
+        tasks = [(name, seed) for seed in range(seeds) for name in self.names]
+        judging = partial(self.row, threat=threat)
+        stages = [(judging, [task for task in tasks if task[1] == 0]), (judging, [task for task in tasks if task[1]])]
+        if self.preset.suite == "strong":  # each row attacks by the other models, and by a baseline of the next seed
+            stages.insert(0, (partial(self._trained, threat=threat), [*tasks, ("standard", seeds)]))
+        return stages
+
     def _trained(self, name: str, seed: int, threat: ThreatModel):
         # The baseline is trained before ε is known; ε only serves to watch it.
         return self.model(name, seed, default_threat(self.splits) if name == "standard" else threat)
@@ -251,9 +185,13 @@ def reproduce(
     seeds: int = 1,
     defenses: Sequence[str] | None = None,
     threat: ThreatModel | None = None,
+    jobs: int = 1,
     progress: bool = True,
 ) -> dict:
-    """Train, attack and compare; returns what it writes to ``out``/results.json (see `summarize` for the summary)."""
+    """Train, attack and compare; returns what it writes to ``out``/results.json (see `summarize` for the summary).
+
+    ``jobs`` defenses are trained and judged side by side, each in a process of its own.
+    """
     names = list(defenses or preset.defenses)
     names = names if "standard" in names else ["standard", *names]
     for name in names:
@@ -262,17 +200,13 @@ def reproduce(
     calibration = {"target_ratio": TARGET_RATIO, "reached": None, "seed": 0, "attack": "pgd"}
     if threat is None:
         threat, calibration["reached"] = experiment.calibrated()
-    rows, raised = [], []
-    for seed in range(seeds):
-        for name in names:
-            row, flagged = experiment.row(name, seed, threat)
-            rows.append(row)
-            raised += flagged
-            if progress and processes.is_main():
-                tqdm.write(
-                    f"{name:20} seed {seed}  clean {row['clean']['gap']:.3f}  worst {row['worst']['gap']:.3f}  "
-                    f"2ε {row['other']['pgd@2']['gap']:.3f}  drift {row['attention_drift']:.3f}"
-                )
+    found = {}
+    for work, tasks in experiment.stages(seeds, threat):
+        for task, done in side_by_side(work, tasks, jobs):
+            found[task] = done
+            if progress and work.func == experiment.row and processes.is_main():
+                tqdm.write(_line(done[0]))
+    rows, raised = zip(*(found[name, seed] for seed in range(seeds) for name in names), strict=True)
     epochs = preset.epochs or splits.spec.epochs
     results = {
         "data": {
@@ -296,38 +230,27 @@ def reproduce(
             "epsilon_levels": threat.levels,
             "calibration": calibration,
         },
-        "rows": rows,
+        "rows": list(rows),
         "summary": summarize(rows, intervals(experiment.judged, rows)),
         "comparisons": compare(experiment.judged, rows),
         "ceiling": ceiling(variant_of(splits), experiment.test, rows),
-        "flags": raised,
+        "flags": [flag for flags in raised for flag in flags],
     }
     processes.write(write_json, Path(out) / "results.json", results)
     return results
+
+
+def _line(row: dict) -> str:
+    return (
+        f"{row['defense']:20} seed {row['seed']}  clean {row['clean']['gap']:.3f}  worst {row['worst']['gap']:.3f}  "
+        f"2ε {row['other']['pgd@2']['gap']:.3f}  drift {row['attention_drift']:.3f}"
+    )
 
 
 def _write_row(path: Path, found: dict, scores: dict) -> None:
     with replacing(path.with_suffix(".safetensors")) as file:
         file.write(to_bytes(scores))
     write_json(path, found)
-
-
-def settings_hash(splits: Splits) -> str | None:
-    """Of the generator's settings, which its folder is named after; None for genuine data and other folders."""
-    folder = Path(splits.train.entries[0].path).parent.name
-    return folder.removeprefix("synthetic-") if folder.startswith("synthetic-") else None
-
-
-def data_name(splits: Splits) -> str:
-    """The name by which `open_data` opens these videos, "synthetic:short" for a variant of the embedded data."""
-    variant = variant_of(splits)
-    return splits.spec.name if variant in (None, "default") else f"{splits.spec.name}:{variant}"
-
-
-def variant_of(splits: Splits) -> str | None:
-    """Name of the generator's settings that made the videos; None for genuine data and other folders."""
-    known = {synthetic.settings_hash(settings): name for name, settings in synthetic.SETTINGS.items()}
-    return known.get(settings_hash(splits))
 
 
 def _plain(value):

@@ -158,8 +158,7 @@ class _Run(Learner):
         self.model.train()
         self.started = saved = time.perf_counter()
         while self.step < self.steps_per_epoch:
-            done = (self.epoch + self.step / self.steps_per_epoch) / self.config.epochs
-            threat = self.threat.times(self.defense.epsilon_scale * min(1.0, 2 * done))
+            threat = self._threat_at(self.step)
             first = self.step * self.config.batch_size
             videos = min(self.config.batch_size, len(self.splits.train) - first)
             parts = [next(loader) for _ in range(self.parts)]
@@ -178,8 +177,13 @@ class _Run(Learner):
                 saved = time.perf_counter()
             if self.ending:
                 raise KeyboardInterrupt
-        self._finish_epoch(threat)
+        self._finish_epoch(self._threat_at(self.steps_per_epoch - 1))
         self._save(state)
+
+    def _threat_at(self, step: int) -> ThreatModel:
+        """What the training attacker may do: ε grows from 0 over the first half of the training."""
+        done = (self.epoch + step / self.steps_per_epoch) / self.config.epochs
+        return self.threat.times(self.defense.epsilon_scale * min(1.0, 2 * done))
 
     def _seed(self, seed: int) -> None:
         """Dropout and noise. Processes on CPUs draw the same numbers and take their part; others draw their own."""

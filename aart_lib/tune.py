@@ -12,8 +12,8 @@ from aart_lib.attacks import ThreatModel, pgd
 from aart_lib.data import Splits
 from aart_lib.evaluate import few_frames_epsilon, score
 from aart_lib.losses import changed
+from aart_lib.presets import Preset, model_config, train_config
 from aart_lib.records import write_json
-from aart_lib.reproduce import Preset, model_config, train_config
 from aart_lib.train import train
 
 _MIXED, _MOSTLY = {"task": 0.5, "robust": 0.5}, {"task": 0.2, "robust": 0.8}

@@ -445,7 +445,8 @@ def test_damaged_notes_of_a_run_count_as_not_there(tmp_path):
 
 
 def test_damaged_scores_of_a_run_are_named(tmp_path):
-    from aart_lib.reproduce import PRESETS, Experiment
+    from aart_lib.presets import PRESETS
+    from aart_lib.reproduce import Experiment
 
     many(tmp_path, [f"v{i}" for i in range(8)])
     many(tmp_path, ["t0", "t1"], name="test0.tfrecord")

@@ -9,7 +9,7 @@ import torch
 
 from aart_lib import synthetic
 from aart_lib.metrics import gap
-from aart_lib.reproduce import open_data, variant_of
+from aart_lib.presets import open_data, variant_of
 from aart_lib.summary import MEASURES, ceiling, compare, intervals, summarize
 from aart_lib.uncertainty import gap_of, holm, interval, judged
 

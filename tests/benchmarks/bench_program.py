@@ -11,8 +11,10 @@ from io import BytesIO
 from bench import ROOT, Entry, Settings, in_turns, missing
 
 
-def _python(*arguments: str, folder=ROOT) -> None:
-    environment = os.environ | {"PYTHONPATH": str(folder)}
+def _python(*arguments: str, folder=ROOT, threads: str | None = "1") -> None:
+    """Run Python with one thread, as everything here, or with as many as it chooses itself."""
+    environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": threads or ""}
+    environment = {name: value for name, value in environment.items() if value}
     subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, check=True, capture_output=True)
 
 
@@ -64,14 +66,16 @@ def reproduce(settings: Settings) -> list[Entry]:
     if not settings.before or not _unpacked(settings.before, before):
         return [missing("reproduce", what, peer, target=2.0)]
     seconds, tables = {}, {}
-    _python("-c", "from aart_lib.reproduce import open_data; open_data('synthetic')")  # made once, untimed
+    _python("-c", "from aart_lib.presets import open_data; open_data('synthetic')")  # made once, untimed
     for name, folder in (("ours", ROOT), (peer, before)):
         out = settings.folder / f"reproduce-{name.split()[-1]}"
         started = time.perf_counter()
         _python("-m", "aart_lib", "reproduce", "--data", "synthetic", "--preset", preset, "--out", str(out),
-                folder=folder)  # fmt: skip
+                folder=folder, threads=None)  # fmt: skip
         seconds[name], tables[name] = time.perf_counter() - started, _table(out)
-    note = f"preset {preset}, one run each" + ("" if tables["ours"] == tables[peer] else "; the tables differ")
+    note = f"preset {preset}, one run each, all cores" + (
+        "" if tables["ours"] == tables[peer] else "; the tables differ"
+    )
     return [
         Entry(
             "reproduce", what, peer, seconds["ours"], seconds[peer], seconds[peer] / seconds["ours"], target=2.0,

@@ -1,0 +1,88 @@
+"""Independent pieces of work side by side, each in a process of its own on its share of the cores.
+
+A small model keeps no more than one core busy; several of them, each on a core, do.
+"""
+
+import concurrent.futures
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from functools import partialmethod
+from multiprocessing.connection import wait
+
+import torch
+from tqdm import tqdm
+
+from aart_lib.processes import ProcessLost, count
+
+
+def most(tasks: int) -> int:
+    """How many jobs pay: as many as torch would use threads. One on GPUs and in a run of several processes."""
+    return 1 if torch.cuda.is_available() or count() > 1 else min(tasks, torch.get_num_threads())
+
+
+def side_by_side(work: Callable, tasks: Sequence[tuple], jobs: int = 1) -> Iterator[tuple]:
+    """Yields (task, work(*task)) as each is done; with one job in order and in this process.
+
+    ``work`` is pickled. When one fails or the user stops, all stop as after SIGTERM: trainings save their state.
+    Raises: what ``work`` raises; ProcessLost if a job's process was killed; KeyboardInterrupt on SIGINT and SIGTERM.
+    """
+    if min(jobs, len(tasks)) < 2:
+        yield from ((task, work(*task)) for task in tasks)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork of a process whose OpenMP has begun would hang
+    threads = max(1, torch.get_num_threads() // jobs)
+    started = threads, context.RLock(), context.Value("i", 0)
+    pool = concurrent.futures.ProcessPoolExecutor(min(jobs, len(tasks)), context, _begin, started)
+    try:
+        with _ended_by_signals():
+            waiting, running = list(tasks), {}
+            while waiting or running:
+                while waiting and len(running) < jobs:  # no more, or they would begin when the others are stopped
+                    task = waiting.pop(0)
+                    running[pool.submit(work, *task)] = task
+                for done in concurrent.futures.wait(running, return_when="FIRST_COMPLETED").done:
+                    yield running.pop(done), done.result()
+    except BaseException as error:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        if isinstance(error, BrokenProcessPool):
+            raise ProcessLost(
+                "a process of this run was ended from outside, perhaps for want of memory; the same command with "
+                "--resume goes on, and --jobs 1 takes the least memory"
+            ) from error
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _ended_by_signals:
+    """SIGTERM ends the waiting as SIGINT does."""
+
+    def __enter__(self):
+        self.own = threading.current_thread() is threading.main_thread()  # nobody else may handle signals
+        self.before = signal.signal(signal.SIGTERM, signal.default_int_handler) if self.own else None
+
+    def __exit__(self, *error):
+        if self.own:
+            signal.signal(signal.SIGTERM, self.before)
+
+
+def _begin(threads: int, lock, started) -> None:
+    """In a new process: its share of the threads, its own line for bars, and an end with its parent."""
+    torch.set_num_threads(threads)
+    with started.get_lock():
+        line, started.value = started.value, started.value + 1
+    tqdm.set_lock(lock)
+    tqdm.__init__ = partialmethod(tqdm.__init__, position=line)
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # ctrl-C in the terminal is the parent's, which tells us once
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)

@@ -1,0 +1,190 @@
+"""jobs.py: work side by side gives what it gives one after the other, and nothing outlives its parent."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from aart_lib import jobs, synthetic
+from aart_lib.cli import main
+from aart_lib.jobs import side_by_side
+from aart_lib.processes import ProcessLost
+
+ROOT = Path(__file__).parent.parent
+TINY = replace(synthetic.SETTINGS["default"], train_videos=60, test_videos=24, shard_size=60, frames=(3, 6))
+
+
+def squared(number: int, *, folder=None) -> tuple[int, int, int]:
+    return number**2, os.getpid(), torch.get_num_threads()
+
+
+def fails(number: int, *, folder: Path) -> int:
+    (folder / f"begun{number}").touch()
+    if number == 0:
+        while not (folder / "begun1").exists():
+            time.sleep(0.05)
+        raise ValueError("the first one is bad")
+    time.sleep(600)
+
+
+def killed(number: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sleeps(number: int, *, folder: Path) -> None:
+    (folder / f"begun{number}").write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def alive(pid: int) -> bool:
+    """Is there such a process, and is it more than an entry that nobody has read?"""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def until(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.05)
+
+
+def test_one_job_works_in_this_process_in_order():
+    found = list(side_by_side(squared, [(3,), (1,), (2,)]))
+    assert [task for task, _ in found] == [(3,), (1,), (2,)] and {pid for _, (_, pid, _) in found} == {os.getpid()}
+
+
+def test_several_jobs_work_in_processes_of_their_own_on_a_share_of_the_threads(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    found = dict(side_by_side(squared, [(n,) for n in range(6)], 2))
+    assert {task: value for task, (value, _, _) in found.items()} == {(n,): n**2 for n in range(6)}
+    assert os.getpid() not in {pid for _, pid, _ in found.values()}
+    assert {threads for _, _, threads in found.values()} == {3}
+
+
+def test_as_many_jobs_as_threads_but_one_on_gpus_and_beside_other_processes(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert [jobs.most(tasks) for tasks in (1, 3, 9)] == [1, 3, 4]
+    monkeypatch.setattr(jobs, "count", lambda: 2)
+    assert jobs.most(9) == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert jobs.most(9) == 1
+
+
+def test_an_error_of_one_ends_all(tmp_path):
+    with pytest.raises(ValueError, match="the first one is bad"):
+        list(side_by_side(partial(fails, folder=tmp_path), [(0,), (1,), (2,)], 2))
+    assert not (tmp_path / "begun2").exists()
+    assert multiprocessing.active_children() == []
+
+
+def test_a_job_that_is_killed_is_told_in_a_sentence():
+    with pytest.raises(ProcessLost, match=r"ended from outside.*--resume goes on, and --jobs 1 takes the least memory"):
+        list(side_by_side(killed, [(0,), (1,)], 2))
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked up in /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_job_outlives_its_parent(tmp_path, number):
+    program = (
+        "import sys; from functools import partial; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
+        "if __name__ == '__main__':\n"
+        "    from test_jobs import side_by_side, sleeps\n"
+        "    list(side_by_side(partial(sleeps, folder=Path(sys.argv[1])), [(0,), (1,)], 2))\n"
+    )
+    script = tmp_path / "parent.py"
+    script.write_text(program)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    line = [sys.executable, str(script), str(tmp_path), str(ROOT / "tests")]
+    parent = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE)
+    notes = [tmp_path / "begun0", tmp_path / "begun1"]
+    until(lambda: all(note.exists() and note.read_text() for note in notes))
+    parent.send_signal(number)
+    parent.communicate(timeout=60)
+    until(lambda: not any(alive(int(note.read_text())) for note in notes))
+
+
+# ---------------------------------------------------------------- the main job
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / "data"
+    synthetic.write(TINY, folder)
+    return folder
+
+
+def command(data, out, *more) -> list[str]:
+    return ["reproduce", "--data-dir", str(data), "--out", str(out), "--preset", "quick", "--epochs", "2", *more]
+
+
+def results(out: Path) -> dict:
+    """All but the times."""
+    found = json.loads((out / "results.json").read_text())
+    for row in [*found["rows"], *found["summary"].values()]:
+        row.pop("train_seconds")
+        for entry in row.get("history", []):
+            del entry["seconds"]
+    return found
+
+
+def test_the_table_is_the_same_side_by_side(data, tmp_path, capsys):
+    for count in ("1", "2"):
+        assert main(command(data, tmp_path / count, "--jobs", count, "--seeds", "2", "--defenses", "adversarial")) == 0
+    assert results(tmp_path / "1") == results(tmp_path / "2")
+    for path in sorted((tmp_path / "1" / "checkpoints").iterdir()):
+        one, two = load_file(path), load_file(tmp_path / "2" / "checkpoints" / path.name)
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    assert capsys.readouterr().out.count("A-ART") == 0
+    with pytest.raises(SystemExit):
+        main(command(data, tmp_path / "3", "--jobs", "many"))
+    assert main(command(data, tmp_path / "3", "--jobs", "0")) == 2
+    assert "--jobs must be at least 1" in capsys.readouterr().err
+
+
+def test_the_strong_suite_trains_what_it_borrows_first(data, tmp_path):
+    from aart_lib.presets import PRESETS, open_data
+    from aart_lib.reproduce import Experiment, default_threat
+
+    preset = replace(PRESETS["quick"], suite="strong")
+    experiment = Experiment(open_data("synthetic", data), preset, tmp_path, names=["standard", "a-art"])
+    (train, models), (judge, first), (_, others) = experiment.stages(2, default_threat(experiment.splits))
+    assert train.func == experiment._trained and judge.func == experiment.row
+    assert set(models) == {("standard", 0), ("a-art", 0), ("standard", 1), ("a-art", 1), ("standard", 2)}
+    assert (first, others) == ([("standard", 0), ("a-art", 0)], [("standard", 1), ("a-art", 1)])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM that can be caught")
+def test_a_stop_side_by_side_saves_every_training(data, tmp_path):
+    """SIGTERM while two defenses are trained: both leave their state, and the same command goes on from there."""
+    out = tmp_path / "out"
+    more = ("--jobs", "2", "--epsilon", "0.05", "--defenses", "adversarial,trades")
+    line = [sys.executable, "-m", "aart_lib", *command(data, out, *more)]
+    line[line.index("--epochs") + 1] = "4000"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True)
+    states = [out / "checkpoints" / f"{name}-seed0.state" for name in ("standard", "adversarial")]
+    until(lambda: all(state.exists() for state in states))
+    run.send_signal(signal.SIGTERM)
+    assert "the same command with --resume goes on from there" in run.communicate(timeout=60)[1]
+    assert run.returncode == 130
+    assert not [path for path in out.rglob(".*")], "temporary files were left"
+    before = {state: torch.load(state, weights_only=True)["epoch"] for state in states}
+    run = subprocess.Popen([*line, "--resume"], env=environment, stderr=subprocess.PIPE, text=True)
+    until(lambda: all(torch.load(state, weights_only=True)["epoch"] > before[state] for state in states))
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=60)
+    assert run.returncode == 130
