@@ -73,12 +73,11 @@ def reproduce(settings: Settings) -> list[Entry]:
         _python("-m", "aart_lib", "reproduce", "--data", "synthetic", "--preset", preset, "--out", str(out),
                 folder=folder, threads=None)  # fmt: skip
         seconds[name], tables[name] = time.perf_counter() - started, _table(out)
-    note = f"preset {preset}, one run each, all cores" + (
-        "" if tables["ours"] == tables[peer] else "; the tables differ"
-    )
+    same = tables["ours"] == tables[peer]
+    note = f"preset {preset}, one run each, all cores" + "; the tables differ" * (not same)
     return [
         Entry(
             "reproduce", what, peer, seconds["ours"], seconds[peer], seconds[peer] / seconds["ours"], target=2.0,
-            holds=tables["ours"] == tables[peer], note=note, rounds={f"wall {n}": [s] for n, s in seconds.items()},
+            holds=same, note=note, rounds={f"wall {n}": [s] for n, s in seconds.items()},
         )
     ]  # fmt: skip
