@@ -37,7 +37,7 @@ def write_shard(path: Path, videos: int, frames: int) -> None:
 
 def hot(labels) -> np.ndarray:
     row = np.zeros(SPEC.classes, np.float32)
-    row[np.asarray(labels)] = 1
+    row[list(labels)] = 1
     return row
 
 
@@ -102,7 +102,7 @@ def ours_cached(dataset) -> Iterator | None:
     """(tables, labels) of every video from the data set's cache; None if it does not hand out its bytes."""
     if not hasattr(dataset, "_stored"):
         return None
-    return (([dataset._stored(entry)[0]], np.array(entry.labels)) for entry in dataset.entries)
+    return (([dataset._stored(entry)[0]], entry.labels) for entry in dataset.entries)
 
 
 # ---------------------------------------------------------------- peers

@@ -94,7 +94,7 @@ def draw(results: dict, path: Path) -> None:
             ax.barh(places, [factor - 1 for factor in factors], 0.6, left=1, label=label, **look)
     for place, (_, factor, entry) in enumerate(found):
         text = f" {_ratio(entry['ratio'], entry['meaning'])} (target {SIGNS[entry['meaning']]} {entry['target']:g}) "
-        ax.text(factor, place, text, va="center", ha="left" if factor >= 1 else "right", size=8)
+        ax.text(max(factor, 1), place, text, va="center", size=8)
     ax.axvline(1, color="#444444", lw=1)
     ax.set_yticks(range(len(found)), [text for text, _, _ in found], size=7.5)
     ends = [factor for _, factor, _ in found] or [1]
