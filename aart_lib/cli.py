@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"aart: {'training stopped: ' * isinstance(error, TrainingStopped)}{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"aart: stopped; {again} goes on from there", file=sys.stderr)
+        print(f"\naart: stopped; {again} goes on from there", file=sys.stderr)
         return 130
     finally:
         commands.tell_skipped(options)

@@ -103,8 +103,8 @@ def reproduce(options) -> None:
         ThreatModel(options.norm or "linf", options.epsilon)
     splits = _open(options, preset)
     threat = _threat(options, splits)
-    models = options.seeds * len(names or preset.defenses) + 1
-    _reserve(options, options.out, _bytes(splits, preset, models), resume=options.resume)
+    needed = _bytes(splits, preset, options.seeds * len(names or preset.defenses) + 1)
+    _reserve(options, options.out, needed, resume=options.resume)
     results = main_job.reproduce(splits, options.out, preset=preset, seeds=options.seeds, defenses=names, threat=threat)
     if not processes.is_main():
         return

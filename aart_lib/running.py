@@ -79,7 +79,10 @@ def reserved(folder: Path, needed: int, *, name: str = "run"):
     lock = folder / f".{name}.lock"
     with _own(folder, lock):
         try:
-            _remove_unfinished(folder)
+            for path in [*folder.glob(f".*{UNFINISHED}"), *folder.glob(f"*/.*{UNFINISHED}")]:
+                with suppress(OSError), open(path, "ab") as file:
+                    if _locked(file):  # a living writer has the lock
+                        path.unlink()
             yield
         finally:
             lock.unlink(missing_ok=True)
@@ -98,14 +101,6 @@ def _own(folder: Path, lock: Path):
     except OSError as error:
         raise ValueError(f"{folder} cannot be written to ({error.strerror}); choose another --out") from error
     return file if os.fstat(file.fileno()).st_nlink else _own(folder, lock)  # a run that just ended took it away
-
-
-def _remove_unfinished(folder: Path) -> None:
-    """Here and one level below; a living writer has a lock on its file."""
-    for path in [*folder.glob(f".*{UNFINISHED}"), *folder.glob(f"*/.*{UNFINISHED}")]:
-        with suppress(OSError), open(path, "ab") as file:
-            if _locked(file):
-                path.unlink()
 
 
 def _check_room(folder: Path, needed: int) -> None:

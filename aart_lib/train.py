@@ -67,6 +67,8 @@ def train(
     with bar, on_signals(run.stop):
         while run.epoch < config.epochs:
             run.one_epoch(bar, state)
+    if run.stopped:  # after the last step
+        raise KeyboardInterrupt
     return run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False).eval(), run.history
 
 

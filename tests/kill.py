@@ -7,8 +7,8 @@ A run is killed at most --lives times, each time gone on with by --resume, then 
 random moment of the run, the other half as soon as a file is being written: a training state, a model, scores, a row,
 a table or a figure. In the end the models must be those of a run that nobody killed, to the last bit, and results.json
 the same but for times; no defense may have been trained again whose model was there, and nothing unfinished may be
-left. What differs is printed, and the exit code is 1. Training states are kept all the time here (the library: every two
-minutes), and a written file waits a moment for its name, so that kills find the places that matter.
+left. What differs is printed, and the exit code is 1. Training states are kept all the time here (the library: every
+two minutes), and a written file waits a moment for its name, so that kills find the places that matter.
 """
 
 import argparse
