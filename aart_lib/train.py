@@ -144,8 +144,7 @@ class _Run(Learner):
         self.model.train()
         self.started = saved = time.perf_counter()
         while self.step < self.steps_per_epoch:
-            done = (self.epoch + self.step / self.steps_per_epoch) / self.config.epochs
-            threat = self.threat.times(self.defense.epsilon_scale * min(1.0, 2 * done))
+            threat = self._rising(self.step)
             first = self.step * self.config.batch_size
             videos = min(self.config.batch_size, len(self.splits.train) - first)
             parts = [next(loader) for _ in range(self.parts)]
@@ -165,8 +164,13 @@ class _Run(Learner):
                 saved = time.perf_counter()
             if self.ending:
                 raise KeyboardInterrupt
-        self._finish_epoch(threat)
+        self._finish_epoch()  # its last step may be one that was taken before a kill
         self._save(state)
+
+    def _rising(self, step: int) -> ThreatModel:
+        """What a step of this epoch trains against: the full training ε after half of the training."""
+        done = (self.epoch + step / self.steps_per_epoch) / self.config.epochs
+        return self.threat.times(self.defense.epsilon_scale * min(1.0, 2 * done))
 
     def _seed(self, seed: int) -> None:
         """Dropout and noise. Processes on CPUs draw the same numbers and take their part; others draw their own."""
@@ -197,7 +201,8 @@ class _Run(Learner):
         if state and processes.is_main():
             save_state(state, self.state())
 
-    def _finish_epoch(self, threat: ThreatModel) -> None:
+    def _finish_epoch(self) -> None:
+        threat = self._rising(self.steps_per_epoch - 1)
         self.epoch, self.step = self.epoch + 1, 0
         self.seconds += time.perf_counter() - self.started  # of training alone, since the last check
         self.started = time.perf_counter()

@@ -149,10 +149,10 @@ def test_a_signal_while_models_are_judged_ends_with_a_sentence_and_keeps_them(ti
 def test_a_signal_after_the_last_step_is_heard(tiny, tmp_path, monkeypatch):
     own = training._Run._finish_epoch
 
-    def finish(self, threat):
+    def finish(self):
         if self.epoch + 1 == self.config.epochs:
             signal.raise_signal(signal.SIGTERM)
-        own(self, threat)
+        own(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(training._Run, "_finish_epoch", finish)

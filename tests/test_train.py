@@ -258,7 +258,7 @@ def kill_in_step(step: int, monkeypatch, start) -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("step", [1, 6, 11])
+@pytest.mark.parametrize("step", [1, 6, 8, 11, 16])  # four steps an epoch: 8 and 16 are the last ones of theirs
 def test_a_signal_in_the_middle_of_an_epoch_loses_nothing(splits, tmp_path, monkeypatch, step, dropout):
     shape = replace(SHAPE, dropout=dropout)
     go = lambda **o: train(DEFENSES["a-art"], splits, shape, THREAT, CONFIG, progress=None, **o)  # noqa: E731
