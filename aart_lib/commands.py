@@ -90,7 +90,7 @@ def _bytes(splits, preset, models: int) -> int:
     with torch.device("meta"):
         model = 4 * sum(p.numel() for p in VideoTransformer(main_job.model_config(splits, preset)).parameters())
     scores = 20 * len(splits.labels) * min(len(splits.test), preset.test_videos or len(splits.test))
-    return models * (model + scores) + 6 * model + SMALL
+    return models * (model + scores + SMALL // 4) + 6 * model + SMALL
 
 
 def reproduce(options) -> None:
