@@ -326,6 +326,12 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_ends(tiny, tmp_path
     assert names(tmp_path) == ["model.safetensors"]
 
 
+def test_a_report_can_be_drawn_while_a_run_is_at_work(tmp_path, holder):
+    results = ROOT / "figures" / "results-short.json"
+    assert main(["report", str(results), "--out", str(tmp_path)]) == 0
+    assert "report-short.md" in names(tmp_path) and ".run.lock" in names(tmp_path)
+
+
 def test_processes_of_one_run_share_its_folder(tiny, tmp_path):
     spread = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "aart_lib"]
     process = started(*spread, *training_of(tiny, tmp_path), stderr=subprocess.PIPE)
