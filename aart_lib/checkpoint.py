@@ -1,5 +1,6 @@
 """Trained models on disk: safetensors weights with a JSON description in the header, nothing that can run code."""
 
+import io
 import json
 import os
 from dataclasses import asdict
@@ -91,8 +92,9 @@ def _build(path: Path, description) -> tuple[VideoTransformer, dict]:
 
 def save_state(path, state: dict) -> None:
     """Write what a run needs to go on (tensors, numbers, lists, strings); local, never for exchange."""
+    torch.save(state, whole := io.BytesIO())  # into a file, torch would hide the reason when it cannot be written
     with replacing(path) as file:
-        torch.save(state, file)
+        file.write(whole.getbuffer())
 
 
 def load_state(path) -> dict:
@@ -101,3 +103,10 @@ def load_state(path) -> dict:
         return dict(torch.load(path, weights_only=True, map_location="cpu"))
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ValueError(f"{path} is not a readable training state; delete it to start anew") from error
+
+
+def drop_state(path: Path) -> None:
+    """Delete the training state beside a finished model; one newer than the model belongs to another run."""
+    state = path.with_suffix(".state")
+    if state.exists() and state.stat().st_mtime_ns <= path.stat().st_mtime_ns:
+        state.unlink()

@@ -1,9 +1,14 @@
 """The command line: ``python -m aart_lib reproduce | train | evaluate | download | describe | report``."""
 
 import argparse
+import errno
 import os
+import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+
+from aart_lib.running import on_signals
 
 DATA = ("synthetic", "audioset", "yt8m-frame", "yt8m-video")
 
@@ -115,27 +120,37 @@ def _threat_options(add) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; 0 = done, 2 = the user's mistake or bad input (one sentence), 1 = a training had to stop."""
-    options = parser().parse_args(arguments)
+    """Run a command.
+
+    0 = done, 2 = the user's mistake, bad input or a full disk, 1 = a training had to stop, 130 = stopped by Ctrl-C or
+    SIGTERM; one sentence on standard error for each but the first.
+    """
+    options, signals = parser().parse_args(arguments), []
     # Threads that wait for each other spin a little, then sleep: beside any other work, endless spinning makes training
     # ten times slower, and sleeping at once costs half as much again on a quiet machine. GNU's OpenMP reads this.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    from aart_lib import commands, processes  # torch loads only when there is work to do
-    from aart_lib.steps import TrainingStopped
+    with on_signals(lambda number, frame: signals.append(number)):  # an import broken off half-way hides the reason
+        from aart_lib import commands, processes  # torch loads only when there is work to do
+        from aart_lib.steps import TrainingStopped
 
+    again = "the same command" + " with --resume" * hasattr(options, "resume")
     try:
-        processes.start()
-        getattr(commands, options.run)(options)
+        if signals:
+            raise KeyboardInterrupt
+        with on_signals(signal.default_int_handler), ExitStack() as options.held:  # what is given back at the end
+            processes.start()
+            getattr(commands, options.run)(options)
     except (ValueError, OSError) as error:
         if os.environ.get("AART_DEBUG"):
             raise
-        print(f"aart: {_sentence(error)}", file=sys.stderr)
+        full = f"; make room, then {again} goes on" * (getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT))
+        print(f"aart: {_sentence(error)}{full}", file=sys.stderr)
         return 2
     except (TrainingStopped, processes.ProcessLost) as error:
         print(f"aart: {'training stopped: ' * isinstance(error, TrainingStopped)}{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("aart: stopped; the same command with --resume goes on from there", file=sys.stderr)
+        print(f"\naart: stopped; {again} goes on from there", file=sys.stderr)
         return 130
     finally:
         commands.tell_skipped(options)

@@ -1,10 +1,11 @@
 """What the commands of the command line do; one function each, given the parsed options."""
 
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from aart_lib import checkpoint, processes
 from aart_lib import download as fetching
@@ -17,14 +18,17 @@ from aart_lib.data import convert as converted
 from aart_lib.flags import flags
 from aart_lib.jobs import most as most_jobs
 from aart_lib.losses import defense
+from aart_lib.model import VideoTransformer
 from aart_lib.pictures import draw_attention
-from aart_lib.presets import default_threat, open_data, preset_named, settings_hash
+from aart_lib.presets import default_threat, model_config, open_data, preset_named, settings_hash, spec_named
 from aart_lib.records import Skipped, write_json
 from aart_lib.reproduce import Experiment
+from aart_lib.running import reserved
 from aart_lib.suites import suite
 from aart_lib.summary import summarize
 from aart_lib.threats import ThreatModel
 
+SMALL = 2**20  # bytes: reports and figures
 AT_LEAST_ONE = ("epochs", "test_videos", "batch_size", "accumulate", "jobs")
 
 
@@ -74,14 +78,21 @@ def _threat(options, splits):
     return ThreatModel(options.norm or splits.spec.norm, options.epsilon)
 
 
-def _reserve(out: Path, resume: bool) -> None:
-    """Create the output folder; what an earlier run left there is never overwritten unasked."""
-    out.mkdir(parents=True, exist_ok=True)
-    if not os.access(out, os.W_OK):
-        raise ValueError(f"{out} cannot be written to; choose another --out")
-    if not resume and any(not entry.name.startswith(".") for entry in out.iterdir()):
-        raise ValueError(f"{out} is not empty; add --resume to go on with the run there, or choose another --out")
-    processes.gathered(None)  # all have looked before one writes
+def _reserve(options, out: Path, needed: int, *, resume: bool = True, **names) -> None:
+    """The output folder for this command alone; what an earlier run left there is never overwritten unasked."""
+    if processes.is_main():
+        options.held.enter_context(reserved(out, needed, **names))
+        if not resume and any(not entry.name.startswith(".") for entry in out.iterdir()):
+            raise ValueError(f"{out} is not empty; add --resume to go on with the run, or choose another --out")
+    processes.gathered(None)  # nothing is done before the main process has looked
+
+
+def _bytes(splits, preset, models: int) -> int:
+    """About what a run writes: models and their scores, a training state and its successor, small things."""
+    with torch.device("meta"):
+        model = 4 * sum(p.numel() for p in VideoTransformer(model_config(splits, preset)).parameters())
+    scores = 20 * len(splits.labels) * min(len(splits.test), preset.test_videos or len(splits.test))
+    return models * (model + scores + SMALL // 4) + 6 * model + SMALL
 
 
 def reproduce(options) -> None:
@@ -94,7 +105,8 @@ def reproduce(options) -> None:
         ThreatModel(options.norm or "linf", options.epsilon)
     splits = _open(options, preset)
     threat = _threat(options, splits)
-    _reserve(options.out, options.resume)
+    needed = _bytes(splits, preset, options.seeds * len(names or preset.defenses) + 1)
+    _reserve(options, options.out, needed, resume=options.resume)
     jobs = options.jobs or most_jobs(len(names or preset.defenses) * options.seeds)
     how = {"seeds": options.seeds, "defenses": names, "threat": threat, "jobs": jobs}
     results = main_job.reproduce(splits, options.out, preset=preset, **how)
@@ -113,7 +125,7 @@ def train(options) -> None:
         ThreatModel(options.norm or "linf", options.epsilon)
     splits = _open(options, preset)
     threat = _threat(options, splits) or default_threat(splits)
-    _reserve(options.out, options.resume)
+    _reserve(options, options.out, _bytes(splits, preset, 1), resume=options.resume)
     experiment = Experiment(splits, preset, options.out)
     _, notes = experiment.model(options.defense, options.seed, threat, path=options.out / "model.safetensors")
     last = notes["history"][-1]
@@ -140,8 +152,9 @@ def evaluate(options) -> None:
     test = test.select(range(len(test))[: preset.test_videos])
     row = {"defense": notes["defense"], "seed": notes["seed"], "train_seconds": notes.get("train_seconds", 0.0)}
     others = _surrogates(options, model.config) if options.suite == "strong" else {}
+    suite(options.suite, threat)  # unknown names are told before the folder is made
+    _reserve(options, options.out, SMALL)
     row |= judging.evaluate(model, test, threat, name=options.suite, seed=notes["seed"], surrogates=others)
-    options.out.mkdir(parents=True, exist_ok=True)
     videos = {"train": len(splits.train), "validation": len(splits.validation), "test": len(test)}
     about = {"name": options.data, "labels": notes["labels"], "videos": videos}
     about["skipped"] = preset.skipped.files if preset.skipped else {}
@@ -175,9 +188,10 @@ def _surrogates(options, config) -> dict:
 
 def tune(options) -> None:
     preset = _preset(options)
-    splits = _open(options, preset)
+    splits, names = _open(options, preset), _names(options)
+    _reserve(options, options.out.parent, SMALL, name=options.out.name)  # other ledgers may lie beside it
     threat = _threat(options, splits) or main_job.calibrated(splits, preset)[0]
-    for name, trials in tuning.tune(splits, threat, preset, options.out, defenses=_names(options)).items():
+    for name, trials in tuning.tune(splits, threat, preset, options.out, defenses=names).items():
         best = max(trials, key=lambda found, name=name: tuning.merit(found, name))
         gaps = f"GAP {best['pgd']:.3f} at ε, {best['pgd@2']:.3f} at 2ε"
         print(f"{name:20} {len(trials)} trials, best {best['changes']}: {gaps}")
@@ -198,13 +212,14 @@ def download(options) -> None:
 
 def convert(options) -> None:
     preset = _preset(options)
-    spec = main_job.spec_named(options.data, preset)
+    spec = spec_named(options.data, preset)
     if options.data_dir is None:
         raise ValueError(f"{options.data} needs --data-dir, the folder with its shards")
-    made = []
-    for split in ("train", "test"):
-        shards = [path for path in find_shards(spec, options.data_dir, split) if path.suffix == ".tfrecord"]
-        made += converted(shards, spec, options.out, preset.skipped)
+    found = [path for split in ("train", "test") for path in find_shards(spec, options.data_dir, split)]
+    found = [path for path in found if path.suffix == ".tfrecord"]
+    share = spec.dims / sum(stored for stored, _ in spec.features.values())
+    _reserve(options, options.out, int(share * sum(path.stat().st_size for path in found)))
+    made = converted(found, spec, options.out, preset.skipped)
     size = sum(path.stat().st_size for path in made)
     print(f"{len(made)} shards, {size / 1e6:,.1f} MB in {options.out}; use it as --data-dir")
 

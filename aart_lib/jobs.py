@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from aart_lib.processes import ProcessLost, count
+from aart_lib.running import on_signals
 
 
 def most(tasks: int) -> int:
@@ -38,7 +39,7 @@ def side_by_side(work: Callable, tasks: Sequence[tuple], jobs: int = 1) -> Itera
     started = threads, context.RLock(), context.Value("i", 0)
     pool = concurrent.futures.ProcessPoolExecutor(min(jobs, len(tasks)), context, _begin, started)
     try:
-        with _ended_by_signals():
+        with on_signals(signal.default_int_handler):  # SIGTERM too
             waiting, running = list(tasks), {}
             while waiting or running:
                 while waiting and len(running) < jobs:  # no more, or they would begin when the others are stopped
@@ -57,18 +58,6 @@ def side_by_side(work: Callable, tasks: Sequence[tuple], jobs: int = 1) -> Itera
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-class _ended_by_signals:
-    """SIGTERM ends the waiting as SIGINT does."""
-
-    def __enter__(self):
-        self.own = threading.current_thread() is threading.main_thread()  # nobody else may handle signals
-        self.before = signal.signal(signal.SIGTERM, signal.default_int_handler) if self.own else None
-
-    def __exit__(self, *error):
-        if self.own:
-            signal.signal(signal.SIGTERM, self.before)
 
 
 def _begin(threads: int, lock, started) -> None:

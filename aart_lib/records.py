@@ -13,12 +13,13 @@ import os
 import struct
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
+
+from aart_lib.running import replacing
 
 HEADER = struct.Struct("<QI")
 FOOTER = struct.Struct("<I")
@@ -76,22 +77,6 @@ def cache_folder() -> Path:
     except OSError:
         return Path(tempfile.gettempdir()) / "aart"
     return folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir()) / "aart"
-
-
-@contextmanager
-def replacing(path):
-    """A binary file under a temporary name beside ``path``, renamed to it only when all went well."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with open(handle, "wb") as file:
-            yield file
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def write_json(path, value) -> None:

@@ -72,18 +72,11 @@ class Experiment:
         if path.exists():
             model, notes = checkpoint.load(path)
             if notes.get("fingerprint") == mark:
+                processes.write(checkpoint.drop_state, path)
                 return model, notes
-        state = path.with_suffix(".state")
-        model, history = train(
-            recipe,
-            self.splits,
-            shape,
-            threat,
-            config,
-            state=state,
-            hardware=self.preset.hardware,
-            progress=f"{name} seed {seed}" if self.progress else None,
-        )
+        state, shown = path.with_suffix(".state"), f"{name} seed {seed}" if self.progress else None
+        how = {"state": state, "hardware": self.preset.hardware, "progress": shown}
+        model, history = train(recipe, self.splits, shape, threat, config, **how)
         notes = {
             "data": data_name(self.splits),
             "labels": self.splits.labels,
@@ -97,6 +90,7 @@ class Experiment:
             "fingerprint": mark,
         }
         processes.write(checkpoint.save, path, model, notes)
+        processes.write(checkpoint.drop_state, path)
         return model, notes
 
     def calibrated(self) -> tuple[ThreatModel, float]:

@@ -6,11 +6,8 @@ What it carries is kept every two minutes, after every epoch and when a signal e
 import hashlib
 import json
 import math
-import signal
-import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 
@@ -25,6 +22,7 @@ from aart_lib.data import Splits
 from aart_lib.evaluate import score
 from aart_lib.losses import Defense
 from aart_lib.model import ModelConfig, VideoTransformer
+from aart_lib.running import on_signals
 from aart_lib.steps import Hardware, Learner, TrainConfig, TrainingStopped
 
 CHECKS = 10  # times validated in a run
@@ -48,8 +46,8 @@ def train(
     Args:
         threat: the *test* threat model; the training ε is ``defense.epsilon_scale`` times its ε, reached after the
             first half of the training.
-        state: where to keep what a killed run needs to go on, with any number of processes; gone when the run is
-            complete.
+        state: where to keep what a killed run needs to go on, with any number of processes. It holds the finished
+            run at the end; whoever has saved the model deletes it.
         progress: name on the progress bar, None for none.
     Raises: TrainingStopped when a loss is not finite or the single-step attack is overfitted; KeyboardInterrupt after
         a signal, when the state is saved; ProcessLost when a process of the run died; ValueError if ``state`` belongs
@@ -66,30 +64,12 @@ def train(
         disable=progress is None or not processes.is_main(),
         mininterval=1,
     )
-    with bar, _signals(run):
+    with bar, on_signals(run.stop):
         while run.epoch < config.epochs:
             run.one_epoch(bar, state)
-    if state and processes.is_main():
-        Path(state).unlink(missing_ok=True)
+    if run.stopped:  # after the last step
+        raise KeyboardInterrupt
     return run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False).eval(), run.history
-
-
-@contextmanager
-def _signals(run: "_Run"):
-    """The first SIGINT or SIGTERM ends the run after its step, with its state saved; the next one at once."""
-
-    def stop(number, frame):
-        if run.stopped:
-            raise KeyboardInterrupt
-        run.stopped = True
-
-    own = threading.current_thread() is threading.main_thread()  # nobody else may handle signals
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)} if own else {}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def fingerprint(defense: Defense, splits: Splits, model: ModelConfig, threat: ThreatModel, config: TrainConfig) -> str:
@@ -121,6 +101,12 @@ class _Run(Learner):
 
     def fingerprint(self) -> str:
         return fingerprint(self.defense, self.splits, self.shape, self.threat, self.config)
+
+    def stop(self, number, frame) -> None:
+        """The first SIGINT or SIGTERM ends the run after its step, with its state saved; the next one at once."""
+        if self.stopped:
+            raise KeyboardInterrupt
+        self.stopped = True
 
     def state(self) -> dict:
         return {
@@ -158,14 +144,15 @@ class _Run(Learner):
         self.model.train()
         self.started = saved = time.perf_counter()
         while self.step < self.steps_per_epoch:
-            threat = self._threat_at(self.step)
+            threat = self._rising(self.step)
             first = self.step * self.config.batch_size
             videos = min(self.config.batch_size, len(self.splits.train) - first)
             parts = [next(loader) for _ in range(self.parts)]
             try:
                 losses = self._step(parts, videos, threat)
             except TrainingStopped as error:
-                raise TrainingStopped(f"in epoch {self.epoch + 1}, step {self.step + 1}: {error}") from error
+                kept = f"the last good state is {state}" if state and Path(state).exists() else "no state was saved"
+                raise TrainingStopped(f"in epoch {self.epoch + 1}, step {self.step + 1}: {error}; {kept}") from error
             self.sums.update({name: value * videos for name, value in losses.items()})
             self.step += 1
             bar.update()
@@ -177,11 +164,11 @@ class _Run(Learner):
                 saved = time.perf_counter()
             if self.ending:
                 raise KeyboardInterrupt
-        self._finish_epoch(self._threat_at(self.steps_per_epoch - 1))
+        self._finish_epoch()  # its last step may be one that was taken before a kill
         self._save(state)
 
-    def _threat_at(self, step: int) -> ThreatModel:
-        """What the training attacker may do: ε grows from 0 over the first half of the training."""
+    def _rising(self, step: int) -> ThreatModel:
+        """What a step of this epoch trains against: the full training ε after half of the training."""
         done = (self.epoch + step / self.steps_per_epoch) / self.config.epochs
         return self.threat.times(self.defense.epsilon_scale * min(1.0, 2 * done))
 
@@ -211,10 +198,11 @@ class _Run(Learner):
         )
 
     def _save(self, state: Path | None) -> None:
-        if state and processes.is_main() and self.epoch < self.config.epochs:
+        if state and processes.is_main():
             save_state(state, self.state())
 
-    def _finish_epoch(self, threat: ThreatModel) -> None:
+    def _finish_epoch(self) -> None:
+        threat = self._rising(self.steps_per_epoch - 1)
         self.epoch, self.step = self.epoch + 1, 0
         self.seconds += time.perf_counter() - self.started  # of training alone, since the last check
         self.started = time.perf_counter()

@@ -23,12 +23,12 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "aart_lib").glob("*.py"))
 # A module may import only modules that stand before it.
 ORDER = (
-    "records metrics uncertainty model plots processes jobs specs index data synthetic vocabulary download losses "
-    "threats measures attacks checkpoint suites evaluate flags steps train presets summary reproduce tune widgets "
-    "pictures report commands cli"
+    "running records metrics uncertainty model plots processes jobs specs index data synthetic vocabulary download "
+    "losses threats measures attacks checkpoint suites evaluate flags steps train presets summary reproduce tune "
+    "widgets pictures report commands cli"
 ).split()
 FREE = {"__init__", "__main__"}  # they hand names on
-FILE_LIMIT, LIBRARY_LIMIT = 250, 4575  # lines of code
+FILE_LIMIT, LIBRARY_LIMIT = 250, 4660  # lines of code
 NOT_CODE = {
     tokenize.COMMENT,
     tokenize.NL,

@@ -1,0 +1,384 @@
+"""Runs that are killed, told to stop, or meet a full disk, a folder they may not write to, or another run."""
+
+import errno
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from kill import COMMANDS, Killer
+from test_train import CONFIG, SHAPE, THREAT, splits  # noqa: F401 (a fixture)
+
+from aart_lib import checkpoint, reproduce, running, synthetic
+from aart_lib import train as training
+from aart_lib.cli import main
+from aart_lib.losses import DEFENSES
+from aart_lib.train import TrainConfig, TrainingStopped, train
+
+ROOT = Path(__file__).parent.parent
+TINY = replace(synthetic.SETTINGS["default"], train_videos=160, test_videos=40, shard_size=160, frames=(3, 5))
+HOLD = "import sys, time; from pathlib import Path; from aart_lib.running import reserved\n"
+HOLD += "with reserved(Path(sys.argv[1]), 0): print('here', flush=True); time.sleep(100)"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "data"
+    synthetic.write(TINY, folder)
+    return folder
+
+
+def training_of(tiny, out, *more) -> list[str]:
+    return ["train", "--data-dir", str(tiny), "--defense", "standard", "--epochs", "2", "--out", str(out), *more]
+
+
+def started(*command, **options) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, *map(str, command)], env=environment, text=True, **options)
+
+
+def answer(capsys, arguments) -> str:
+    """The one sentence of a command that fails."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("aart: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def names(folder: Path) -> list[str]:
+    """All files of a folder, hidden ones too."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+# ---------------------------------------------------------------- killed
+
+
+def test_runs_killed_at_any_moment_come_to_what_they_would_have(tmp_path, monkeypatch):
+    """A few kills; `python tests/kill.py --count 50` for many."""
+    monkeypatch.setitem(COMMANDS, "train", [*COMMANDS["train"][:-1], "3"])
+    killer = Killer("train", tmp_path, seed=3, lives=2)
+    killer.one_run(2)
+    assert killer.wrong == []
+
+
+def test_a_run_killed_before_its_model_is_saved_does_not_train_again(tiny, tmp_path, monkeypatch):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", killed)
+        assert main(training_of(tiny, tmp_path)) == 130
+    assert names(tmp_path) == ["model.state"]
+    monkeypatch.setattr(training._Run, "_step", lambda *rest: pytest.fail("trained again"))
+    assert main(training_of(tiny, tmp_path, "--resume")) == 0
+    assert names(tmp_path) == ["model.safetensors"]
+
+
+def test_a_state_that_its_model_outlived_goes_and_one_of_another_run_stays(tmp_path):
+    model, state = tmp_path / "m.safetensors", tmp_path / "m.state"
+    for age, left in ((-10, ["m.safetensors"]), (10, ["m.safetensors", "m.state"])):
+        model.touch(), state.touch()
+        os.utime(state, (time.time() + age,) * 2)
+        checkpoint.drop_state(model)
+        assert names(tmp_path) == left
+
+
+def test_files_that_killed_runs_left_are_removed_and_no_others(tmp_path):
+    kinds = [".model.state.ab12.aart-part", "rows/.a.json.cd34.aart-part"]
+    others = [".notes.part", "model.aart-part", "rows/deep/.a.x.aart-part"]
+    for name in kinds + others:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    program = "import sys, time; from aart_lib.running import replacing\n"
+    program += "with replacing(sys.argv[1]): print('here', flush=True); time.sleep(100)"
+    writer = started("-c", program, tmp_path / "report.md", stdout=subprocess.PIPE)
+    assert writer.stdout.readline() == "here\n"
+    (living,) = [name for name in names(tmp_path) if "report.md" in name]
+    with running.reserved(tmp_path, 0):
+        assert names(tmp_path) == sorted([*others, living, ".run.lock"])
+    writer.kill()
+    writer.wait()
+    with running.reserved(tmp_path, 0):
+        pass
+    assert names(tmp_path) == sorted(others)
+
+
+# ---------------------------------------------------------------- told to stop
+
+
+def stopped(command: list[str], until, number) -> None:
+    """What a real command says that gets a signal, with all its processes, when ``until()`` is true."""
+    process = started("-m", "aart_lib", *command, stderr=subprocess.PIPE, start_new_session=True)
+    limit = time.monotonic() + 100
+    while not until() and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert said.split("\n").count("aart: stopped; the same command with --resume goes on from there") == 1
+
+
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 0)])
+def test_a_signal_ends_a_training_with_its_state_and_a_sentence(tiny, tmp_path, number, workers):
+    command = [*training_of(tiny, tmp_path, "--workers", str(workers)), "--epochs", "300"]
+    stopped(command, (tmp_path / "model.state").exists, number)
+    assert names(tmp_path) == ["model.state"]
+    state = checkpoint.load_state(tmp_path / "model.state")
+    assert state["epoch"] > 0 or state["step"] > 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_models_are_judged_ends_with_a_sentence_and_keeps_them(tiny, tmp_path, number):
+    command = ["reproduce", "--data-dir", str(tiny), "--defenses", "standard", "--epochs", "1", "--out", str(tmp_path)]
+    baselines = [tmp_path / "checkpoints" / f"standard-seed{seed}.safetensors" for seed in (0, 1)]
+    judging = lambda: all(path.exists() for path in baselines) and not time.sleep(1)  # noqa: E731
+    stopped([*command, "--suite", "strong", "--epsilon", "0.1"], judging, number)
+    assert names(tmp_path) == [path.relative_to(tmp_path).as_posix() for path in baselines]
+
+
+def test_a_signal_after_the_last_step_is_heard(tiny, tmp_path, monkeypatch):
+    own = training._Run._finish_epoch
+
+    def finish(self):
+        if self.epoch + 1 == self.config.epochs:
+            signal.raise_signal(signal.SIGTERM)
+        own(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Run, "_finish_epoch", finish)
+        assert main(training_of(tiny, tmp_path)) == 130
+    assert names(tmp_path) == ["model.state"]
+    assert main(training_of(tiny, tmp_path, "--resume")) == 0
+
+
+def test_a_signal_while_modules_load_ends_with_a_sentence(tmp_path):
+    process = started("-m", "aart_lib", "train", "--out", tmp_path / "out", stderr=subprocess.PIPE)
+    while process.poll() is None and "SigCgt" not in (status := caught(process.pid)):
+        pytest.skip(f"this system does not tell which signals a process handles: {status}")
+    while process.poll() is None and not int(caught(process.pid).split()[1], 16) >> signal.SIGTERM - 1 & 1:
+        time.sleep(0.005)
+    process.terminate()
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and said == "\naart: stopped; the same command with --resume goes on from there\n"
+    assert not (tmp_path / "out").exists()
+
+
+def caught(pid: int) -> str:
+    """The line of /proc that says which signals a process handles."""
+    status = Path(f"/proc/{pid}/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((line for line in lines if line.startswith("SigCgt")), "")
+
+
+# ---------------------------------------------------------------- full disks
+
+
+@contextmanager
+def small_disk(folder: Path, options: str):
+    """A file system of its own at ``folder``; skips the test where mounting is not allowed."""
+    if not shutil.which("mount"):
+        pytest.skip("there is no mount command")
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def write_at(step: int, monkeypatch, call) -> None:
+    """Let something happen in the step-th step of the next training."""
+    own, taken = training._Run._step, []
+
+    def stepped(self, *rest):
+        taken.append(1)
+        if len(taken) == step:
+            call()
+        return own(self, *rest)
+
+    monkeypatch.setattr(training._Run, "_step", stepped)
+
+
+def fill(folder: Path) -> None:
+    with open(folder / "filler", "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_trained(tiny, tmp_path, capsys, monkeypatch):
+    assert main(training_of(tiny, tmp_path / "model")) == 0
+    for name in ("train", "judge"):
+        monkeypatch.setattr(reproduce, name, lambda *a, **o: pytest.fail("begun"))
+    model = tmp_path / "model" / "model.safetensors"
+    judging = ["evaluate", model, "--data-dir", tiny, "--suite", "quick", "--out"]
+    with small_disk(tmp_path / "disk", "size=900k") as disk:
+        for command in (training_of(tiny, disk), ["reproduce", "--data-dir", tiny, "--out", disk], [*judging, disk]):
+            said = answer(capsys, command)
+            assert f"{disk} has room for 0.9 MB, and about " in said
+            assert said.endswith("MB will be written in all; make room, or choose another --out")
+        assert names(disk) == []
+
+
+def test_a_disk_that_becomes_full_ends_the_run_with_a_sentence_and_the_run_goes_on(tiny, tmp_path, capsys, monkeypatch):
+    whole = tmp_path / "whole"
+    assert main(training_of(tiny, whole)) == 0
+    with small_disk(tmp_path / "disk", "size=48M") as disk:
+        with monkeypatch.context() as patch:
+            write_at(3, patch, lambda: fill(disk))  # in the second epoch
+            said = answer(capsys, training_of(tiny, disk))
+        path = disk / "model.state"
+        advice = "make room, then the same command with --resume goes on"
+        assert said == f"aart: {path}: no space left on device; {advice}"
+        assert names(disk) == ["filler", "model.state"]
+        assert checkpoint.load_state(path)["epoch"] == 1
+        (disk / "filler").unlink()
+        assert main(training_of(tiny, disk, "--resume")) == 0
+        assert same_models(whole / "model.safetensors", disk / "model.safetensors")
+        assert names(disk) == ["model.safetensors"]
+
+
+class Full(io.BytesIO):
+    """A file on a full disk."""
+
+    def write(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_write_that_finds_no_room_names_the_file_and_leaves_none(tiny, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        full = lambda *a, **o: Full()  # noqa: E731
+        write_at(3, patch, lambda: patch.setattr(running, "open", full, raising=False))
+        said = answer(capsys, training_of(tiny, tmp_path / "out"))
+    assert f"{tmp_path / 'out' / 'model.state'}: no space left on device; make room, then the same command" in said
+    assert names(tmp_path / "out") == ["model.state"]
+    assert main(training_of(tiny, tmp_path / "out", "--resume")) == 0
+
+
+def test_too_little_room_is_told_with_both_numbers(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(running.shutil, "disk_usage", lambda folder: usage._replace(free=2_000_000))
+    with pytest.raises(ValueError, match=r"has room for 2\.0 MB, and about 3\.0 MB will be written in all; make room"):
+        running.reserved(tmp_path, 3_000_000).__enter__()
+    (tmp_path / "written").write_bytes(bytes(1_500_000))  # by the run that is gone on with
+    with running.reserved(tmp_path, 3_000_000):
+        pass
+
+
+def test_a_folder_that_is_read_only_is_refused(tiny, tmp_path, capsys):
+    with small_disk(tmp_path / "disk", "size=48M") as disk:
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        for command in (training_of(tiny, disk), ["reproduce", "--data-dir", tiny, "--out", disk]):
+            said = answer(capsys, command)
+            assert f"{disk} cannot be written to (Read-only file system); choose another --out" in said
+        assert f"{disk / 'new'}: read-only file system" in answer(capsys, training_of(tiny, disk / "new"))
+
+
+@pytest.mark.parametrize("command", ["train", "reproduce", "tune"])
+def test_a_folder_that_may_not_be_written_to_is_refused(tiny, tmp_path, capsys, monkeypatch, command):
+    def refused(*arguments, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(arguments[0]))
+
+    monkeypatch.setattr(running, "open", refused, raising=False)
+    out = tmp_path / "ledger.json" if command == "tune" else tmp_path
+    said = answer(capsys, [command, "--data-dir", tiny, "--out", out])
+    assert f"{tmp_path} cannot be written to (Permission denied); choose another --out" in said
+
+
+# ---------------------------------------------------------------- two runs
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that is at work in the folder."""
+    process = started("-c", HOLD, tmp_path, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == "here\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.skipif(running.fcntl is None, reason="this system has no locks of the kind that end with a process")
+def test_a_second_run_in_a_folder_is_refused_until_the_first_ends(tiny, tmp_path, capsys, holder):
+    for command in (training_of(tiny, tmp_path, "--resume"), ["reproduce", "--data-dir", tiny, "--out", tmp_path]):
+        said = answer(capsys, command)
+        assert f"{tmp_path} is in use by process {holder.pid} on " in said and "choose another --out" in said
+    assert names(tmp_path) == [".run.lock"]
+    with running.reserved(tmp_path, 0, name="ledger"):  # what may lie beside it is free
+        pass
+    holder.kill()  # its lock file stays, its lock does not
+    holder.wait()
+    assert main(training_of(tiny, tmp_path)) == 0
+    assert names(tmp_path) == ["model.safetensors"]
+
+
+def test_a_report_can_be_drawn_while_a_run_is_at_work(tmp_path, holder):
+    results = ROOT / "figures" / "results-short.json"
+    assert main(["report", str(results), "--out", str(tmp_path)]) == 0
+    assert "report-short.md" in names(tmp_path) and ".run.lock" in names(tmp_path)
+
+
+def test_processes_of_one_run_share_its_folder(tiny, tmp_path):
+    spread = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "aart_lib"]
+    process = started(*spread, *training_of(tiny, tmp_path), stderr=subprocess.PIPE)
+    said = process.communicate(timeout=200)[1]
+    assert process.returncode == 0, said[-2000:]
+    assert names(tmp_path) == ["model.safetensors"]
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def test_a_loss_that_is_not_finite_names_the_last_good_state(splits, tmp_path, monkeypatch):  # noqa: F811
+    wild = TrainConfig(epochs=3, batch_size=8, rate=1e30)
+    for state, kept in ((None, "no state was saved"), (tmp_path / "run.state", f"the last good state is {tmp_path}")):
+        monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+        with pytest.raises(
+            TrainingStopped, match=rf"in epoch \d, step \d: the loss is not finite \(task=.*\); lower .*; {kept}"
+        ):
+            train(DEFENSES["standard"], splits, SHAPE, THREAT, wild, state=state, progress=None)
+    assert checkpoint.load_state(tmp_path / "run.state")["step"] >= 1
+
+
+def test_gradients_are_clipped(splits, monkeypatch):  # noqa: F811
+    norms, own = [], torch.optim.AdamW.step
+
+    def step(self, *rest, **options):
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.linalg.vector_norm(torch.cat([g.flatten() for g in gradients]))))
+        return own(self, *rest, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    for clip in (1e9, 0.01):
+        norms.clear()
+        config = replace(CONFIG, epochs=1, clip=clip)
+        train(DEFENSES["a-art"], splits, SHAPE, THREAT, config, progress=None)
+        assert len(norms) == 4 and (max(norms) <= 0.01 * 1.0001 if clip == 0.01 else min(norms) > 0.01)
+
+
+def same_models(one: Path, other: Path) -> bool:
+    weights = [checkpoint.load(path)[0].state_dict() for path in (one, other)]
+    return all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_seed_gives_the_same_bits_in_every_run_and_with_any_number_of_readers(tiny, tmp_path):
+    paths = []
+    for name, workers, seed in (("a", 0, 0), ("b", 0, 0), ("c", 1, 0), ("d", 2, 0), ("e", 0, 1)):
+        more = ["--workers", str(workers), "--seed", str(seed), "--defense", "a-art"]
+        assert main(training_of(tiny, tmp_path / name, *more)) == 0
+        paths.append(tmp_path / name / "model.safetensors")
+    assert [same_models(paths[0], path) for path in paths] == [True, True, True, True, False]
