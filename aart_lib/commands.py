@@ -174,7 +174,7 @@ def tune(options) -> None:
     splits = _open(options, preset)
     threat = _threat(options, splits) or main_job.calibrated(splits, preset)[0]
     for name, trials in tuning.tune(splits, threat, preset, options.out, defenses=_names(options)).items():
-        best = max(trials, key=lambda found, name=name: tuning.merit(found, name))
+        best = max(trials, key=lambda found: tuning.merit(found, name))
         gaps = f"GAP {best['pgd']:.3f} at ε, {best['pgd@2']:.3f} at 2ε"
         print(f"{name:20} {len(trials)} trials, best {best['changes']}: {gaps}")
 

@@ -111,7 +111,7 @@ class _WorstCase:
     """Keeps, for every video, the scores of the attack that hurt it most: lowest AP@20, ties by BCE."""
 
     def __init__(self):
-        self.precision, self.loss, self.scores = None, None, None
+        self.scores: torch.Tensor | None = None
 
     def offer(self, scores: torch.Tensor, loss: torch.Tensor, labels: torch.Tensor) -> None:
         precision = torch.from_numpy(average_precision_per_video(scores, labels))
@@ -192,8 +192,10 @@ class _Judging:
     def __init__(self, model, threat, within, beyond, surrogates, seed, videos):
         self.model, self.threat, self.within, self.beyond = model, threat, within, beyond
         self.surrogates, self.seed, self.strong = surrogates, seed, "apgd" in within or "apgd@2" in beyond
-        self.totals, self.measures, self.kept = defaultdict(Accumulator), defaultdict(list), defaultdict(list)
-        self.checks = {"zero_gradient": [], "repeat": 0.0, "violation": 0.0}
+        self.totals: dict[str, Accumulator] = defaultdict(Accumulator)
+        self.measures: dict[str, list] = defaultdict(list)
+        self.kept: dict[str, list] = defaultdict(list)
+        self.checks: dict = {"zero_gradient": [], "repeat": 0.0, "violation": 0.0}
         self.steady = {"steady": pgd(threat, 10, 1), "steady@2": pgd(threat.times(2), 10, 1)}
         self.free, self.seen = min(1.0, FREE_VIDEOS / videos), 0  # share of videos searched without gradients
 

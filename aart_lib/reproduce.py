@@ -195,7 +195,8 @@ class Experiment:
         if notes["threat"]["epsilon"] != threat.epsilon:  # so that `evaluate` attacks the baseline as this table does
             notes["threat"] = {"norm": threat.norm, "epsilon": threat.epsilon}
             processes.write(checkpoint.save, self.out / "checkpoints" / f"{name}-seed{seed}.safetensors", model, notes)
-        options, others = {}, []
+        options: dict = {}
+        others: list[str] = []
         if self.preset.suite == "strong":
             only = three_worst(self.row(name, 0, threat)[0]) if seed else None
             others = [key for key in self._others(name) if only is None or f"transfer-{key}" in only]
@@ -240,7 +241,7 @@ def three_worst(row: dict) -> list[str]:
     what they add.
     """
     gaps = {key: result["gap"] for key, result in row["attacked"].items() if key not in EVERYWHERE}
-    return sorted(gaps, key=gaps.get)[:3]
+    return sorted(gaps, key=gaps.__getitem__)[:3]
 
 
 def reproduce(
@@ -326,7 +327,7 @@ def data_name(splits: Splits) -> str:
 
 def variant_of(splits: Splits) -> str | None:
     """Name of the generator's settings that made the videos; None for genuine data and other folders."""
-    known = {synthetic.settings_hash(settings): name for name, settings in synthetic.SETTINGS.items()}
+    known: dict = {synthetic.settings_hash(settings): name for name, settings in synthetic.SETTINGS.items()}
     return known.get(settings_hash(splits))
 
 

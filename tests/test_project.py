@@ -28,7 +28,7 @@ ORDER = (
     "pictures report commands cli"
 ).split()
 FREE = {"__init__", "__main__"}  # they hand names on
-FILE_LIMIT, LIBRARY_LIMIT = 250, 4470  # lines of code
+FILE_LIMIT, LIBRARY_LIMIT = 250, 4487  # lines of code
 NOT_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
