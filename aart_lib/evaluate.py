@@ -290,10 +290,8 @@ class _Judging:
         if "gradient-free" in row["attacked"]:
             row["attacked"]["gradient-free"]["videos"] = round(self.free * self.seen)
         if self.strong:
-            row["other"]["pgd-stored"] = {
-                "threat": asdict(self.threat),
-                "gap": self.totals["pgd-stored"].result()["gap"],
-            }
+            stored = self.totals["pgd-stored"].result()["gap"]
+            row["other"]["pgd-stored"] = {"threat": asdict(self.threat), "gap": stored}
             row["checks"] = self.checks | {"zero_gradient": float(np.mean(self.checks["zero_gradient"]))}
         return Evaluation(row, {key: torch.cat(parts) for key, parts in self.kept.items()})
 

@@ -259,10 +259,9 @@ def plot_learning_curves(histories: Mapping[str, Sequence[Mapping]], *, title: s
     axes = _figure(title, 3.4).subplots(1, 1 if alone else 2, sharey=True, squeeze=False)[0]
     for ax, measure in zip(axes[[0, 0]] if alone else axes, _LINES, strict=True):
         for name, rows in histories.items():
-            kept = np.array([(row["epoch"], row[measure]) for row in rows if row.get(measure) is not None])
+            kept = np.reshape([(row["epoch"], row[measure]) for row in rows if row.get(measure) is not None], (-1, 2))
             look = _LINES[measure] | ({} if alone else defense_style(name))
-            x, y = kept.reshape(-1, 2).T
-            seeds = max(seeds, _curve(ax, x, y, measure if alone else name, **look))
+            seeds = max(seeds, _curve(ax, kept[:, 0], kept[:, 1], measure if alone else name, **look))
         _finish(ax, integers=True, xlabel="epoch", ylabel="validation GAP@20", title="" if alone else measure)
     return _finish(axes[-1], legend=_seeds(seeds))
 
@@ -271,8 +270,7 @@ def plot_loss_terms(history: Sequence[Mapping], *, terms=("task", "robust", "att
     """The named terms of a loss by epoch, on a log scale. history: [{"epoch", term: weighted value}]."""
     ax, seeds = _axes(ax, title), 1
     for term, look in zip(terms, [*_LINES.values(), *map(defense_style, reversed(_NAMES))], strict=False):
-        kept = np.array([(row["epoch"], row[term]) for row in history if row.get(term)])
-        x, y = kept.reshape(-1, 2).T
+        x, y = np.array([(row["epoch"], row[term]) for row in history if row.get(term)]).reshape(-1, 2).T
         seeds = max(seeds, _curve(ax, x, y, term, **look))
     return _finish(ax, legend=_seeds(seeds), integers=True, xlabel="epoch", ylabel="loss (weighted)", yscale="log")
 

@@ -195,16 +195,14 @@ class Experiment:
         if notes["threat"]["epsilon"] != threat.epsilon:  # so that `evaluate` attacks the baseline as this table does
             notes["threat"] = {"norm": threat.norm, "epsilon": threat.epsilon}
             processes.write(checkpoint.save, self.out / "checkpoints" / f"{name}-seed{seed}.safetensors", model, notes)
-        options: dict = {}
-        others: list[str] = []
+        only, others = None, []
         if self.preset.suite == "strong":
             only = three_worst(self.row(name, 0, threat)[0]) if seed else None
             others = [key for key in self._others(name) if only is None or f"transfer-{key}" in only]
-            options = {"only": only}
-        mark = [notes["fingerprint"], self.preset.suite, asdict(threat), len(self.test), options.get("only"), others]
+        mark = [notes["fingerprint"], self.preset.suite, asdict(threat), len(self.test), only, others]
         if (known := read_json(path)).get("mark") == mark:
             return known["row"], known["flags"]
-        options["surrogates"] = {key: self._other(key, seed, threat) for key in others}
+        options: dict = {"only": only, "surrogates": {key: self._other(key, seed, threat) for key in others}}
         found = judge(model, self.test, threat, name=self.preset.suite, seed=seed, progress=self.progress, **options)
         row = {"defense": name, "seed": seed} | found.row
         row |= {"train_seconds": notes["train_seconds"], "history": notes["history"]}
