@@ -251,7 +251,8 @@ def _importance(model, batch: Batch, attack: Attack, clean, generator) -> Tensor
         return gradient.abs().sum(2) if attack.threat.norm == "linf" else gradient.square().sum(2)
     gained = []
     for frame in range(real.shape[1]):
-        alone = torch.zeros_like(gradient).index_copy(1, torch.tensor([frame]).to(real.device), gradient[:, [frame]])
+        alone = torch.zeros_like(gradient)
+        alone[:, frame] = gradient[:, frame]
         step = attack.threat.epsilon * NORMS[attack.threat.norm].ascend(alone * real[..., None])
         gained.append(_objective(model, batch, plain, attack.threat.project(step, batch.frames), None))
     return torch.stack(gained, 1)

@@ -133,7 +133,7 @@ def evaluate(options) -> None:
         test = VideoDataset(shards, splits.spec, segments=True, **how)
     if not len(test):
         raise ValueError(f"{options.data_dir} has no test video with one of the model's labels; fetch more shards")
-    test = test.select(range(len(test))[: preset.test_videos])
+    test, model = test.select(range(len(test))[: preset.test_videos]), model.to(processes.device())
     row = {"defense": notes["defense"], "seed": notes["seed"], "train_seconds": notes.get("train_seconds", 0.0)}
     others = _surrogates(options, model.config) if options.suite == "strong" else {}
     row |= judging.evaluate(model, test, threat, name=options.suite, seed=notes["seed"], surrogates=others)

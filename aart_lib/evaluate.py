@@ -159,7 +159,8 @@ def judge(
         only: attacks of the suite to run beside those of the standard suite; None = all.
     """
     model.eval()
-    surrogates = dict(surrogates or {})
+    device = next((parameter.device for parameter in model.parameters()), "cpu")
+    surrogates = {key: other.to(device) for key, other in (surrogates or {}).items()}
     within, beyond = suite(name, threat, threshold=_threshold(model, dataset), surrogates=tuple(surrogates))
     if only is not None:
         plain, doubled = suite("standard", threat)

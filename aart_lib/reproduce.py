@@ -147,7 +147,7 @@ class Experiment:
         if path.exists():
             model, notes = checkpoint.load(path)
             if notes.get("fingerprint") == mark:
-                return model, notes
+                return model.to(processes.device()), notes
         state = path.with_suffix(".state")
         model, history = train(
             recipe,

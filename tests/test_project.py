@@ -29,7 +29,7 @@ ORDER = (
     "pictures report commands cli"
 ).split()
 FREE = {"__init__", "__main__"}  # they hand names on
-FILE_LIMIT, LIBRARY_LIMIT = 250, 4481  # lines of code
+FILE_LIMIT, LIBRARY_LIMIT = 250, 4486  # lines of code
 NOT_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
