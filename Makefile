@@ -63,9 +63,10 @@ bench: $(STAMP) $(PEERS)/.installed ## time the project against its peers, as in
 	$(PEERS)/bin/python tests/benchmarks/run.py --out figures $(ROWS)
 	$(BIN) tests/benchmarks/run.py --report figures
 
-lint: $(STAMP) ## style of code and notebooks
+lint: $(STAMP) ## style of code and notebooks, types of the library
 	$(BIN) -m ruff check .
 	$(BIN) -m ruff format --check .
+	$(BIN) -m mypy
 
 # The path is relative, so that a folder name with spaces never reaches make.
 $(STAMP): requirements.txt pyproject.toml

@@ -45,7 +45,7 @@ def _gap(attack, output: Output, clean: Output | None, batch: Batch) -> Tensor:
     return (above * (1 - batch.labels) + (1 - above) * batch.labels).sum(1)
 
 
-def _attention(attack, output: Output, clean: Output | None, batch: Batch) -> Tensor:
+def _attention(attack, output, clean, batch: Batch) -> Tensor:
     return attention_divergence(clean.attention, output.attention, batch.mask)
 
 
@@ -236,7 +236,7 @@ def _noise(batch: Batch, attack: Attack, open_: Tensor, generator) -> Tensor:
     return attack.threat.project(NORMS[attack.threat.norm].start(drawn * open_, attack.threat.epsilon), batch.frames)
 
 
-def _importance(model, batch: Batch, attack: Attack, clean: Output | None, generator) -> Tensor | None:
+def _importance(model, batch: Batch, attack: Attack, clean, generator) -> Tensor | None:
     """[B,T] by which an attacker of few frames ranks them; None if all may change."""
     real, most = batch.mask, attack.threat.max_frames
     if most is None or most >= real.shape[1]:
@@ -251,7 +251,8 @@ def _importance(model, batch: Batch, attack: Attack, clean: Output | None, gener
         return gradient.abs().sum(2) if attack.threat.norm == "linf" else gradient.square().sum(2)
     gained = []
     for frame in range(real.shape[1]):
-        alone = torch.zeros_like(gradient).index_copy(1, torch.tensor([frame]).to(real.device), gradient[:, [frame]])
+        alone = torch.zeros_like(gradient)
+        alone[:, frame] = gradient[:, frame]
         step = attack.threat.epsilon * NORMS[attack.threat.norm].ascend(alone * real[..., None])
         gained.append(_objective(model, batch, plain, attack.threat.project(step, batch.frames), None))
     return torch.stack(gained, 1)
@@ -259,11 +260,11 @@ def _importance(model, batch: Batch, attack: Attack, clean: Output | None, gener
 
 def _open_frames(batch: Batch, attack: Attack, importance: Tensor | None, restart: int = 0) -> Tensor:
     """[B,T,1] with 1 where the attacker may change a frame: real ones, at most ``max_frames``; restarts move on."""
-    real = batch.mask
-    if importance is None:
+    real, most = batch.mask, attack.threat.max_frames
+    if importance is None or most is None:
         return real[..., None].to(batch.frames)
-    last = min(attack.threat.max_frames + restart, real.shape[1])
-    chosen = importance.masked_fill(~real, -torch.inf).topk(last, 1).indices[:, last - attack.threat.max_frames :]
+    last = min(most + restart, real.shape[1])
+    chosen = importance.masked_fill(~real, -torch.inf).topk(last, 1).indices[:, last - most :]
     return (torch.zeros_like(importance).scatter(1, chosen, 1) * real)[..., None]
 
 

@@ -149,7 +149,7 @@ def evaluate(options) -> None:
         test = VideoDataset(shards, splits.spec, segments=True, **how)
     if not len(test):
         raise ValueError(f"{options.data_dir} has no test video with one of the model's labels; fetch more shards")
-    test = test.select(range(len(test))[: preset.test_videos])
+    test, model = test.select(range(len(test))[: preset.test_videos]), model.to(processes.device())
     row = {"defense": notes["defense"], "seed": notes["seed"], "train_seconds": notes.get("train_seconds", 0.0)}
     others = _surrogates(options, model.config) if options.suite == "strong" else {}
     suite(options.suite, threat)  # unknown names are told before the folder is made
@@ -192,7 +192,7 @@ def tune(options) -> None:
     _reserve(options, options.out.parent, SMALL, name=options.out.name)  # other ledgers may lie beside it
     threat = _threat(options, splits) or main_job.calibrated(splits, preset)[0]
     for name, trials in tuning.tune(splits, threat, preset, options.out, defenses=names).items():
-        best = max(trials, key=lambda found, name=name: tuning.merit(found, name))
+        best = max(trials, key=lambda found: tuning.merit(found, name))
         gaps = f"GAP {best['pgd']:.3f} at ε, {best['pgd@2']:.3f} at 2ε"
         print(f"{name:20} {len(trials)} trials, best {best['changes']}: {gaps}")
 

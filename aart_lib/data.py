@@ -50,7 +50,7 @@ class Batch:
         return len(self.labels)
 
     def to(self, device) -> "Batch":
-        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)})
+        return Batch(*(v.to(device) if isinstance(v, Tensor) else v for v in vars(self).values()))
 
 
 def collate(items: Sequence[Item]) -> Batch:
@@ -97,8 +97,8 @@ class VideoDataset(Dataset):
         paths = list(paths)
         self.spec, self.max_frames = spec, max_frames or spec.max_frames
         self.streamed = sum(os.path.getsize(path) for path in paths) > STREAM_BYTES
-        self.entries: Sequence[Entry] = index(paths, spec, segments=segments, check=not self.streamed, skipped=skipped)
-        self.left_out, self._cache = 0, {}
+        self.entries: Entries = index(paths, spec, segments=segments, check=not self.streamed, skipped=skipped)
+        self.left_out, self._cache = 0, dict[tuple, tuple]()
         self._room = [0 if self.streamed else CACHE_BYTES]  # a list, so that selections fill one cache together
         self._sampling, self._seed = "uniform", 0
         self.labels = list(range(spec.classes))
@@ -211,7 +211,7 @@ class VideoDataset(Dataset):
         order = np.arange(len(self)) if seed is None else self._order(seed)
         plan = _Plan(order, size, first, pieces, own or (0, pieces))
         own_seed = torch.Generator()  # so that reading draws nothing from the numbers that dropout draws
-        how = {"num_workers": workers, "pin_memory": torch.cuda.is_available(), "generator": own_seed}
+        how: dict = {"num_workers": workers, "pin_memory": torch.cuda.is_available(), "generator": own_seed}
         return DataLoader(drawn, batch_sampler=plan, collate_fn=_as_it_is, **how)
 
     def _order(self, seed: int) -> np.ndarray:
@@ -221,7 +221,7 @@ class VideoDataset(Dataset):
         draw = lambda count: torch.randperm(count, generator=generator).numpy()  # noqa: E731
         if not self.streamed:
             return draw(len(self))
-        shards, windows, room = list(self.entries.by_shard().items()), [], 0
+        shards, windows, room = list(self.entries.by_shard().items()), list[list](), 0
         for path, rows in (shards[i] for i in draw(len(shards))):
             if os.path.getsize(path) > room:
                 windows.append([])
@@ -253,7 +253,7 @@ def _room_for(*shape: int) -> Tensor:
     return torch.empty(0).set_(torch.UntypedStorage._new_shared(4 * int(np.prod(shape)))).view(shape)
 
 
-def _as_it_is(batch: Batch | None) -> Batch | None:
+def _as_it_is(batch):
     return batch
 
 

@@ -21,7 +21,7 @@ import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import requests
 from urllib3 import Retry
@@ -91,9 +91,10 @@ def download(
         files = [_File(local(name), f"{folder}/{name}", plan[name]) for name in _select(plan, shards)]
         return _fetch_all(session, files, out, workers)
     except requests.RequestException as error:
-        url, reason = error.request.url if error.request else base, type(error).__name__
+        place: Any = error.request.url if error.request else base
+        reason = type(error).__name__
         advice = "check the network or try another mirror; the same command goes on where this one stopped"
-        raise DownloadError(f"{url} is out of reach ({reason} in {ATTEMPTS} attempts); {advice}") from error
+        raise DownloadError(f"{place} is out of reach ({reason} in {ATTEMPTS} attempts); {advice}") from error
     except OSError as error:
         raise DownloadError(f"cannot write to {error.filename or out}: {error.strerror or error}") from error
 
@@ -143,7 +144,8 @@ def _ignores_case(folder: Path) -> bool:
 
 def _numbered(name: str) -> str:
     """The official script's name for a shard (trainaB -> train0027), for file systems that take aB for Ab."""
-    stem, first, second, rest = re.fullmatch(r"(.*?)(?:([A-Za-z0-9])([A-Za-z0-9]))?(\.tfrecord|)", name).groups()
+    # type: any name fits the pattern
+    stem, first, second, rest = re.fullmatch(r"(.*?)(?:([A-Za-z0-9])([A-Za-z0-9]))?(\.tfrecord|)", name).groups()  # type: ignore[union-attr]
     if first is None or not rest:
         return name
     return f"{stem}{SHARD_LETTERS.index(first) * len(SHARD_LETTERS) + SHARD_LETTERS.index(second):04d}{rest}"
@@ -176,7 +178,7 @@ class _Transfer:
 
     def __init__(self, session: requests.Session, out: Path, bar, count: int):
         self.session, self.out, self.bar, self.count = session, out, bar, count
-        self.sizes, self.arrived = {}, {}  # bytes of each file: in full, so far
+        self.sizes, self.arrived = dict[str, int](), dict[str, int]()  # bytes of each file: in full, so far
         self.lock, self.stop = threading.Lock(), threading.Event()
 
     def fetch(self, file: _File) -> Path:
@@ -284,8 +286,9 @@ def _unpack_audioset(archive: Path) -> list[Path]:
             members = tarfile.open(fileobj=stream, mode="r|")
             for member in members:
                 path = PurePosixPath(member.name)
-                if member.isfile() and path.suffix == ".tfrecord" and path.parent.name in shards:
-                    shutil.copyfileobj(members.extractfile(member), shards[path.parent.name])
+                body = members.extractfile(member) if member.isfile() else None
+                if body and path.suffix == ".tfrecord" and path.parent.name in shards:
+                    shutil.copyfileobj(body, shards[path.parent.name])
             while stream.read(1 << 20):
                 pass  # on to the checksum at the end, so that a cut archive does not pass for a small one
             if not (train.tell() and test.tell()):

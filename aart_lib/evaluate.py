@@ -111,7 +111,7 @@ class _WorstCase:
     """Keeps, for every video, the scores of the attack that hurt it most: lowest AP@20, ties by BCE."""
 
     def __init__(self):
-        self.precision, self.loss, self.scores = None, None, None
+        self.scores: torch.Tensor | None = None
 
     def offer(self, scores: torch.Tensor, loss: torch.Tensor, labels: torch.Tensor) -> None:
         precision = torch.from_numpy(average_precision_per_video(scores, labels))
@@ -159,7 +159,8 @@ def judge(
         only: attacks of the suite to run beside those of the standard suite; None = all.
     """
     model.eval()
-    surrogates = dict(surrogates or {})
+    device = next((parameter.device for parameter in model.parameters()), "cpu")
+    surrogates = {key: other.to(device) for key, other in (surrogates or {}).items()}
     within, beyond = suite(name, threat, threshold=_threshold(model, dataset), surrogates=tuple(surrogates))
     if only is not None:
         plain, doubled = suite("standard", threat)
@@ -192,8 +193,10 @@ class _Judging:
     def __init__(self, model, threat, within, beyond, surrogates, seed, videos):
         self.model, self.threat, self.within, self.beyond = model, threat, within, beyond
         self.surrogates, self.seed, self.strong = surrogates, seed, "apgd" in within or "apgd@2" in beyond
-        self.totals, self.measures, self.kept = defaultdict(Accumulator), defaultdict(list), defaultdict(list)
-        self.checks = {"zero_gradient": [], "repeat": 0.0, "violation": 0.0}
+        self.totals: dict[str, Accumulator] = defaultdict(Accumulator)
+        self.measures: dict[str, list] = defaultdict(list)
+        self.kept: dict[str, list] = defaultdict(list)
+        self.checks: dict = {"zero_gradient": [], "repeat": 0.0, "violation": 0.0}
         self.steady = {"steady": pgd(threat, 10, 1), "steady@2": pgd(threat.times(2), 10, 1)}
         self.free, self.seen = min(1.0, FREE_VIDEOS / videos), 0  # share of videos searched without gradients
 
@@ -288,10 +291,8 @@ class _Judging:
         if "gradient-free" in row["attacked"]:
             row["attacked"]["gradient-free"]["videos"] = round(self.free * self.seen)
         if self.strong:
-            row["other"]["pgd-stored"] = {
-                "threat": asdict(self.threat),
-                "gap": self.totals["pgd-stored"].result()["gap"],
-            }
+            stored = self.totals["pgd-stored"].result()["gap"]
+            row["other"]["pgd-stored"] = {"threat": asdict(self.threat), "gap": stored}
             row["checks"] = self.checks | {"zero_gradient": float(np.mean(self.checks["zero_gradient"]))}
         return Evaluation(row, {key: torch.cat(parts) for key, parts in self.kept.items()})
 

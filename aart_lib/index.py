@@ -42,10 +42,10 @@ class Entry:
     frames: int = 0  # number of frames of that part, 0 = all
 
 
-class Entries(Sequence):
+class Entries(Sequence[Entry]):
     """Videos, packed into arrays. Behaves as a list of `Entry`; `take` gives a part of it."""
 
-    def __init__(self, paths: list[str], **columns: np.ndarray):
+    def __init__(self, paths: list[str], **columns):
         self.paths, self.columns = paths, columns  # shard, offset, start, frames, id, first, last [N]; labels, flat
 
     @classmethod
@@ -71,7 +71,7 @@ class Entries(Sequence):
         """All videos of all parts, one part behind the other."""
         if not parts:
             return cls.of([])
-        paths, labels, moved = [], 0, []
+        paths, labels, moved = list[str](), 0, []
         for part in parts:
             shift = {"shard": len(paths), "first": labels, "last": labels}
             moved.append({name: c + shift[name] if name in shift else c for name, c in part.columns.items()})
@@ -81,7 +81,7 @@ class Entries(Sequence):
     def __len__(self) -> int:
         return len(self.columns["offset"])
 
-    def __getitem__(self, i: int) -> Entry:
+    def __getitem__(self, i: int) -> Entry:  # type: ignore[override]  # for several there is `take`
         if not -len(self) <= i < len(self):
             raise IndexError(f"video {i} of {len(self)}")
         at = lambda name: self.columns[name][i].item()  # noqa: E731
@@ -160,7 +160,9 @@ def _videos(at: Entry, payload: bytes, spec: DatasetSpec, segments: bool, check:
         raise ValueError(f"neither `id` nor `video_id` names the video in at most {LONGEST_ID} bytes")
     labels = _integers(context, "labels", spec.classes, f"the vocabulary of {spec.classes} classes")
     if check:  # what cannot be used is told now, not after hours of training
-        features_of(payload, spec, lambda total: counts.append(total) or chosen_frames(total, 1))
+        # type: that `append` returns nothing is what leads on to the frames
+        count = lambda total: counts.append(total) or chosen_frames(total, 1)  # type: ignore[func-returns-value]  # noqa: E731
+        features_of(payload, spec, count)
     whole = replace(at, id=names[0].decode("utf-8", "replace"), labels=tuple(np.unique(labels).tolist()))
     return _segments(whole, context, spec, counts[-1]) if segments else [whole]
 
@@ -179,7 +181,7 @@ def _segments(video: Entry, context: dict, spec: DatasetSpec, total: int) -> lis
     """One entry a rated segment; its labels are those that raters saw (score 1), a segment may have none."""
     starts = _integers(context, "segment_start_times", total, f"the {total} frames of the video")
     labels = _integers(context, "segment_labels", spec.classes, f"the vocabulary of {spec.classes} classes")
-    scores, seen = context.get("segment_scores", []), {}
+    scores, seen = context.get("segment_scores", []), dict[int, set[int]]()
     if not len(starts) == len(labels) == len(scores):
         raise ValueError(f"{len(starts)} segment_start_times, {len(labels)} _labels and {len(scores)} _scores differ")
     if len(scores) and isinstance(scores, list):

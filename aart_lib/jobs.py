@@ -40,7 +40,7 @@ def side_by_side(work: Callable, tasks: Sequence[tuple], jobs: int = 1) -> Itera
     pool = concurrent.futures.ProcessPoolExecutor(min(jobs, len(tasks)), context, _begin, started)
     try:
         with on_signals(signal.default_int_handler):  # SIGTERM too
-            waiting, running = list(tasks), {}
+            waiting, running = list(tasks), dict[concurrent.futures.Future, tuple]()
             while waiting or running:
                 while waiting and len(running) < jobs:  # no more, or they would begin when the others are stopped
                     task = waiting.pop(0)
@@ -73,5 +73,6 @@ def _begin(threads: int, lock, started) -> None:
 
 
 def _end_with_parent() -> None:
-    wait([multiprocessing.parent_process().sentinel])
+    if parent := multiprocessing.parent_process():
+        wait([parent.sentinel])
     os._exit(1)

@@ -10,6 +10,7 @@ term, its weight, its layer and the training attack are this project's reconstru
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +72,7 @@ def attention_divergence(
     """
     distance = DIVERGENCES[kind]
     pairs = list(zip(clean, attacked, strict=True))
-    total = 0.0
+    total: Any = 0.0  # [B] from the first layer on
     for p, q in pairs[-1:] if layers == "last" else pairs:
         if rows == "cls":
             total = total + distance(p[:, :, 0], q[:, :, 0]).mean(1)
@@ -108,7 +109,7 @@ class Defense:
     layers: str = "last"
     rows: str = "cls"
     few: float = 0.0  # share of the videos whose attacker in training has one frame, see `few_frames_epsilon`
-    model: Mapping[str, object] = field(default_factory=dict)  # what the model does differently, see `MODELS`
+    model: Mapping[str, Any] = field(default_factory=dict)  # what the model does differently, see `MODELS`
 
     def __post_init__(self):
         unknown = set(self.weights) - set(TERMS)

@@ -10,7 +10,6 @@ import torch
 
 from aart_lib.data import BOX, Batch
 from aart_lib.losses import attention_divergence, attention_entropy
-from aart_lib.model import Output
 from aart_lib.threats import NORMS, ThreatModel
 
 
@@ -33,6 +32,7 @@ def evidence_share(attention, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]
     Only labels seen in under half of a video count, only videos that have one: [N], [N]. Layers mix tokens, so a
     frame's token knows of other frames: a hint, not a proof.
     """
+    assert batch.evidence is not None
     length = batch.mask.sum(1, keepdim=True)
     brief = (batch.labels > 0) & (batch.evidence.sum(1) < length / 2)
     shown = (batch.evidence & brief[:, None]).any(2)
@@ -42,7 +42,7 @@ def evidence_share(attention, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]
     return share[has], (shown.sum(1) / length[:, 0])[has]
 
 
-def hijacked(clean: Output, attacked: Output, batch: Batch, frames: torch.Tensor) -> torch.Tensor:
+def hijacked(clean, attacked, batch: Batch, frames: torch.Tensor) -> torch.Tensor:
     """Attention that the frames an attack touched gained, as a share of the last layer's [CLS] row: [B]."""
     touched = (frames != batch.frames).any(2)
     gained = (attacked.attention[-1] - clean.attention[-1])[:, :, 0, 1:].mean(1)

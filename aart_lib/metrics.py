@@ -77,7 +77,7 @@ class Accumulator:
     def __init__(self, top_k: int = 20):
         _check_top_k(top_k)
         self.top_k = top_k
-        self._positives = None  # [C] true labels of each class
+        self._positives: np.ndarray | None = None  # [C] true labels of each class
         self._parts: list[tuple[np.ndarray, ...]] = []  # scores, hits, classes [n,k]; precision, first [n]
 
     def update(self, scores, labels) -> Accumulator:
@@ -104,7 +104,7 @@ class Accumulator:
 
     def gap(self) -> float:
         """See the function of this name."""
-        if not self._parts:
+        if self._positives is None:
             return math.nan
         scores, hits, _ = self._pool()
         ranked, good = np.sort(scores), np.sort(scores[hits])  # two sorts of values are faster than one of places
@@ -116,9 +116,10 @@ class Accumulator:
 
     def mean_average_precision(self) -> float:
         """See the function of this name, with this accumulator's top_k."""
-        if not self._parts or not self._positives.any():
+        if self._positives is None or not self._positives.any():
             return math.nan
-        sums = _precision_sums(*self._pool(), len(self._positives))
+        scores, hits, classes = self._pool()
+        sums = _precision_sums(scores, hits, classes, len(self._positives))
         return float((sums / np.maximum(self._positives, 1))[self._positives > 0].mean())
 
     def hit_at_one(self) -> float:

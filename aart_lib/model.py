@@ -11,7 +11,7 @@ head are this project's choice.
 
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple
 
 import torch
@@ -129,10 +129,8 @@ class VideoTransformer(nn.Module):
         self.positions = nn.Parameter(torch.randn(config.max_frames + 1, config.width) * 0.02)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
-        if config.head == "experts":
-            self.head = Experts(config.width, config.labels, config.experts)
-        else:
-            self.head = nn.Linear(config.width, config.labels)
+        size = config.width, config.labels
+        self.head = Experts(*size, config.experts) if config.head == "experts" else nn.Linear(*size)
 
     def forward(self, frames: Tensor, mask: Tensor, *, return_attention=False, held=None) -> Output:
         """Logits, and on request the attention maps of the same pass.
@@ -223,9 +221,6 @@ def rollout(attention: tuple[Tensor, ...]) -> Tensor:
 
     Heads are averaged, half of each token is taken to pass by the residual. Source: Abnar & Zuidema 2020, eq. 1.
     """
-    flow = None
-    for layer in attention:
-        mixed = layer.mean(1)
-        mixed = (mixed + torch.eye(mixed.shape[-1]).to(mixed)) / 2
-        flow = mixed if flow is None else mixed @ flow
+    means = (layer.mean(1) for layer in attention)
+    flow = reduce(lambda flow, mixed: mixed @ flow, ((m + torch.eye(m.shape[-1]).to(m)) / 2 for m in means))
     return flow[:, 0, 1:]

@@ -50,7 +50,8 @@ def attacks_of(rows: list[dict]) -> dict[str, dict[str, float]]:
 def strongest(tried: dict[str, dict[str, float]]) -> dict[str, str]:
     """{defense: the attack that leaves it the lowest GAP}."""
     names = dict.fromkeys(name for found in tried.values() for name in found)
-    return {name: min((a for a in tried if name in tried[a]), key=lambda a, n=name: tried[a][n]) for name in names}
+    gaps = {name: {attack: found[name] for attack, found in tried.items() if name in found} for name in names}
+    return {name: min(found, key=found.__getitem__) for name, found in gaps.items()}
 
 
 def _best(summary: dict, key: str = "worst_gap") -> str:
@@ -155,8 +156,8 @@ def plot_attacks(gaps: dict[str, dict[str, float]], *, title: str = "", ax=None)
     ax, about = plots._axes(ax, title, 1.9 + 0.21 * len(gaps)), {"label": "GAP@20 (one seed)"}
     sns.heatmap(table, annot=True, fmt=".3f", annot_kws={"size": 8}, cmap="Greys_r", cbar_kws=about, ax=ax)
     ax.patch.set(hatch="xxx", ec="#CCCCCC")  # not tried
-    for place in enumerate(np.nanargmin(table, axis=0)):
-        ax.add_patch(Ellipse(np.add(place, 0.5), 0.9, 1.1, fill=False, ec=plots.ATTACKED, lw=2.2, clip_on=False))
+    for column, row in enumerate(np.nanargmin(table, axis=0)):
+        ax.add_patch(Ellipse((column + 0.5, row + 0.5), 0.9, 1.1, fill=False, ec=plots.ATTACKED, lw=2.2, clip_on=False))
     ax.set_yticks(np.arange(len(gaps)) + 0.5, gaps, rotation=0, size=8.5)
     ax.set_xticks(np.arange(len(names)) + 0.5, names, rotation=30, ha="right", rotation_mode="anchor", size=8.5)
     return ax.figure
@@ -183,7 +184,7 @@ def draw_attention(folder, out) -> None:
         item, frames = splits.test[chosen], len(splits.test[chosen].frames)
         figure = plots.plot_timeline(
             item.frames.numpy(),
-            item.evidence.numpy(),
+            item.evidence,
             [names[label] for label in splits.labels],
             attention={side: view["attention"][side][chosen, :frames].numpy() for side in ("clean", "attacked")},
             scores={side: view["scores"][side][chosen].numpy() for side in ("clean", "attacked")},
@@ -207,17 +208,17 @@ def _animate(models: dict, splits, chosen: int, threat: ThreatModel, names: list
     """The same video while ε grows from 0 to three times the table's, all frames attacked."""
     from aart_lib.widgets import animate_attention, sweep
 
-    one, factors = collate([splits.test[chosen]]), np.linspace(0, 3, 13)
-    views = {name: sweep(model, one, threat, factors.tolist()) for name, model in models.items()}
+    item, factors = splits.test[chosen], np.linspace(0, 3, 13)
+    views = {name: sweep(model, collate([item]), threat, factors.tolist()) for name, model in models.items()}
     path = Path(out) / "attention-while-epsilon-grows.gif"
-    animate_attention(path, views, factors * threat.epsilon, one.evidence[0], one.labels[0], names)
+    animate_attention(path, views, factors * threat.epsilon, item.evidence, item.labels, names)
 
 
 def one_frame_view(model, dataset, attack, *, videos: int = 100) -> dict:
     """Attention [N,T] (last layer's [CLS] row, mean over heads) and probabilities [N,C], clean and attacked."""
     batch = collate([dataset[i] for i in range(min(videos, len(dataset)))])
     frames = perturb(model, batch, attack, generator=generator_for("picture"))
-    view = {"attention": {}, "scores": {}, "touched": (frames != batch.frames).any(2)}
+    view: dict = {"attention": {}, "scores": {}, "touched": (frames != batch.frames).any(2)}
     with torch.no_grad():
         for side, shown in (("clean", batch.frames), ("attacked", frames)):
             output = model(shown, batch.mask, return_attention=True)

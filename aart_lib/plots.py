@@ -137,8 +137,8 @@ def plot_timeline(
     heights = {"attention": 2.2, "change": 0.9} if attention else {}
     heights |= {"film": 1.3} | ({"evidence": 0.26 * len(shown) + 0.15} if len(shown) else {})
     fig = _figure(title, max(4.4 if scores else 0, sum(heights.values()) + 1))
-    mosaic, widths = [[name, "scores"] if scores else [name] for name in heights], [2.5, 1] if scores else [1]
-    axes = fig.subplot_mosaic(mosaic, height_ratios=list(heights.values()), width_ratios=widths)
+    mosaic: list = [[name, "scores"] if scores else [name] for name in heights]
+    axes = fig.subplot_mosaic(mosaic, height_ratios=list(heights.values()), width_ratios=[2.5, 1] if scores else [1])
     if attention:
         _draw_attention(axes["attention"], axes["change"], attention, evidence)
     _draw_film(axes["film"], np.asarray(frames)[:, :8], attacked_frames)
@@ -259,9 +259,9 @@ def plot_learning_curves(histories: Mapping[str, Sequence[Mapping]], *, title: s
     axes = _figure(title, 3.4).subplots(1, 1 if alone else 2, sharey=True, squeeze=False)[0]
     for ax, measure in zip(axes[[0, 0]] if alone else axes, _LINES, strict=True):
         for name, rows in histories.items():
-            kept = np.array([(row["epoch"], row[measure]) for row in rows if row.get(measure) is not None])
+            kept = np.reshape([(row["epoch"], row[measure]) for row in rows if row.get(measure) is not None], (-1, 2))
             look = _LINES[measure] | ({} if alone else defense_style(name))
-            seeds = max(seeds, _curve(ax, *kept.reshape(-1, 2).T, measure if alone else name, **look))
+            seeds = max(seeds, _curve(ax, kept[:, 0], kept[:, 1], measure if alone else name, **look))
         _finish(ax, integers=True, xlabel="epoch", ylabel="validation GAP@20", title="" if alone else measure)
     return _finish(axes[-1], legend=_seeds(seeds))
 
@@ -270,8 +270,8 @@ def plot_loss_terms(history: Sequence[Mapping], *, terms=("task", "robust", "att
     """The named terms of a loss by epoch, on a log scale. history: [{"epoch", term: weighted value}]."""
     ax, seeds = _axes(ax, title), 1
     for term, look in zip(terms, [*_LINES.values(), *map(defense_style, reversed(_NAMES))], strict=False):
-        kept = np.array([(row["epoch"], row[term]) for row in history if row.get(term)])
-        seeds = max(seeds, _curve(ax, *kept.reshape(-1, 2).T, term, **look))
+        x, y = np.array([(row["epoch"], row[term]) for row in history if row.get(term)]).reshape(-1, 2).T
+        seeds = max(seeds, _curve(ax, x, y, term, **look))
     return _finish(ax, legend=_seeds(seeds), integers=True, xlabel="epoch", ylabel="loss (weighted)", yscale="log")
 
 
@@ -300,7 +300,7 @@ def plot_robustness_curve(curves: Mapping[str, tuple], *, calibrated=None, ceili
     return _finish(ax, legend=_seeds(seeds) + ",\nelse seed 0" * any(np.isnan(g).any() for _, g in curves.values()))
 
 
-_BARS = {"clean": ("clean", {"color": CLEAN}), "worst": ("worst attack", _HATCHED)}
+_BARS: dict[str, tuple[str, dict]] = {"clean": ("clean", {"color": CLEAN}), "worst": ("worst attack", _HATCHED)}
 _BARS["steady_attention"] = "attention held\nsteady, attacked", _HATCHED | {"color": "#BBBBBB", "hatch": ".."}
 
 

@@ -111,5 +111,5 @@ def data_name(splits: Splits) -> str:
 
 def variant_of(splits: Splits) -> str | None:
     """Name of the generator's settings that made the videos; None for genuine data and other folders."""
-    known = {synthetic.settings_hash(settings): name for name, settings in synthetic.SETTINGS.items()}
+    known: dict = {synthetic.settings_hash(settings): name for name, settings in synthetic.SETTINGS.items()}
     return known.get(settings_hash(splits))

@@ -24,6 +24,13 @@ def start() -> None:
         PartialState(cpu=not torch.cuda.is_available())
 
 
+def device() -> torch.device:
+    """Where this process computes: the GPU that ``accelerate`` takes, or the CPU."""
+    from accelerate import PartialState
+
+    return PartialState().device
+
+
 def count() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 

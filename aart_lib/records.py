@@ -205,7 +205,7 @@ def _read_varint(buffer, position: int) -> tuple[int, int]:
     raise ValueError("a number of more than 10 bytes")
 
 
-def _fields(buffer) -> Iterator[tuple[int, int, object]]:
+def _fields(buffer) -> Iterator[tuple]:
     """(field number, wire type, value) of a protobuf message; a value is a number or a memoryview."""
     position = 0
     while position < len(buffer):

@@ -281,7 +281,8 @@ def describe(name: str, data_dir=None, *, labels: int | None = None, preset=PRES
         if isinstance(here, dict):
             lines += _beside(part, here, genuine.get(part) if name != "audioset" else None)
     if items[0].evidence is not None:
-        shares = [float(i.evidence[:, c].float().mean()) for i in items for c in np.flatnonzero(i.labels.numpy())]
+        pairs = [(i.evidence, c) for i in items if i.evidence is not None for c in np.flatnonzero(i.labels.numpy())]
+        shares = [float(evidence[:, c].float().mean()) for evidence, c in pairs]
         brief = sum(share < 0.2 for share in shares) / len(shares)
         lines.append(
             f"evidence: a label is visible in {np.mean(shares):.0%} of the frames; {brief:.0%} of them in under a fifth"

@@ -73,10 +73,10 @@ class Experiment:
             model, notes = checkpoint.load(path)
             if notes.get("fingerprint") == mark:
                 processes.write(checkpoint.drop_state, path)
-                return model, notes
+                return model.to(processes.device()), notes
         state, shown = path.with_suffix(".state"), f"{name} seed {seed}" if self.progress else None
-        how = {"state": state, "hardware": self.preset.hardware, "progress": shown}
-        model, history = train(recipe, self.splits, shape, threat, config, **how)
+        kept = partial(train, state=state, hardware=self.preset.hardware, progress=shown)
+        model, history = kept(recipe, self.splits, shape, threat, config)
         notes = {
             "data": data_name(self.splits),
             "labels": self.splits.labels,
@@ -114,15 +114,14 @@ class Experiment:
         if notes["threat"]["epsilon"] != threat.epsilon:  # so that `evaluate` attacks the baseline as this table does
             notes["threat"] = {"norm": threat.norm, "epsilon": threat.epsilon}
             processes.write(checkpoint.save, self.out / "checkpoints" / f"{name}-seed{seed}.safetensors", model, notes)
-        options, others = {}, []
+        only, others = None, []
         if self.preset.suite == "strong":
             only = three_worst(self.row(name, 0, threat)[0]) if seed else None
             others = [key for key in self._others(name) if only is None or f"transfer-{key}" in only]
-            options = {"only": only}
-        mark = [notes["fingerprint"], self.preset.suite, asdict(threat), len(self.test), options.get("only"), others]
+        mark = [notes["fingerprint"], self.preset.suite, asdict(threat), len(self.test), only, others]
         if (known := read_json(path)).get("mark") == mark:
             return known["row"], known["flags"]
-        options["surrogates"] = {key: self._other(key, seed, threat) for key in others}
+        options: dict = {"only": only, "surrogates": {key: self._other(key, seed, threat) for key in others}}
         found = judge(model, self.test, threat, name=self.preset.suite, seed=seed, progress=self.progress, **options)
         row = {"defense": name, "seed": seed} | found.row
         row |= {"train_seconds": notes["train_seconds"], "history": notes["history"]}
@@ -168,7 +167,7 @@ def three_worst(row: dict) -> list[str]:
     what they add.
     """
     gaps = {key: result["gap"] for key, result in row["attacked"].items() if key not in EVERYWHERE}
-    return sorted(gaps, key=gaps.get)[:3]
+    return sorted(gaps, key=gaps.__getitem__)[:3]
 
 
 def reproduce(
@@ -200,7 +199,8 @@ def reproduce(
             found[task] = done
             if progress and work.func == experiment.row and processes.is_main():
                 tqdm.write(_line(done[0]))
-    rows, raised = zip(*(found[name, seed] for seed in range(seeds) for name in names), strict=True)
+    rows = [found[name, seed][0] for seed in range(seeds) for name in names]
+    raised = [flag for seed in range(seeds) for name in names for flag in found[name, seed][1]]
     epochs = preset.epochs or splits.spec.epochs
     results = {
         "data": {
@@ -224,11 +224,11 @@ def reproduce(
             "epsilon_levels": threat.levels,
             "calibration": calibration,
         },
-        "rows": list(rows),
+        "rows": rows,
         "summary": summarize(rows, intervals(experiment.judged, rows)),
         "comparisons": compare(experiment.judged, rows),
         "ceiling": ceiling(variant_of(splits), experiment.test, rows),
-        "flags": [flag for flags in raised for flag in flags],
+        "flags": raised,
     }
     processes.write(write_json, Path(out) / "results.json", results)
     return results

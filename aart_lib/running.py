@@ -12,7 +12,7 @@ from pathlib import Path
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows: nothing is locked there, and nothing left over is removed
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # what mypy takes for the only kind of module
 
 UNFINISHED = ".aart-part"  # ending of files that are being written
 

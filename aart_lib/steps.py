@@ -83,7 +83,7 @@ class Learner:
     def _step(self, parts: list[Batch | None], videos: int, threat: ThreatModel) -> dict[str, float]:
         """One update from this process's parts of a batch of so many videos; the unweighted loss terms of all."""
         self.optimizer.zero_grad()
-        sums = Counter()
+        sums: Counter = Counter()
         for batch, noise in self._with_noise(parts, videos):
             self.share = len(batch) / videos
             losses = self._gradients(batch.to(self.accelerator.device), threat, noise)
@@ -147,7 +147,8 @@ class Learner:
             weights = list(self.model.parameters())  # nobody reads the frames' gradient again
             return self._learn(clean, attacked, batch, list(self.defense.weights), inputs=weights)
         losses = self._learn(clean, None, batch, ["task"])
-        attacked = self._forward(one_step(batch, frames.grad, threat), batch)
+        # type: the backward pass just done has filled `frames.grad`
+        attacked = self._forward(one_step(batch, frames.grad, threat), batch)  # type: ignore[arg-type]
         rest = [name for name in self.defense.weights if name != "task"]
         return losses | self._learn(_detached(clean), attacked, batch, rest)
 
@@ -158,7 +159,7 @@ class Learner:
         else:
             attack = Attack(threat, steps=0)
             if defense.objective != "noise":
-                how = {"start": defense.start, "step_size": size, "keep_best": False}
+                how: dict = {"start": defense.start, "step_size": size, "keep_best": False}
                 attack = Attack(threat, defense.objective, defense.steps, **how)
             frames = self._attacked(batch, attack, generator)
         clean = self._forward(batch.frames, batch)
@@ -177,7 +178,7 @@ class Learner:
         return torch.cat([perturb(self.model, part, how, generator=generator) for part, how in parts if len(part)])
 
     def _forward(self, frames, batch: Batch) -> Output:
-        wanted = "attention" in self.defense.weights
+        wanted: bool | str = "attention" in self.defense.weights
         if wanted and self.defense.rows == "cls":
             wanted = "cls"  # the last layer's other rows are read by nobody
         return self.model(frames, batch.mask, return_attention=wanted)

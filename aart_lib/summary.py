@@ -78,7 +78,7 @@ def summarize(rows: list[dict], intervals: Mapping[str, list[float] | None] | No
 
 def _summary(group: list[dict], base: dict[int, dict]) -> dict:
     mean = lambda get: statistics.fmean(map(get, group))  # noqa: E731
-    summary = {
+    summary: dict[str, float | None] = {
         "clean_gap": mean(lambda row: row["clean"]["gap"]),
         "worst_gap": mean(lambda row: row["worst"]["gap"]),
         "steady_gap": mean(lambda row: row["steady_attention"]["gap"]),
@@ -105,6 +105,7 @@ def _summary(group: list[dict], base: dict[int, dict]) -> dict:
     return summary
 
 
-def _recovered(of, row: dict, base: dict) -> float | None:
+def _recovered(of, row: dict, base: dict):
+    """A share, or None where the baseline lost nothing."""
     lost = base["clean"]["gap"] - of(base)
     return (of(row) - of(base)) / lost if lost > 0 else None

@@ -45,7 +45,7 @@ class Settings:
     scene_frames: float = 6.5  # mean length of a scene, before events cut it
     durations: tuple = ((0.5, 1.0), (0.2, 0.5), (0.06, 0.19))  # visible share of the frames, by rank % 3
     gains: tuple = (1.0, 1.4, 2.6)  # the shorter visible, the stronger, by rank % 3
-    strength: tuple[float, float] = (5.1, 2.65)  # norm of a typical label pattern before its gain
+    strength: tuple[float, ...] = (5.1, 2.65)  # norm of a typical label pattern before its gain
     jitter: float = 0.52  # lognormal spread of the strength from event to event
 
     def __post_init__(self):
@@ -113,7 +113,7 @@ def _dims(settings: Settings) -> tuple[int, int]:
 
 def _per_dim(settings: Settings, pair: tuple[float, float]) -> np.ndarray:
     """(rgb, audio) -> [D]"""
-    return np.repeat(np.float64(pair), _dims(settings))
+    return np.repeat(np.array(pair, float), _dims(settings))
 
 
 @lru_cache(maxsize=8)

@@ -80,10 +80,10 @@ class ThreatModel:
     def projection(self, frames: Tensor) -> Callable:
         """`project` as a function of the perturbation alone, for many of the same frames."""
         low, high = BOX
-        if not low <= frames.min() <= frames.max() <= high:  # a clean value outside may stay where it is
-            low, high = frames.clamp_max(low), frames.clamp_min(high)
+        inside = low <= frames.min() <= frames.max() <= high  # a clean value outside may stay where it is
+        box = BOX if inside else (frames.clamp_max(low), frames.clamp_min(high))
         ball = NORMS[self.norm].project
-        return lambda delta: ball(delta, self.epsilon).add_(frames).clamp_(low, high).sub_(frames)
+        return lambda delta: ball(delta, self.epsilon).add_(frames).clamp_(*box).sub_(frames)
 
 
 def few_frames_epsilon(threat: ThreatModel) -> float:

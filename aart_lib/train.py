@@ -97,7 +97,7 @@ class _Run(Learner):
         self.splits, self.threat, self.shape = splits, threat, model
         self.checked = splits.validation.select(range(min(CHECK_VIDEOS, len(splits.validation))))
         self.epoch, self.step, self.history, self.seconds = 0, 0, [], 0.0
-        self.sums, self.resumed = Counter(), None
+        self.sums, self.resumed = Counter[str](), None
 
     def fingerprint(self) -> str:
         return fingerprint(self.defense, self.splits, self.shape, self.threat, self.config)

@@ -60,7 +60,7 @@ def trial(name: str, changes: dict, splits: Splits, threat: ThreatModel, preset:
     config = train_config(splits, preset, **settings)
     model, _ = train(recipe, splits, model_config(splits, preset), threat, config, progress=name)
     one_frame = ThreatModel(threat.norm, few_frames_epsilon(threat), 1)
-    attacks = {"clean": None, "pgd": threat, "pgd@2": threat.times(2), "frames-1": one_frame}
+    attacks: dict = {"clean": None, "pgd": threat, "pgd@2": threat.times(2), "frames-1": one_frame}
     gaps = {
         key: score(model, splits.validation, found and pgd(found, steps=10, restarts=1))["gap"]
         for key, found in attacks.items()
@@ -83,7 +83,7 @@ def tune(splits: Splits, threat: ThreatModel, preset: Preset, out, *, defenses: 
         for changes in plan[name]:
             if not any(known["changes"] == changes for known in done):
                 done.append(trial(name, changes, splits, threat, preset))
-            best = {key: max(found, key=lambda t, key=key: merit(t, key)) for key, found in ledger.items() if found}
+            best = {key: max(found, key=lambda t: merit(t, key)) for key, found in ledger.items() if found}
             chosen = {key: found["changes"] for key, found in best.items()}
             write_json(path, {"data": splits.spec.name, "threat": about, "chosen": chosen, "trials": ledger})
     return ledger

@@ -22,7 +22,7 @@ from aart_lib.evaluate import few_frames_epsilon, probabilities
 from aart_lib.model import cls_attention, rollout
 
 FACTORS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # of the calibrated ε
-SEARCHES = {  # options of `Attack` under the names of the menu
+SEARCHES: dict[str, dict] = {  # options of `Attack` under the names of the menu
     "PGD, 10 steps": {"steps": 10},
     "FGSM, one step": {"steps": 1, "start": "zero", "step_size": 1.0, "keep_best": False},
     "random noise": {"steps": 0},
@@ -36,7 +36,7 @@ class View(NamedTuple):
 
     attention: dict[str, np.ndarray]  # {"clean", "attacked"}: [T], how [CLS] weighs the frames
     scores: dict[str, np.ndarray]  # {"clean", "attacked"}: [C], probabilities
-    attacked_frames: np.ndarray  # [T] bool, frames that were changed
+    attacked_frames: np.ndarray | None  # [T] bool, frames that were changed
 
     @property
     def moved(self) -> float:
@@ -48,15 +48,15 @@ def temporal_attention(maps: tuple[torch.Tensor, ...], layer: int | str = -1, he
     """How [CLS] weighs the frames, [B,T]: a layer and a head (None = mean of the heads), or "rollout" through all."""
     if layer == "rollout":
         return rollout(maps)
-    rows = cls_attention(maps)[:, layer]  # [B,H,T]
+    rows = cls_attention(maps)[:, int(layer)]  # [B,H,T]
     return rows.mean(1) if head is None else rows[:, head]
 
 
 @torch.no_grad()
 def look(model, batch: Batch, attacked: torch.Tensor, *, layer: int | str = -1, head: int | None = None) -> View:
     """The `View` of a batch of one video and its attacked frames [1,T,D]."""
-    outputs = {"clean": batch.frames, "attacked": attacked}
-    outputs = {key: model(frames, batch.mask, return_attention=True) for key, frames in outputs.items()}
+    shown = {"clean": batch.frames, "attacked": attacked}
+    outputs = {key: model(frames, batch.mask, return_attention=True) for key, frames in shown.items()}
     return View(
         {key: temporal_attention(o.attention, layer, head)[0].cpu().numpy() for key, o in outputs.items()},
         {key: probabilities(o.logits)[0].cpu().numpy() for key, o in outputs.items()},
@@ -104,7 +104,7 @@ class Explorer(ipywidgets.VBox):
     def __init__(self, models: Mapping, dataset: VideoDataset, names: Sequence[str], threat: ThreatModel, videos=None):
         self.models, self.names, self.threat = models, names, threat
         self.batches = {index: collate([dataset[index]]) for index in videos or range(min(12, len(dataset)))}
-        self._attacked, self._pictures = {}, {}
+        self._attacked, self._pictures = dict[tuple, torch.Tensor](), dict[tuple, bytes]()
         self.controls = self._make_controls(next(iter(models.values())).config)
         self.picture, self.status = ipywidgets.Image(layout={"max_width": "100%"}), ipywidgets.HTML()
         for control in self.controls.values():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 try:
@@ -19,7 +20,7 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "aart_lib").glob("*.py"))
 # A module may import only modules that stand before it.
 ORDER = (
@@ -28,7 +29,7 @@ ORDER = (
     "widgets pictures report commands cli"
 ).split()
 FREE = {"__init__", "__main__"}  # they hand names on
-FILE_LIMIT, LIBRARY_LIMIT = 250, 4660  # lines of code
+FILE_LIMIT, LIBRARY_LIMIT = 250, 4670  # lines of code
 NOT_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -77,6 +78,72 @@ def test_every_dependency_is_pinned_within_its_range(project):
 def test_pins_are_exact_public_versions():
     for line in read("requirements.txt").splitlines():
         assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", line), line
+
+
+def test_environments_agree_on_the_python_they_need(project):
+    needed = SpecifierSet(project["requires-python"])
+    assert all(needed.contains(python) for python in workflow_pythons())
+    assert {"3.10", "3.11", "3.12", "3.13"} <= workflow_pythons() and not needed.contains("3.9")
+    settings = tomllib.loads(read("pyproject.toml"))["tool"]
+    assert settings["ruff"]["target-version"] == "py310" and settings["mypy"]["python_version"] == "3.10"
+
+
+def test_every_dependency_says_what_it_is_for(project):
+    lists = re.findall(
+        r"^(?:dependencies|test|browser) = \[\n(.*?)^\]", read("pyproject.toml"), re.MULTILINE | re.DOTALL
+    )
+    lines = [line for text in lists for line in text.splitlines()]
+    assert len(lines) == len(sum(project["optional-dependencies"].values(), project["dependencies"]))
+    for line in lines:
+        assert re.fullmatch(r' +"[^"]+", +# .{10,}', line), line
+
+
+# ---------------------------------------------------------------- continuous integration
+
+
+def workflow() -> dict:
+    return yaml.safe_load(read(".github/workflows/ci.yml"))["jobs"]
+
+
+def commands(job: dict) -> list[str]:
+    return [step["run"].strip() for step in job["steps"] if "run" in step]
+
+
+def workflow_pythons() -> set[str]:
+    pinned, ranges = (workflow()[job]["strategy"]["matrix"] for job in ("pinned", "ranges"))
+    return {*pinned["python"], *(entry["python"] for entry in ranges["include"])}
+
+
+def test_workflow_runs_what_ci_runs():
+    assert commands(workflow()["pinned"]) == [".ci/run"]
+    script = [line for line in read(".ci/run").splitlines() if line.startswith("make ")]
+    assert script == ["make lint", "make test"]
+    assert commands(workflow()["style"]) == ["make lint"]
+
+
+def test_workflow_creates_the_conda_environment_and_tests_it():
+    steps = workflow()["conda"]["steps"]
+    (conda,) = [step["with"] for step in steps if "environment-file" in step.get("with", {})]
+    name = yaml.safe_load(read("environment.yml"))["name"]
+    assert (conda["environment-file"], conda["activate-environment"]) == ("environment.yml", name)
+    assert any("import aart_lib" in run for run in commands(workflow()["conda"]))
+    tested = [path for run in commands(workflow()["conda"]) for path in re.findall(r"tests/\w+\.py", run)]
+    assert tested and all((ROOT / path).is_file() for path in tested)
+
+
+def test_workflow_pins_its_actions_and_may_only_read():
+    text = read(".github/workflows/ci.yml")
+    used = re.findall(r"uses: (\S+)", text)
+    assert used and all(re.fullmatch(r"[\w-]+/[\w-]+@v\d+\.\d+\.\d+", action) for action in used), used
+    assert yaml.safe_load(text)["permissions"] == {"contents": "read"}
+
+
+def test_style_and_types_look_at_everything():
+    ruff = [sys.executable, "-m", "ruff", "check", "--show-files", "."]
+    shown = subprocess.run(ruff, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    seen = {Path(line).resolve() for line in shown.splitlines()}
+    assert {*MODULES, *(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "tests").glob("*.py")} <= seen
+    assert tomllib.loads(read("pyproject.toml"))["tool"]["mypy"]["packages"] == ["aart_lib"]
 
 
 # ---------------------------------------------------------------- commands

@@ -1,0 +1,361 @@
+"""Another device than the CPU: no code may lean on the processor's memory, and the choices made for a GPU are right.
+
+There is no GPU where these tests run. `Elsewhere` is a tensor that claims another device and computes on the CPU: it
+refuses to meet a CPU tensor, as CUDA and MPS refuse it, and what it computes is real, so that results can be compared.
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from aart_lib import checkpoint, processes
+from aart_lib.attacks import CHOICES, OBJECTIVES, VIEWS, Attack, perturb
+from aart_lib.data import Batch, VideoDataset
+from aart_lib.evaluate import calibrate, evaluate, score
+from aart_lib.losses import DEFENSES, DIVERGENCES, attention_divergence, attention_entropy
+from aart_lib.measures import evidence_share, hijacked, violation
+from aart_lib.metrics import gap
+from aart_lib.model import ModelConfig, SteadyAttention, VideoTransformer, cls_attention, rollout
+from aart_lib.presets import default_threat, model_config, open_data, preset_named
+from aart_lib.reproduce import Experiment
+from aart_lib.steps import Hardware, Learner, TrainConfig
+from aart_lib.threats import NORMS, ThreatModel
+from aart_lib.train import _Run
+
+ROOT = Path(__file__).parent.parent
+
+AWAY = torch.device("meta")
+INDEXING = ("aten.index.Tensor", "aten.index_put", "aten._unsafe_index")  # may be given positions on the CPU
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor whose numbers lie on "another device"."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        made = torch.Tensor._make_wrapper_subclass(
+            cls, inner.shape, strides=inner.stride(), dtype=inner.dtype, device=AWAY, requires_grad=inner.requires_grad
+        )
+        made.inner = inner
+        return made
+
+    def tolist(self):
+        return self.inner.tolist()
+
+    def __deepcopy__(self, memo):
+        return type(self)(self.inner.clone())
+
+    def __repr__(self):
+        return f"Elsewhere({self.inner})"
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        return _run(function, args, kwargs or {})
+
+
+def _run(function, args, kwargs):
+    name, target = str(function), kwargs.get("device")
+    tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
+    away = any(isinstance(x, Elsewhere) for x in tensors)
+    moves = "_to_copy" in name or "copy_" in name or name.startswith(INDEXING)
+    here = [x for x in tensors if not isinstance(x, Elsewhere) and x.ndim]
+    if any(x.device == AWAY and not isinstance(x, Elsewhere) for x in tensors):
+        raise RuntimeError(f"{name}: a tensor without numbers, made behind the stand-in's back")
+    if away and here and not moves:
+        raise RuntimeError(f"{name}: expected all tensors to be on the same device, found meta and cpu")
+    if target is not None:
+        away = torch.device(target) == AWAY
+        kwargs = kwargs | {"device": torch.device("cpu")}
+    inside = tree_map(lambda x: x.inner if isinstance(x, Elsewhere) else x, (args, kwargs))
+    result = function(*inside[0], **inside[1])
+    if name.split(".")[1].endswith("_"):  # in place: the same tensor
+        return args[0]
+    return tree_map(lambda x: Elsewhere(x) if isinstance(x, torch.Tensor) else x, result) if away else result
+
+
+class Device(TorchDispatchMode):
+    """Makes "to the other device" mean `Elsewhere`, also where a new tensor is made or a CPU tensor is moved there."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return _run(function, args, kwargs or {})
+
+
+@pytest.fixture
+def elsewhere():
+    with Device():
+        yield
+
+
+def moved(model: torch.nn.Module) -> torch.nn.Module:
+    model = model.to(AWAY)
+    assert all(isinstance(parameter, Elsewhere) for parameter in model.parameters())
+    return model
+
+
+def home(x: torch.Tensor) -> torch.Tensor:
+    return (x.detach().inner if isinstance(x, Elsewhere) else x.detach()).clone()
+
+
+CONFIG = ModelConfig(features=6, labels=5, max_frames=8, width=8, heads=2, layers=2)
+
+
+def make(config=CONFIG):
+    torch.manual_seed(0)
+    return VideoTransformer(config).eval()
+
+
+def batch_of(count=4) -> Batch:
+    draw = torch.Generator().manual_seed(1)
+    lengths = torch.tensor([8, 5, 3, 6])[:count]
+    mask = torch.arange(8) < lengths[:, None]
+    frames = torch.randn(count, 8, 6, generator=draw) * mask[..., None] * 0.3
+    labels = (torch.rand(count, 5, generator=draw) < 0.4).float()
+    labels[:, 0] = 1
+    evidence = (torch.rand(count, 8, 5, generator=draw) < 0.3) & mask[..., None]
+    return Batch(frames, mask, labels, tuple("abcd"[:count]), evidence)
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+# ---------------------------------------------------------------- the tool itself
+
+
+def test_the_other_device_refuses_tensors_of_the_cpu(elsewhere):
+    here, there = torch.ones(3), torch.ones(3).to(AWAY)
+    assert isinstance(there, Elsewhere) and there.device == AWAY
+    assert home(there + 1).tolist() == [2, 2, 2] and float(there.sum()) == 3
+    with pytest.raises(RuntimeError, match="same device"):
+        there + here
+    with pytest.raises((RuntimeError, TypeError)):
+        there.numpy()
+    assert there.cpu().numpy().tolist() == [1, 1, 1]
+
+
+# ---------------------------------------------------------------- model, attacks, losses, metrics
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"attention": "uniform"}, {"pooling": "mean"}, {"head": "experts"}, {"activation": "relu"}],
+    ids=lambda c: "-".join(map(str, c.values())) or "default",
+)
+def test_model_computes_the_same_elsewhere(elsewhere, changes):
+    config, batch = dataclasses.replace(CONFIG, **changes), batch_of()
+    plain, away = make(config), moved(make(config))
+    there = batch.to(AWAY)
+    for maps in (False, True, "cls"):
+        expected = plain(batch.frames, batch.mask, return_attention=maps)
+        found = away(there.frames, there.mask, return_attention=maps)
+        assert isinstance(found.logits, Elsewhere)
+        assert torch.allclose(home(found.logits), expected.logits, atol=1e-6)
+    full = away(there.frames, there.mask, return_attention=True)
+    assert isinstance(rollout(full.attention), Elsewhere) and isinstance(cls_attention(full.attention), Elsewhere)
+    held = SteadyAttention(away, full.attention)(there.frames, there.mask)
+    assert torch.allclose(home(held.logits), home(full.logits), atol=1e-5)
+
+
+def attacked_alike(attack: Attack) -> None:
+    batch = batch_of()
+    expected = perturb(make(), batch, attack, generator=seeded())
+    found = perturb(moved(make()), batch.to(AWAY), attack, generator=seeded())
+    assert isinstance(found, Elsewhere)
+    assert torch.allclose(home(found), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("search", ["gradient", "auto", "random"])
+def test_attacks_find_the_same_elsewhere(elsewhere, norm, search):
+    attacked_alike(Attack(ThreatModel(norm, 0.2), steps=4, restarts=2, search=search))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_objectives_are_the_same_elsewhere(elsewhere, objective):
+    attacked_alike(Attack(ThreatModel("linf", 0.1), objective=objective, steps=2))
+
+
+@pytest.mark.parametrize("frames", CHOICES)
+def test_few_frames_are_chosen_alike_elsewhere(elsewhere, frames):
+    attacked_alike(Attack(ThreatModel("l2-frame", 0.5, 2), frames=frames, steps=2, restarts=2))
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_views_and_predicted_labels_work_elsewhere(elsewhere, view):
+    attacked_alike(Attack(ThreatModel("linf", 0.1), view=view, labels="predicted", steps=2, momentum=0.5))
+
+
+def test_measures_and_scores_accept_tensors_from_elsewhere(elsewhere):
+    batch, model = batch_of().to(AWAY), moved(make())
+    clean = model(batch.frames, batch.mask, return_attention=True)
+    frames = perturb(model, batch, Attack(ThreatModel("linf", 0.1), steps=1), generator=seeded())
+    attacked = model(frames, batch.mask, return_attention=True)
+    for kind in DIVERGENCES:
+        for rows in ("cls", "all"):
+            drift = attention_divergence(
+                clean.attention, attacked.attention, batch.mask, kind=kind, layers="all", rows=rows
+            )
+            assert isinstance(drift, Elsewhere) and (home(drift) >= 0).all()
+    assert (home(attention_entropy(clean.attention, batch.mask)) <= 1.0001).all()
+    assert len(evidence_share(clean.attention, batch)[0].tolist()) <= 4
+    assert (home(hijacked(clean, attacked, batch, frames)) >= 0).all()
+    assert violation(ThreatModel("linf", 0.1), frames, batch) < 1e-5
+    expected = gap(home(clean.logits).numpy(), home(batch.labels).numpy())
+    assert gap(clean.logits, batch.labels) == expected
+
+
+# ---------------------------------------------------------------- training and judging
+
+
+class Accelerator:
+    """As much of accelerate's as a step needs, on the other device."""
+
+    device, scaler, gradient_accumulation_steps = AWAY, None, 1
+
+    def prepare_model(self, model, **_):
+        return moved(model)
+
+    def prepare(self, optimizer):
+        return optimizer
+
+    def backward(self, loss, **options):
+        loss.backward(**options)
+
+    def clip_grad_norm_(self, parameters, norm):
+        return torch.nn.utils.clip_grad_norm_(list(parameters), norm, foreach=False)
+
+
+@pytest.mark.parametrize(
+    "name", ["standard", "adversarial", "trades", "vat", "a-art", "a-art-few", "attention-shuffled"]
+)
+def test_a_training_step_keeps_everything_elsewhere(elsewhere, name):
+    with mock.patch(
+        "torch.optim.AdamW", lambda parameters, rate, **_: torch.optim.SGD(parameters, rate, foreach=False)
+    ):
+        learner = Learner(DEFENSES[name], CONFIG, TrainConfig(), 10, Accelerator(), Hardware())
+        learner.optimizer = torch.optim.SGD(learner.model.parameters(), 0.1, foreach=False)
+    before = [home(p) for p in learner.model.parameters()]
+    losses = learner._step([batch_of()], 4, ThreatModel("linf", 0.1))
+    assert set(losses) == set(DEFENSES[name].weights)
+    after = [home(p) for p in learner.model.parameters()]
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.fixture(scope="module")
+def videos() -> VideoDataset:
+    splits = open_data("synthetic")
+    return splits.test.select(range(12))
+
+
+def test_judging_brings_batches_and_surrogates_to_the_model(videos):
+    config = ModelConfig(features=320, labels=40, width=8, heads=2, layers=1)
+    threat = ThreatModel("linf", 0.05)
+    expected = evaluate(make(config), videos, threat, progress=False)
+    other = make(config)
+    with Device():
+        model = moved(make(config))
+        assert score(model, videos)["gap"] == pytest.approx(expected["clean"]["gap"], abs=1e-6)
+        found = evaluate(model, videos, threat, surrogates={"other": other}, progress=False)
+        assert all(isinstance(parameter, Elsewhere) for parameter in other.parameters())
+        assert calibrate(model, videos, threat, target=0.5, tolerance=0.5)[0] > 0
+    assert found["clean"] == pytest.approx(expected["clean"], abs=1e-6)
+    assert found["attacked"]["pgd"]["gap"] == pytest.approx(expected["attacked"]["pgd"]["gap"], abs=1e-3)
+
+
+# ---------------------------------------------------------------- what is chosen for which device
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_memory_is_pinned_only_where_there_is_a_gpu(videos, gpu):
+    with mock.patch("torch.cuda.is_available", return_value=gpu):
+        assert videos.batches(4).pin_memory == gpu
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_several_processes_meet_on_gpus_where_there_are_some(monkeypatch, gpu):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with mock.patch("torch.cuda.is_available", return_value=gpu), mock.patch("accelerate.PartialState") as meeting:
+        processes.start()
+    meeting.assert_called_once_with(cpu=not gpu)
+
+
+PRETEND = {
+    "cuda": "torch.cuda.is_available = lambda: True; torch.cuda.device_count = lambda: 1; "
+    "torch.cuda.set_device = torch.cuda._lazy_init = lambda *_: None",
+    "mps": "torch.backends.mps.is_available = torch.backends.mps.is_built = lambda: True",
+    "cpu": "torch.cuda.is_available = torch.backends.mps.is_available = lambda: False",
+}
+
+
+@pytest.mark.parametrize("kind", PRETEND)
+def test_the_device_is_the_best_that_there_is(kind):
+    program = f"import torch; {PRETEND[kind]}\nfrom aart_lib import processes; print(processes.device().type)"
+    told = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert told.stdout.split() == [kind], told.stderr
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "mps"])
+def test_noise_of_training_is_drawn_on_its_device(kind):
+    run = object.__new__(_Run)
+    run.accelerator, run.step, run.resumed = SimpleNamespace(device=torch.device(kind)), 0, None
+    with mock.patch("torch.Generator") as generator:
+        run._seed(5)
+    generator.assert_called_once_with(torch.device(kind))
+    (seed,) = generator.return_value.manual_seed.call_args.args
+    assert (seed == 5) == (kind == "cpu")  # on a GPU each process draws its own
+
+
+def test_a_model_from_a_checkpoint_goes_where_the_run_computes(tmp_path):
+    splits, preset = open_data("synthetic"), preset_named("quick")
+    experiment, threat = Experiment(splits, preset, tmp_path, progress=False), default_threat(splits)
+    notes = {"data": "synthetic", "labels": splits.labels, "defense": "standard", "seed": 0, "fingerprint": "same"}
+    notes["threat"] = {"norm": threat.norm, "epsilon": threat.epsilon}
+    checkpoint.save(tmp_path / "model.safetensors", VideoTransformer(model_config(splits, preset)), notes)
+    with (
+        Device(),
+        mock.patch("aart_lib.reproduce.fingerprint", return_value="same"),
+        mock.patch("aart_lib.processes.device", return_value=AWAY),
+    ):
+        model, _ = experiment.model("standard", 0, threat, path=tmp_path / "model.safetensors")
+    assert all(isinstance(parameter, Elsewhere) for parameter in model.parameters())
+
+
+def test_a_checkpoint_written_elsewhere_is_read_on_the_cpu(tmp_path):
+    notes = {"data": "synthetic", "labels": list(range(5)), "defense": "standard", "seed": 0}
+    notes["threat"] = {"norm": "linf", "epsilon": 0.1}
+    model = make()
+    with Device():
+        checkpoint.save(tmp_path / "model.safetensors", moved(make()), notes)
+    read, _ = checkpoint.load(tmp_path / "model.safetensors")
+    batch = batch_of()
+    assert torch.equal(read(batch.frames, batch.mask).logits, model(batch.frames, batch.mask).logits)
+
+
+def test_a_run_in_half_precision_keeps_whole_weights():
+    program = """
+import dataclasses, torch
+from aart_lib.losses import DEFENSES
+from aart_lib.presets import default_threat, model_config, open_data, preset_named, train_config
+from aart_lib.train import train
+splits = open_data("synthetic")
+some = {"train": splits.train.select(range(64)), "validation": splits.validation.select(range(8))}
+splits = dataclasses.replace(splits, **some)
+preset = preset_named("quick")
+config = dataclasses.replace(train_config(splits, preset), epochs=1)
+model, _ = train(DEFENSES["a-art"], splits, model_config(splits, preset), default_threat(splits), config, progress=None)
+print(*{str(p.dtype) for p in model.parameters()}, all(bool(p.isfinite().all()) for p in model.parameters()))
+"""
+    setting = os.environ | {"ACCELERATE_MIXED_PRECISION": "bf16"}
+    told = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=setting, capture_output=True, text=True)
+    assert told.stdout.split() == ["torch.float32", "True"], told.stderr
