@@ -50,7 +50,7 @@ class Batch:
         return len(self.labels)
 
     def to(self, device) -> "Batch":
-        return Batch(*(v.to(device) if isinstance(v, Tensor) else v for v in vars(self).values()))
+        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if hasattr(v, "to")})
 
 
 def collate(items: Sequence[Item]) -> Batch:
