@@ -26,6 +26,7 @@ from aart_lib.presets import (
     data_name,
     default_threat,
     model_config,
+    open_data,  # noqa: F401  (the notebooks import it from here)
     settings_hash,
     train_config,
     variant_of,
