@@ -196,6 +196,7 @@ def reproduce(
         threat, calibration["reached"] = experiment.calibrated()
     found = {}
     for work, tasks in experiment.stages(seeds, threat):
+        tasks = tasks[::-1] if jobs > 1 else tasks  # those named last take longest
         for task, done in side_by_side(work, tasks, jobs):
             found[task] = done
             if progress and work.func == experiment.row and processes.is_main():

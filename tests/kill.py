@@ -2,6 +2,7 @@
 
     python tests/kill.py --command train --count 50 --seed 1
     python tests/kill.py --command reproduce --count 50 --seed 1
+    python tests/kill.py --command side-by-side --count 20 --seed 1
 
 A run is killed at most --lives times, each time gone on with by --resume, then left to end. Half of the kills come at a
 random moment of the run, the other half as soon as a file is being written: a training state, a model, scores, a row,
@@ -33,6 +34,7 @@ COMMANDS = {
     "train": ["train", "--defense", "a-art", "--epochs", "5"],
     "reproduce": ["reproduce", "--preset", "quick", "--defenses", "a-art", "--epochs", "3", "--test-videos", "40"],
 }
+COMMANDS["side-by-side"] = [*COMMANDS["reproduce"], "--jobs", "2"]  # the states of its jobs are kept as ever
 
 
 def run(arguments: list[str], trained: str) -> int:
