@@ -24,7 +24,7 @@ from aart_lib.attacks import (
     pgd,
 )
 from aart_lib.data import BOX, LEVEL, Batch
-from aart_lib.losses import attention_entropy, bce
+from aart_lib.losses import attention_entropy, bce, bernoulli_kl
 from aart_lib.model import MODELS, ModelConfig, Output, SteadyAttention, VideoTransformer
 from aart_lib.threats import NORMS, ThreatModel
 
@@ -272,6 +272,18 @@ def test_every_objective_reaches_what_it_is_after(objective):
     assert reached(frames) > reached(random) > reached(batch.frames) - 1e-3
 
 
+def test_the_mixture_is_the_loss_and_so_many_times_the_attention():
+    model, batch = network(), videos()
+    clean, attacked = (
+        model(frames, batch.mask, return_attention=True) for frames in (batch.frames, videos(seed=1).frames)
+    )
+    found = {name: OBJECTIVES[name](None, attacked, clean, batch) for name in ("bce", "attention", "kl")}
+    attack = Attack(ThreatModel("linf", 0.1), "bce-attention", mixture=-3.0)
+    mixed = OBJECTIVES["bce-attention"](attack, attacked, clean, batch)
+    torch.testing.assert_close(mixed, found["bce"] - 3 * found["attention"])
+    torch.testing.assert_close(found["kl"], bernoulli_kl(clean.logits, attacked.logits))
+
+
 def test_the_mixture_of_an_attack_moves_or_keeps_attention():
     model, threat = network(), ThreatModel("linf", 0.2)
     batch = learned(model, videos(40))
@@ -368,6 +380,28 @@ def test_momentum_keeps_going_where_the_gradient_turns():
     assert ends == pytest.approx([0.0, 0.2], abs=1e-6)
 
 
+def double(model, batch: Batch):
+    """In double precision, where two ways to the same numbers do not drift apart."""
+    return model.double(), replace(batch, frames=batch.frames.double(), labels=batch.labels.double())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_momentum_adds_gradients_of_equal_length_as_dong_et_al_do(norm):
+    model, batch = double(network(), videos(lengths=[5, 3, 4], spread=0.3))
+    attack = Attack(ThreatModel(norm, 0.5), steps=4, step_size=0.2, momentum=0.9)
+    zero = torch.zeros_like(batch.frames)
+    path = [delta for delta, _ in attacks._ascend(model, batch, attack, batch.mask[..., None], None, zero, None)]
+    point = velocity = zero
+    assert len(path) == 5
+    for delta in path:
+        torch.testing.assert_close(delta, point)
+        _, gradient = loss_and_gradient(model, batch, attack, point)
+        lengths = torch.stack([video.abs().sum() for video in gradient])
+        velocity = 0.9 * velocity + gradient / lengths[:, None, None]
+        step = 0.2 * 0.5 * NORMS[norm].ascend(velocity * batch.mask[..., None])
+        point = attack.threat.project(point + step, batch.frames)
+
+
 # ---------------------------------------------------------------- steps that halve themselves
 
 
@@ -403,6 +437,49 @@ def test_automatic_steps_halve_until_they_find_a_narrow_peak():
     assert abs(found - 0.05) < 0.01 < abs(fixed - 0.05)
 
 
+def croce_and_hein(model, video: Batch, attack: Attack, point: torch.Tensor):
+    """Their algorithm 1 for one video, line by line: yields every point and whether a check halved the step there."""
+    threat, size, last, rises, halved = attack.threat, 2 * attack.threat.epsilon, 0, 0, False
+    value, gradient = loss_and_gradient(model, video, attack, point)
+    before, best, best_then = point, (value, point, gradient), value
+    yield point, None
+    for step in range(1, attack.steps + 1):
+        reached = threat.project(point + size * NORMS[threat.norm].ascend(gradient), video.frames)
+        if step > 1:
+            reached = threat.project(point + 0.75 * (reached - point) + 0.25 * (point - before), video.frames)
+        before, point, old = point, reached, value
+        value, gradient = loss_and_gradient(model, video, attack, point)
+        rises += bool(value > old)
+        if value > best[0]:
+            best = value, point, gradient
+        check = step in attacks._checkpoints(attack.steps)
+        yield point, None
+        if check:
+            halved = rises < 0.75 * (step - last) or (not halved and best[0] == best_then)
+            yield None, halved
+            if halved:
+                size = size / 2
+                value, point, gradient = best
+                before = point  # a jump back has no momentum
+            rises, last, best_then = 0, step, best[0]
+
+
+@pytest.mark.parametrize("norm, epsilon", [("linf", 0.3), ("l2-frame", 1.0), ("l2-clip", 2.0)])
+def test_automatic_steps_are_those_of_croce_and_hein_for_each_video_alone(norm, epsilon):
+    model, batch = double(network(), videos(8, lengths=[5] * 8, seed=3))
+    attack, checks = Attack(ThreatModel(norm, epsilon), steps=30), []
+    zero, open_ = torch.zeros_like(batch.frames), batch.mask[..., None]
+    together = [delta for delta, _ in attacks._ascend_auto(model, batch, attack, open_, None, zero, None)]
+    for i in range(len(batch.frames)):
+        video = Batch(batch.frames[[i]], batch.mask[[i]], batch.labels[[i]], batch.ids[i : i + 1])
+        alone = list(croce_and_hein(model, video, attack, zero[[i]]))
+        checks += [halved for _, halved in alone if halved is not None]
+        points = [point for point, _ in alone if point is not None]
+        for step, (one, whole) in enumerate(zip(points, together, strict=True)):
+            torch.testing.assert_close(whole[[i]], one, msg=f"video {i} after step {step}")
+    assert 0.1 < sum(checks) / len(checks) < 0.95, "both outcomes of a check must occur"
+
+
 @pytest.mark.parametrize("norm, epsilon", [("linf", 0.15), ("l2-frame", 0.4), ("l2-clip", 0.7)])
 def test_automatic_steps_never_fall_below_their_start_and_are_no_weaker_than_fixed_ones(norm, epsilon):
     model, threat = network(), ThreatModel(norm, epsilon)
@@ -434,6 +511,18 @@ def test_the_targeted_objective_sets_one_wrong_label_against_the_weakest_right_o
     assert measured(0)[:2] == [8.0 - 3.0, 3.0]  # label 3 over label 0; label 0, with no right label to beat
     assert measured(1)[:2] == [0.0 - 3.0, 7.0]
     assert torch.tensor(measured(9)).isfinite().all()
+
+
+def test_after_the_last_wrong_label_the_targeted_objective_begins_anew():
+    batch = replace(videos(2), labels=torch.tensor([[1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0]]))
+    clean = Output(torch.tensor([[5.0, 4.0, 1.0, 2.0], [5.0, 1.0, 4.0, 2.0]]), None)
+    attacked = Output(torch.tensor([[6.0, 7.0, 1.0, 8.0], [6.0, 7.0, 1.0, 8.0]]), None)
+    measured = [
+        OBJECTIVES["targeted"](Attack(ThreatModel("linf", 0.1), target=target), attacked, clean, batch).tolist()
+        for target in range(4)
+    ]
+    first, only, second = 1.0 - 6.0, 1.0 - 6.0, 7.0 - 6.0
+    assert measured == [[only, first], [only, second], [only, first], [only, second]]
 
 
 def test_a_targeted_attack_raises_its_own_label_most():
@@ -509,6 +598,32 @@ def test_another_temperature_is_the_attackers_alone(view, sign):
     maps = [m(batch.frames, batch.mask, return_attention=True).attention[:1] for m in (VIEWS[view](model), model)]
     softer, own = (attention_entropy(first, batch.mask) for first in maps)
     assert (sign * (softer - own) > 0).all()
+
+
+@pytest.mark.parametrize("view, temperature", [("softer", 2), ("sharper", 0.5)])
+def test_a_view_divides_the_scores_of_attention(view, temperature):
+    model, batch = network(), videos(4, lengths=[5] * 4)
+
+    def scores(seen):  # of the first layer: the same tokens enter it
+        logs = seen(batch.frames, batch.mask, return_attention=True).attention[0].log()
+        return logs - logs.mean(-1, keepdim=True)
+
+    torch.testing.assert_close(scores(VIEWS[view](model)) * temperature, scores(model), atol=1e-4, rtol=1e-4)
+
+
+def test_frames_that_a_model_does_not_look_at_have_no_gradient():
+    class Deaf(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias = nn.Parameter(torch.ones(C))
+
+        def forward(self, frames, mask, **options):
+            return Output(self.bias.expand(len(frames), -1), None)
+
+    batch = videos()
+    loss, gradient = loss_and_gradient(Deaf(), batch, fgsm(ThreatModel("linf", 0.1)), torch.zeros_like(batch.frames))
+    torch.testing.assert_close(loss, bce(torch.ones_like(batch.labels), batch.labels))
+    assert torch.equal(gradient, torch.zeros_like(batch.frames))
 
 
 def test_an_attack_begins_where_the_first_one_ended():
@@ -649,7 +764,56 @@ def test_chosen_frames_hurt_more_than_random_ones():
     assert loss["gradient"] > 1.05 * loss["random"]
 
 
+@pytest.mark.parametrize("frames", attacks.CHOICES)
+def test_as_many_frames_as_there_are_is_no_limit(frames):
+    model, batch, free = network(), videos(lengths=[5, 3]), ThreatModel("linf", 0.2)
+    bound = [Attack(replace(free, max_frames=most), steps=2, frames=frames) for most in (5, 9)]
+    expected = perturb(model, batch, Attack(free, steps=2), generator=generator())
+    assert all(torch.equal(perturb(model, batch, attack, generator=generator()), expected) for attack in bound)
+
+
 # ---------------------------------------------------------------- without gradients
+
+
+class Pleased(nn.Module):
+    """Finds every input worse than the one before, so that a search keeps whatever it tries."""
+
+    calls = 0
+
+    def forward(self, frames, mask, **options):
+        self.calls += 1
+        return Output(torch.full((len(frames), 1), float(self.calls)), None)
+
+
+def search_path(norm: str, frames: int, dims: int, steps: int) -> tuple[torch.Tensor, list[float]]:
+    """All points [steps,T,D] of a random search in which every trial is kept, and the objective at each."""
+    clip, open_ = torch.zeros(1, frames, dims), torch.ones(1, frames, 1)
+    batch = Batch(clip, torch.ones(1, frames, dtype=torch.bool), torch.zeros(1, 1), ("v",))
+    attack = Attack(ThreatModel(norm, 0.5), "margin", steps=steps, search="random")
+    path = list(attacks._random_search(Pleased(), batch, attack, open_, None, clip, generator()))
+    return torch.cat([delta for delta, _ in path]), [float(loss) for _, loss in path]
+
+
+SHARES = [
+    0.5 * 0.5 ** (8 * query / 20) for query in range(19)
+]  # of the numbers, anew at each of 20 queries but the first
+
+
+def test_the_blocks_of_a_random_search_shrink_from_a_half_to_a_few_numbers():
+    path, losses = search_path("linf", 200, 500, 20)
+    assert losses == list(range(1, 21)) and torch.equal(path.abs(), torch.full_like(path, 0.5))
+    changed = (path.diff(dim=0) != 0).float().mean((1, 2)).tolist()
+    assert changed == pytest.approx([share / 2 for share in SHARES], rel=0.15)  # half of the new signs are the old ones
+    tiny, _ = search_path("linf", 1, 2, 400)  # of two numbers one is drawn on average, however late
+    assert 0.2 < (tiny[200:].diff(dim=0) != 0).float().mean() < 0.3
+
+
+def test_the_steps_of_a_random_search_on_a_sphere_shrink_as_the_root_of_the_block():
+    path, _ = search_path("l2-clip", 200, 500, 20)
+    torch.testing.assert_close(path.flatten(1).norm(dim=1), torch.full((20,), 0.5))
+    cosines = [float((a * b).sum()) / 0.25 for a, b in pairwise(path)]
+    # A step at right angles, of the length ε · root of the share, and back onto the sphere.
+    assert [1 / cosine**2 - 1 for cosine in cosines] == pytest.approx(SHARES, rel=0.1)
 
 
 def test_random_search_only_improves():
@@ -725,6 +889,31 @@ def test_steps_cover_the_ball():
     assert fgsm(threat).size == 0.4 and Attack(threat, steps=1).size == 0.4
     assert Attack(threat, steps=20).size == pytest.approx(0.05)
     assert Attack(threat, steps=20, step_size=0.5).size == pytest.approx(0.2)
+    assert Attack(threat, steps=2).size == 0.4  # 2.5 / 2 would leave it
+
+
+def test_what_is_not_said_of_an_attack_is_the_usual():
+    threat = ThreatModel("linf", 0.4)
+    assert pgd(threat) == Attack(threat, "bce", steps=20, restarts=2, start="random")
+    assert Attack(threat) == pgd(threat, 10, 1)
+    batch, logits = replace(videos(1), labels=torch.tensor([[0.0]])), torch.tensor([[0.0]])
+    assert float(OBJECTIVES["gap"](Attack(threat), Output(logits, None), None, batch)) == 0.5  # a probability of a half
+    assert Attack(threat).target == 0 and Attack(threat).mixture == 1
+
+
+def test_a_random_start_is_uniform_in_the_ball_and_a_tiny_one_a_hundredth_of_it():
+    batch = videos(40, lengths=[5] * 40, spread=0.1)
+
+    def start(norm, name):
+        attack = Attack(ThreatModel(norm, 0.5), steps=1, step_size=0.0, start=name, keep_best=False)
+        return perturb(network(), batch, attack, generator=generator()) - batch.frames
+
+    for name, radius in (("random", 0.5), ("tiny", 0.005)):
+        numbers = start("linf", name).flatten() / radius
+        assert numbers.abs().max() < 1.001 and numbers.min() < -0.99 and numbers.max() > 0.99
+        assert numbers.mean().abs() < 0.06 and float(numbers.std()) == pytest.approx(3**-0.5, rel=0.05)
+        lengths = start("l2-frame", name).norm(dim=2)
+        torch.testing.assert_close(lengths, torch.full_like(lengths, radius), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(
