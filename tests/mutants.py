@@ -80,9 +80,9 @@ def mutants(source: str) -> list[tuple[int, str]]:
 
 
 def difference(source: str, mutated: str) -> str:
-    """`old → new`, the lines that differ without their indentation."""
+    """`old → new`, the lines that differ without their indentation and comments."""
     lines = list(difflib.unified_diff(source.splitlines(), mutated.splitlines(), n=0, lineterm=""))[2:]
-    sides = (" ".join(line[1:].strip() for line in lines if line[0] == sign) for sign in "-+")
+    sides = (" ".join(line[1:].split("  # ")[0].strip() for line in lines if line[0] == sign) for sign in "-+")
     return " → ".join(sides)
 
 

@@ -1,7 +1,7 @@
 """attacks.py: no attack leaves its budget, the box or the real frames; stronger search is stronger."""
 
 import copy
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from itertools import pairwise
 
 import pytest
@@ -649,9 +649,10 @@ def test_a_start_from_another_attack_is_brought_into_this_ones_budget(frames):
 
 
 def seen(scores: torch.Tensor, batch: Batch | None = None) -> Output:
-    """Output of one layer whose [CLS] row has these scores [B,H,T+1]."""
+    """Output of one layer whose [CLS] row has these scores [B,H,T+1]; what frames look at does not move."""
     rows = scores if batch is None else scores.masked_fill(~F.pad(batch.mask, (1, 0), value=True)[:, None], -torch.inf)
-    return Output(torch.zeros(len(scores), C), (rows.softmax(-1)[:, :, None].expand(-1, -1, scores.shape[-1], -1),))
+    maps = torch.full((*scores.shape, scores.shape[-1]), 1 / scores.shape[-1])
+    return Output(torch.zeros(len(scores), C), (torch.cat([rows.softmax(-1)[:, :, None], maps[:, :, 1:]], 2),))
 
 
 def scores_moved(clean: Output, attacked: Output, batch: Batch) -> torch.Tensor:
@@ -890,6 +891,11 @@ def test_steps_cover_the_ball():
     assert Attack(threat, steps=20).size == pytest.approx(0.05)
     assert Attack(threat, steps=20, step_size=0.5).size == pytest.approx(0.2)
     assert Attack(threat, steps=2).size == 0.4  # 2.5 / 2 would leave it
+
+
+def test_an_attack_cannot_be_changed_in_place():
+    with pytest.raises(FrozenInstanceError):
+        fgsm(ThreatModel("linf", 0.4)).steps = 7
 
 
 def test_what_is_not_said_of_an_attack_is_the_usual():

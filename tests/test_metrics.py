@@ -189,6 +189,12 @@ def test_double_precision_tensors_keep_the_order_of_scores_that_single_precision
     assert metrics.gap(scores.float(), labels) == 0.5  # among equals the misses come first
 
 
+def test_scores_kept_as_bytes_are_ranked_as_numbers():
+    scores, labels = np.array([[0, 200, 100]], np.uint8), np.array([[0, 1, 1]])
+    assert metrics.average_precision_per_video(scores, labels).tolist() == [1]
+    assert metrics.perr(scores, labels) == 1
+
+
 @settings(max_examples=5)
 @given(st.integers(metrics.BLOCK - 1, 2 * metrics.BLOCK + 1))
 def test_block_size_does_not_show(count):
