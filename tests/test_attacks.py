@@ -33,7 +33,8 @@ D, C = 5, 4
 
 def network(seed=0, **changes) -> VideoTransformer:
     torch.manual_seed(seed)
-    model = VideoTransformer(ModelConfig(D, C, max_frames=8, width=8, heads=2, layers=2, **changes)).eval()
+    shape = {"max_frames": 8, "width": 8, "heads": 2, "layers": 2} | changes
+    model = VideoTransformer(ModelConfig(D, C, **shape)).eval()
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:
@@ -102,7 +103,7 @@ attack_values = st.builds(
     step_size=st.sampled_from([None, 0.3, 1.0]),
     momentum=st.sampled_from([0.0, 0.75]),
     keep_best=st.booleans(),
-    frames=st.sampled_from(["gradient", "attention", "random"]),
+    frames=st.sampled_from(attacks.CHOICES),
     search=st.sampled_from(["gradient", "auto", "random"]),
     threshold=st.sampled_from([0.0, -2.0]),
     mixture=st.sampled_from([1.0, -1.0]),
@@ -570,7 +571,7 @@ def test_an_attacker_without_labels_reads_none(objective):
 
 
 def test_predicted_labels_are_those_above_a_half_and_at_least_the_likeliest():
-    logits = torch.tensor([[1.0, -1.0, 2.0, -3.0], [-4.0, -1.0, -2.0, -3.0]])
+    logits = torch.tensor([[1.0, 0.0, 2.0, -3.0], [-4.0, -1.0, -2.0, -3.0]])
     found = attacks._predicted(lambda frames, mask: Output(logits, None), videos(2))
     assert found.tolist() == [[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]]
 
@@ -713,7 +714,7 @@ def test_a_one_frame_attack_takes_the_frame_with_the_largest_dual_norm(norm, fra
 
 
 def test_a_few_frame_attack_can_take_the_most_attended_frame():
-    model, batch = network(), videos(20, lengths=[5] * 20)
+    model, batch = network(layers=3), videos(20, lengths=[5] * 20)
     row = model(batch.frames, batch.mask, return_attention=True).attention[-1][:, :, 0, 1:].mean(1)
     attack = Attack(ThreatModel("linf", 0.2, max_frames=1), steps=2, frames="attention")
     touched = (perturb(model, batch, attack, generator=generator()) != batch.frames).any(2)
@@ -723,13 +724,27 @@ def test_a_few_frame_attack_can_take_the_most_attended_frame():
 
 def test_a_trial_takes_the_frame_in_which_one_full_step_hurts_most():
     model, threat = network(), ThreatModel("linf", 0.4)
-    batch = learned(model, videos(30, lengths=[5] * 30))
+    batch = learned(model, videos(30, lengths=[5, 3] * 15))
     _, gradient = loss_and_gradient(model, batch, Attack(threat), torch.zeros_like(batch.frames))
     alone = [torch.zeros_like(gradient).index_copy(1, torch.tensor([t]), gradient[:, [t]]) for t in range(5)]
     hurt = torch.stack([loss_of(model, batch, one_step(batch, g, threat)) for g in alone], 1)  # [B,T]
+    hurt = hurt.masked_fill(~batch.mask, -torch.inf)
     attack = Attack(replace(threat, max_frames=1), steps=1, frames="trial")
     touched = (perturb(model, batch, attack, generator=generator()) != batch.frames).any(2)
     assert torch.equal(touched.float().argmax(1), hurt.argmax(1)) and (touched.sum(1) == 1).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    "objective, measured", [("margin", "margin"), ("gap", "gap"), ("kl", "bce"), ("targeted", "bce")]
+)
+def test_frames_are_ranked_by_what_the_attacker_is_after_or_by_the_loss_where_that_has_no_slope_yet(
+    objective, measured, norm
+):
+    model, batch, threat = network(), videos(), ThreatModel(norm, 0.2, max_frames=1)
+    _, slope = loss_and_gradient(model, batch, Attack(threat, measured), torch.zeros_like(batch.frames))
+    expected = slope.abs().sum(2) if norm == "linf" else slope.square().sum(2)
+    torch.testing.assert_close(attacks._importance(model, batch, Attack(threat, objective), None, None), expected)
 
 
 def test_each_restart_begins_one_frame_further_down_the_ranking():
@@ -751,6 +766,17 @@ def test_trying_frames_and_moving_on_finds_what_the_gradient_alone_misses():
         attack = Attack(threat, frames=frames, restarts=restarts)
         found[frames, restarts] = loss_of(model, batch, perturb(model, batch, attack, generator=generator())).mean()
     assert found["gradient", 1] < found["trial", 1] < found["trial", 3]
+
+
+def test_noise_in_few_frames_chooses_them_as_any_attack_does():
+    model, batch = planted()
+    for frames, places in (("gradient", [1]), ("random", [0, 1, 2])):
+        attack = Attack(ThreatModel("linf", 0.2, max_frames=1), steps=0, frames=frames)
+        drawn = [perturb(model, batch, attack, generator=generator(seed)) for seed in range(20)]
+        again = [perturb(model, batch, attack, generator=generator(seed)) for seed in range(20)]
+        assert all(torch.equal(one, other) for one, other in zip(drawn, again, strict=True))
+        touched = [(one != batch.frames).any(2)[0].nonzero().flatten().tolist() for one in drawn]
+        assert sorted(set(map(tuple, touched))) == [(frame,) for frame in places]
 
 
 def test_chosen_frames_hurt_more_than_random_ones():

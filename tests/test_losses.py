@@ -164,11 +164,12 @@ def test_the_last_layer_and_the_cls_row_are_told_from_the_others():
     both = attention_divergence(p, (q[0], p[1]), MASK, layers="all")
     first = attention_divergence(p[:1], q[:1], MASK)
     torch.testing.assert_close(both, first / 2)
-    torch.testing.assert_close(attention_divergence(p, q, MASK), attention_divergence(p[1:], q[1:], MASK))
     below = p[1].clone()
     below[:, :, 1:] = q[1][:, :, 1:]
     assert attention_divergence(p, (p[0], below), MASK).abs().max() < 1e-6
     assert attention_divergence(p, (p[0], below), MASK, rows="all").min() > 0.01
+    p, q = maps(2, MASK, layers=3), maps(3, MASK, layers=3)
+    torch.testing.assert_close(attention_divergence(p, q, MASK), attention_divergence(p[2:], q[2:], MASK))
 
 
 def test_divergence_has_finite_gradients_where_a_key_gets_nothing():
@@ -195,9 +196,9 @@ def test_entropy_is_one_on_uniform_and_zero_on_one_frame():
 def test_entropy_reads_the_last_layers_cls_row():
     uniform, sharp = torch.full((2, 1, 6, 6), 1 / 6), torch.eye(6).expand(2, 1, 6, 6).clone()
     mask = torch.ones(2, 5, dtype=torch.bool)
-    assert attention_entropy((uniform, sharp), mask).abs().max() < 1e-6
+    assert attention_entropy((sharp, uniform, sharp), mask).abs().max() < 1e-6
     sharp[:, :, 0] = 1 / 6
-    torch.testing.assert_close(attention_entropy((uniform, sharp), mask), torch.ones(2))
+    torch.testing.assert_close(attention_entropy((sharp, torch.eye(6).expand(2, 1, 6, 6), sharp), mask), torch.ones(2))
 
 
 # ---------------------------------------------------------------- defenses
