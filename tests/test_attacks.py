@@ -477,10 +477,10 @@ def croce_and_hein(model, video: Batch, attack: Attack, point: torch.Tensor):
             rises, last, best_then = 0, step, best[0]
 
 
-@pytest.mark.parametrize("norm, epsilon", [("linf", 0.3), ("l2-frame", 1.0), ("l2-clip", 2.0)])
+@pytest.mark.parametrize("norm, epsilon", [("linf", 0.15), ("l2-frame", 0.4), ("l2-clip", 0.7)])
 def test_automatic_steps_are_those_of_croce_and_hein_for_each_video_alone(norm, epsilon):
     model, batch = double(network(), videos(8, lengths=[5, 3] * 4, seed=3))
-    attack, checks = Attack(ThreatModel(norm, epsilon), steps=30), []
+    attack, checks = Attack(ThreatModel(norm, epsilon), steps=40), []
     zero, open_ = torch.zeros_like(batch.frames), batch.mask[..., None]
     together = [delta for delta, _ in attacks._ascend_auto(model, batch, attack, open_, None, zero, None)]
     for i in range(len(batch.frames)):

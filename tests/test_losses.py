@@ -345,7 +345,7 @@ def test_a_control_differs_from_its_model_in_one_thing(name):
 
 def test_a_art_is_trades_with_the_attention_term():
     a_art, trades = DEFENSES["a-art"], DEFENSES["trades"]
-    assert dict(a_art.weights) == dict(trades.weights) | {"attention": a_art.weights["attention"]}
+    assert dict(a_art.weights) == dict(trades.weights) | {"attention": 0.3}
     assert replace(trades, weights=a_art.weights, epsilon_scale=a_art.epsilon_scale, fixed_maps=False) == a_art
 
 
