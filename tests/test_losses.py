@@ -365,6 +365,7 @@ def test_adversarial_training_with_steps_costs_as_many_gradients_as_a_art():
 def test_tuning_changes_weights_and_training_epsilon_and_nothing_else(data):
     for name in TUNED[data]:
         recipe, settings = tuned(data, name)
+        assert (recipe, settings) == changed(name, TUNED[data][name])
         assert set(recipe.weights) == set(DEFENSES[name].weights) and set(settings) <= {"rate", "weight_decay"}
         same = {"weights": recipe.weights, "epsilon_scale": recipe.epsilon_scale}
         assert replace(DEFENSES[name], **same) == recipe
