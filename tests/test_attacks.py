@@ -771,6 +771,13 @@ def test_each_restart_begins_one_frame_further_down_the_ranking():
         assert torch.equal(opened.nonzero()[:, 1].view(4, 2), expected)
 
 
+def test_the_last_of_three_restarts_attacks_the_third_best_frame():
+    model, batch = planted()  # in the order of what a change can do: frames 1, 0 and 2
+    attack = replace(fgsm(ThreatModel("linf", 0.2, max_frames=1)), restarts=3)
+    touched = (perturb(model, batch, attack) != batch.frames).any(2)
+    assert touched[0].nonzero().flatten().tolist() == [2]
+
+
 def test_trying_frames_and_moving_on_finds_what_the_gradient_alone_misses():
     model = network()
     batch, threat = learned(model, videos(60, lengths=[5] * 60)), ThreatModel("linf", 0.4, max_frames=1)
