@@ -734,8 +734,9 @@ def test_a_few_frame_attack_can_take_the_most_attended_frame():
     assert (touched.sum(1) == 1).all()
 
 
-def test_a_trial_takes_the_frame_in_which_one_full_step_hurts_most():
-    model, threat = network(), ThreatModel("linf", 0.4)
+@pytest.mark.parametrize("norm, epsilon", [("linf", 0.4), ("l2-frame", 0.9)])
+def test_a_trial_takes_the_frame_in_which_one_full_step_hurts_most(norm, epsilon):
+    model, threat = network(), ThreatModel(norm, epsilon)
     batch = learned(model, videos(30, lengths=[5, 3] * 15))
     _, gradient = loss_and_gradient(model, batch, Attack(threat), torch.zeros_like(batch.frames))
     alone = [torch.zeros_like(gradient).index_copy(1, torch.tensor([t]), gradient[:, [t]]) for t in range(5)]
