@@ -1,6 +1,7 @@
 """attacks.py: no attack leaves its budget, the box or the real frames; stronger search is stronger."""
 
 import copy
+import random
 from dataclasses import FrozenInstanceError, replace
 from itertools import pairwise
 
@@ -491,6 +492,30 @@ def test_automatic_steps_are_those_of_croce_and_hein_for_each_video_alone(norm, 
         for step, (one, whole) in enumerate(zip(points, together, strict=True)):
             torch.testing.assert_close(whole[[i]], one, msg=f"video {i} after step {step}")
     assert 0.1 < sum(checks) / len(checks) < 0.95, "both outcomes of a check must occur"
+
+
+class Scripted(nn.Module):
+    """Objectives and slopes that were written down before, whatever the frames are."""
+
+    def __init__(self, values: list[int], slopes: list[int]):
+        super().__init__()
+        self.script = zip(values, slopes, strict=True)
+
+    def forward(self, frames, mask, **options) -> Output:
+        value, slope = next(self.script)
+        return Output(value + slope * (frames - frames.detach()).sum((1, 2))[:, None], None)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_automatic_steps_are_those_of_croce_and_hein_on_any_course_of_the_objective(seed):
+    draw, values, attack = random.Random(seed), [0], Attack(ThreatModel("linf", 1.0), "margin", steps=40)
+    for _ in range(attack.steps):  # mostly a rise, sometimes nothing, sometimes a fall that many rises do not make good
+        values.append(values[-1] + draw.choice((1, 1, 1, 1, 1, 1, 1, 0, draw.choice((-1, -9)))))
+    slopes, zero = [draw.choice((-1, 1)) for _ in values], torch.zeros(1, 1, 1)
+    found = attacks._ascend_auto(Scripted(values, slopes), SPOT, attack, torch.ones(1, 1, 1), None, zero, None)
+    expected = croce_and_hein(Scripted(values, slopes), SPOT, attack, zero)
+    expected = [float(point) for point, _ in expected if point is not None]
+    assert [float(delta) for delta, _ in found] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("norm, epsilon", [("linf", 0.15), ("l2-frame", 0.4), ("l2-clip", 0.7)])
