@@ -77,7 +77,7 @@ def attention_divergence(
         if rows == "cls":
             total = total + distance(p[:, :, 0], q[:, :, 0]).mean(1)
         else:
-            real = F.pad(mask, (1, 0), value=True)[:, None].to(p)  # [B,1,T+1]
+            real = F.pad(mask, (1, 0), value=True)[:, None]  # [B,1,T+1]
             total = total + (distance(p, q) * real).sum(2).mean(1) / real.sum((1, 2))
     return total / (1 if layers == "last" else len(pairs))
 

@@ -157,7 +157,7 @@ def _summarize(scores: np.ndarray, true: np.ndarray, top_k: int) -> tuple[tuple[
     ranked = _ranking(scores, true, max(top_k, int(count.max())))
     hits = np.take_along_axis(true, ranked, axis=1)
     found = np.take_along_axis(hits.cumsum(1), np.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
-    precision = np.where(count > 0, found / np.maximum(count, 1), 0.0)
+    precision = found / np.maximum(count, 1)  # without a label nothing is found
     first = true[np.arange(len(true)), scores.argmax(1)]
     top = ranked[:, :top_k].astype(np.int32)
     top_scores = np.take_along_axis(scores, top, axis=1).astype(np.float64)
@@ -169,7 +169,7 @@ def _ranking(scores: np.ndarray, true: np.ndarray, k: int) -> np.ndarray:
     k = min(k, scores.shape[1])
     lowest = np.partition(scores, -k, axis=1)[:, -k, None]  # faster than argpartition, and the rows come out sorted
     rows, found = np.divmod(np.flatnonzero(scores >= lowest), scores.shape[1])
-    tied = np.bincount(rows, minlength=len(scores)) > k  # more than k are found: some equal the lowest
+    tied = np.bincount(rows) > k  # more than k are found: some equal the lowest
     columns = np.empty((len(scores), k), np.int64)
     columns[~tied] = found[~tied[rows]].reshape(-1, k)
     if tied.any():

@@ -1,7 +1,8 @@
 """attacks.py: no attack leaves its budget, the box or the real frames; stronger search is stronger."""
 
 import copy
-from dataclasses import replace
+import random
+from dataclasses import FrozenInstanceError, replace
 from itertools import pairwise
 
 import pytest
@@ -24,7 +25,7 @@ from aart_lib.attacks import (
     pgd,
 )
 from aart_lib.data import BOX, LEVEL, Batch
-from aart_lib.losses import attention_entropy, bce
+from aart_lib.losses import attention_entropy, bce, bernoulli_kl
 from aart_lib.model import MODELS, ModelConfig, Output, SteadyAttention, VideoTransformer
 from aart_lib.threats import NORMS, ThreatModel
 
@@ -33,7 +34,8 @@ D, C = 5, 4
 
 def network(seed=0, **changes) -> VideoTransformer:
     torch.manual_seed(seed)
-    model = VideoTransformer(ModelConfig(D, C, max_frames=8, width=8, heads=2, layers=2, **changes)).eval()
+    shape = {"max_frames": 8, "width": 8, "heads": 2, "layers": 2} | changes
+    model = VideoTransformer(ModelConfig(D, C, **shape)).eval()
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:
@@ -102,7 +104,7 @@ attack_values = st.builds(
     step_size=st.sampled_from([None, 0.3, 1.0]),
     momentum=st.sampled_from([0.0, 0.75]),
     keep_best=st.booleans(),
-    frames=st.sampled_from(["gradient", "attention", "random"]),
+    frames=st.sampled_from(attacks.CHOICES),
     search=st.sampled_from(["gradient", "auto", "random"]),
     threshold=st.sampled_from([0.0, -2.0]),
     mixture=st.sampled_from([1.0, -1.0]),
@@ -272,6 +274,18 @@ def test_every_objective_reaches_what_it_is_after(objective):
     assert reached(frames) > reached(random) > reached(batch.frames) - 1e-3
 
 
+def test_the_mixture_is_the_loss_and_so_many_times_the_attention():
+    model, batch = network(), videos()
+    clean, attacked = (
+        model(frames, batch.mask, return_attention=True) for frames in (batch.frames, videos(seed=1).frames)
+    )
+    found = {name: OBJECTIVES[name](None, attacked, clean, batch) for name in ("bce", "attention", "kl")}
+    attack = Attack(ThreatModel("linf", 0.1), "bce-attention", mixture=-3.0)
+    mixed = OBJECTIVES["bce-attention"](attack, attacked, clean, batch)
+    torch.testing.assert_close(mixed, found["bce"] - 3 * found["attention"])
+    torch.testing.assert_close(found["kl"], bernoulli_kl(clean.logits, attacked.logits))
+
+
 def test_the_mixture_of_an_attack_moves_or_keeps_attention():
     model, threat = network(), ThreatModel("linf", 0.2)
     batch = learned(model, videos(40))
@@ -368,6 +382,40 @@ def test_momentum_keeps_going_where_the_gradient_turns():
     assert ends == pytest.approx([0.0, 0.2], abs=1e-6)
 
 
+def double(model, batch: Batch):
+    """In double precision, where two ways to the same numbers do not drift apart."""
+    return model.double(), replace(batch, frames=batch.frames.double(), labels=batch.labels.double())
+
+
+class Faint(nn.Module):
+    """A model with logits, and so gradients, a thousandth of another's."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, frames, mask, **options) -> Output:
+        return Output(self.model(frames, mask).logits / 1000, None)
+
+
+@pytest.mark.parametrize("made", [lambda model: model, Faint], ids=["plain", "faint"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_momentum_adds_gradients_of_equal_length_as_dong_et_al_do(norm, made):
+    model, batch = double(made(network()), videos(lengths=[5, 3, 4], spread=0.3))
+    attack = Attack(ThreatModel(norm, 0.5), steps=4, step_size=0.2, momentum=0.9)
+    zero = torch.zeros_like(batch.frames)
+    path = [delta for delta, _ in attacks._ascend(model, batch, attack, batch.mask[..., None], None, zero, None)]
+    point = velocity = zero
+    assert len(path) == 5
+    for delta in path:
+        torch.testing.assert_close(delta, point)
+        _, gradient = loss_and_gradient(model, batch, attack, point)
+        lengths = torch.stack([video.abs().sum() for video in gradient])
+        velocity = 0.9 * velocity + gradient / lengths[:, None, None]
+        step = 0.2 * 0.5 * NORMS[norm].ascend(velocity * batch.mask[..., None])
+        point = attack.threat.project(point + step, batch.frames)
+
+
 # ---------------------------------------------------------------- steps that halve themselves
 
 
@@ -403,6 +451,73 @@ def test_automatic_steps_halve_until_they_find_a_narrow_peak():
     assert abs(found - 0.05) < 0.01 < abs(fixed - 0.05)
 
 
+def croce_and_hein(model, video: Batch, attack: Attack, point: torch.Tensor):
+    """Their algorithm 1 for one video, line by line: yields every point and whether a check halved the step there."""
+    threat, size, last, rises, halved = attack.threat, 2 * attack.threat.epsilon, 0, 0, False
+    value, gradient = loss_and_gradient(model, video, attack, point)
+    before, best, best_then = point, (value, point, gradient), value
+    yield point, None
+    for step in range(1, attack.steps + 1):
+        reached = threat.project(point + size * NORMS[threat.norm].ascend(gradient), video.frames)
+        if step > 1:
+            reached = threat.project(point + 0.75 * (reached - point) + 0.25 * (point - before), video.frames)
+        before, point, old = point, reached, value
+        value, gradient = loss_and_gradient(model, video, attack, point)
+        rises += bool(value > old)
+        if value > best[0]:
+            best = value, point, gradient
+        check = step in attacks._checkpoints(attack.steps)
+        yield point, None
+        if check:
+            halved = rises < 0.75 * (step - last) or (not halved and best[0] == best_then)
+            yield None, halved
+            if halved:
+                size = size / 2
+                value, point, gradient = best
+                before = point  # a jump back has no momentum
+            rises, last, best_then = 0, step, best[0]
+
+
+@pytest.mark.parametrize("norm, epsilon", [("linf", 0.15), ("l2-frame", 0.4), ("l2-clip", 0.7)])
+def test_automatic_steps_are_those_of_croce_and_hein_for_each_video_alone(norm, epsilon):
+    model, batch = double(network(), videos(8, lengths=[5, 3] * 4, seed=3))
+    attack, checks = Attack(ThreatModel(norm, epsilon), steps=40), []
+    zero, open_ = torch.zeros_like(batch.frames), batch.mask[..., None]
+    together = [delta for delta, _ in attacks._ascend_auto(model, batch, attack, open_, None, zero, None)]
+    for i in range(len(batch.frames)):
+        video = Batch(batch.frames[[i]], batch.mask[[i]], batch.labels[[i]], batch.ids[i : i + 1])
+        alone = list(croce_and_hein(model, video, attack, zero[[i]]))
+        checks += [halved for _, halved in alone if halved is not None]
+        points = [point for point, _ in alone if point is not None]
+        for step, (one, whole) in enumerate(zip(points, together, strict=True)):
+            torch.testing.assert_close(whole[[i]], one, msg=f"video {i} after step {step}")
+    assert 0.1 < sum(checks) / len(checks) < 0.95, "both outcomes of a check must occur"
+
+
+class Scripted(nn.Module):
+    """Objectives and slopes that were written down before, whatever the frames are."""
+
+    def __init__(self, values: list[int], slopes: list[int]):
+        super().__init__()
+        self.script = zip(values, slopes, strict=True)
+
+    def forward(self, frames, mask, **options) -> Output:
+        value, slope = next(self.script)
+        return Output(value + slope * (frames - frames.detach()).sum((1, 2))[:, None], None)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_automatic_steps_are_those_of_croce_and_hein_on_any_course_of_the_objective(seed):
+    draw, values, attack = random.Random(seed), [0], Attack(ThreatModel("linf", 1.0), "margin", steps=40)
+    for _ in range(attack.steps):  # mostly a rise, sometimes nothing, sometimes a fall that many rises do not make good
+        values.append(values[-1] + draw.choice((1, 1, 1, 1, 1, 1, 1, 0, draw.choice((-1, -9)))))
+    slopes, zero = [draw.choice((-1, 1)) for _ in values], torch.zeros(1, 1, 1)
+    found = attacks._ascend_auto(Scripted(values, slopes), SPOT, attack, torch.ones(1, 1, 1), None, zero, None)
+    expected = croce_and_hein(Scripted(values, slopes), SPOT, attack, zero)
+    expected = [float(point) for point, _ in expected if point is not None]
+    assert [float(delta) for delta, _ in found] == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize("norm, epsilon", [("linf", 0.15), ("l2-frame", 0.4), ("l2-clip", 0.7)])
 def test_automatic_steps_never_fall_below_their_start_and_are_no_weaker_than_fixed_ones(norm, epsilon):
     model, threat = network(), ThreatModel(norm, epsilon)
@@ -434,6 +549,18 @@ def test_the_targeted_objective_sets_one_wrong_label_against_the_weakest_right_o
     assert measured(0)[:2] == [8.0 - 3.0, 3.0]  # label 3 over label 0; label 0, with no right label to beat
     assert measured(1)[:2] == [0.0 - 3.0, 7.0]
     assert torch.tensor(measured(9)).isfinite().all()
+
+
+def test_after_the_last_wrong_label_the_targeted_objective_begins_anew():
+    batch = replace(videos(2), labels=torch.tensor([[1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0]]))
+    clean = Output(torch.tensor([[5.0, 4.0, 1.0, 2.0], [5.0, 1.0, 4.0, 2.0]]), None)
+    attacked = Output(torch.tensor([[6.0, 7.0, 1.0, 8.0], [6.0, 7.0, 1.0, 8.0]]), None)
+    measured = [
+        OBJECTIVES["targeted"](Attack(ThreatModel("linf", 0.1), target=target), attacked, clean, batch).tolist()
+        for target in range(4)
+    ]
+    first, only, second = 1.0 - 6.0, 1.0 - 6.0, 7.0 - 6.0
+    assert measured == [[only, first], [only, second], [only, first], [only, second]]
 
 
 def test_a_targeted_attack_raises_its_own_label_most():
@@ -481,7 +608,7 @@ def test_an_attacker_without_labels_reads_none(objective):
 
 
 def test_predicted_labels_are_those_above_a_half_and_at_least_the_likeliest():
-    logits = torch.tensor([[1.0, -1.0, 2.0, -3.0], [-4.0, -1.0, -2.0, -3.0]])
+    logits = torch.tensor([[1.0, 0.0, 2.0, -3.0], [-4.0, -1.0, -2.0, -3.0]])
     found = attacks._predicted(lambda frames, mask: Output(logits, None), videos(2))
     assert found.tolist() == [[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]]
 
@@ -511,6 +638,32 @@ def test_another_temperature_is_the_attackers_alone(view, sign):
     assert (sign * (softer - own) > 0).all()
 
 
+@pytest.mark.parametrize("view, temperature", [("softer", 2), ("sharper", 0.5)])
+def test_a_view_divides_the_scores_of_attention(view, temperature):
+    model, batch = network(), videos(4, lengths=[5] * 4)
+
+    def scores(seen):  # of the first layer: the same tokens enter it
+        logs = seen(batch.frames, batch.mask, return_attention=True).attention[0].log()
+        return logs - logs.mean(-1, keepdim=True)
+
+    torch.testing.assert_close(scores(VIEWS[view](model)) * temperature, scores(model), atol=1e-4, rtol=1e-4)
+
+
+def test_frames_that_a_model_does_not_look_at_have_no_gradient():
+    class Deaf(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias = nn.Parameter(torch.ones(C))
+
+        def forward(self, frames, mask, **options):
+            return Output(self.bias.expand(len(frames), -1), None)
+
+    batch = videos()
+    loss, gradient = loss_and_gradient(Deaf(), batch, fgsm(ThreatModel("linf", 0.1)), torch.zeros_like(batch.frames))
+    torch.testing.assert_close(loss, bce(torch.ones_like(batch.labels), batch.labels))
+    assert torch.equal(gradient, torch.zeros_like(batch.frames))
+
+
 def test_an_attack_begins_where_the_first_one_ended():
     model, batch, threat = network(), videos(), ThreatModel("linf", 0.2)
     first = Attack(threat, "attention", steps=5)
@@ -534,9 +687,10 @@ def test_a_start_from_another_attack_is_brought_into_this_ones_budget(frames):
 
 
 def seen(scores: torch.Tensor, batch: Batch | None = None) -> Output:
-    """Output of one layer whose [CLS] row has these scores [B,H,T+1]."""
+    """Output of one layer whose [CLS] row has these scores [B,H,T+1]; what frames look at does not move."""
     rows = scores if batch is None else scores.masked_fill(~F.pad(batch.mask, (1, 0), value=True)[:, None], -torch.inf)
-    return Output(torch.zeros(len(scores), C), (rows.softmax(-1)[:, :, None].expand(-1, -1, scores.shape[-1], -1),))
+    maps = torch.full((*scores.shape, scores.shape[-1]), 1 / scores.shape[-1])
+    return Output(torch.zeros(len(scores), C), (torch.cat([rows.softmax(-1)[:, :, None], maps[:, :, 1:]], 2),))
 
 
 def scores_moved(clean: Output, attacked: Output, batch: Batch) -> torch.Tensor:
@@ -597,7 +751,7 @@ def test_a_one_frame_attack_takes_the_frame_with_the_largest_dual_norm(norm, fra
 
 
 def test_a_few_frame_attack_can_take_the_most_attended_frame():
-    model, batch = network(), videos(20, lengths=[5] * 20)
+    model, batch = network(layers=3), videos(20, lengths=[5] * 20)
     row = model(batch.frames, batch.mask, return_attention=True).attention[-1][:, :, 0, 1:].mean(1)
     attack = Attack(ThreatModel("linf", 0.2, max_frames=1), steps=2, frames="attention")
     touched = (perturb(model, batch, attack, generator=generator()) != batch.frames).any(2)
@@ -605,15 +759,30 @@ def test_a_few_frame_attack_can_take_the_most_attended_frame():
     assert (touched.sum(1) == 1).all()
 
 
-def test_a_trial_takes_the_frame_in_which_one_full_step_hurts_most():
-    model, threat = network(), ThreatModel("linf", 0.4)
-    batch = learned(model, videos(30, lengths=[5] * 30))
+@pytest.mark.parametrize("norm, epsilon", [("linf", 0.4), ("l2-frame", 0.9)])
+def test_a_trial_takes_the_frame_in_which_one_full_step_hurts_most(norm, epsilon):
+    model, threat = network(), ThreatModel(norm, epsilon)
+    batch = learned(model, videos(30, lengths=[5, 3] * 15))
     _, gradient = loss_and_gradient(model, batch, Attack(threat), torch.zeros_like(batch.frames))
     alone = [torch.zeros_like(gradient).index_copy(1, torch.tensor([t]), gradient[:, [t]]) for t in range(5)]
     hurt = torch.stack([loss_of(model, batch, one_step(batch, g, threat)) for g in alone], 1)  # [B,T]
+    hurt = hurt.masked_fill(~batch.mask, -torch.inf)
     attack = Attack(replace(threat, max_frames=1), steps=1, frames="trial")
     touched = (perturb(model, batch, attack, generator=generator()) != batch.frames).any(2)
     assert torch.equal(touched.float().argmax(1), hurt.argmax(1)) and (touched.sum(1) == 1).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    "objective, measured", [("margin", "margin"), ("gap", "gap"), ("kl", "bce"), ("targeted", "bce")]
+)
+def test_frames_are_ranked_by_what_the_attacker_is_after_or_by_the_loss_where_that_has_no_slope_yet(
+    objective, measured, norm
+):
+    model, batch, threat = network(), videos(), ThreatModel(norm, 0.2, max_frames=1)
+    _, slope = loss_and_gradient(model, batch, Attack(threat, measured), torch.zeros_like(batch.frames))
+    expected = slope.abs().sum(2) if norm == "linf" else slope.square().sum(2)
+    torch.testing.assert_close(attacks._importance(model, batch, Attack(threat, objective), None, None), expected)
 
 
 def test_each_restart_begins_one_frame_further_down_the_ranking():
@@ -621,10 +790,18 @@ def test_each_restart_begins_one_frame_further_down_the_ranking():
     ranking = torch.rand(4, 6, generator=generator())
     attack = Attack(ThreatModel("linf", 0.2, max_frames=2))
     for restart in range(7):
-        opened = attacks._open_frames(batch, attack, ranking, restart)[..., 0].bool()
+        opened = attacks._open_frames(batch, attack, ranking, restart)[..., 0]
+        assert opened.unique().tolist() == [0, 1]
         first = min(restart, 4)  # the last two are the end of it
         expected = ranking.argsort(1, descending=True)[:, first : first + 2].sort(1).values
         assert torch.equal(opened.nonzero()[:, 1].view(4, 2), expected)
+
+
+def test_the_last_of_three_restarts_attacks_the_third_best_frame():
+    model, batch = planted()  # in the order of what a change can do: frames 1, 0 and 2
+    attack = replace(fgsm(ThreatModel("linf", 0.2, max_frames=1)), restarts=3)
+    touched = (perturb(model, batch, attack) != batch.frames).any(2)
+    assert touched[0].nonzero().flatten().tolist() == [2]
 
 
 def test_trying_frames_and_moving_on_finds_what_the_gradient_alone_misses():
@@ -635,6 +812,17 @@ def test_trying_frames_and_moving_on_finds_what_the_gradient_alone_misses():
         attack = Attack(threat, frames=frames, restarts=restarts)
         found[frames, restarts] = loss_of(model, batch, perturb(model, batch, attack, generator=generator())).mean()
     assert found["gradient", 1] < found["trial", 1] < found["trial", 3]
+
+
+def test_noise_in_few_frames_chooses_them_as_any_attack_does():
+    model, batch = planted()
+    for frames, places in (("gradient", [1]), ("random", [0, 1, 2])):
+        attack = Attack(ThreatModel("linf", 0.2, max_frames=1), steps=0, frames=frames)
+        drawn = [perturb(model, batch, attack, generator=generator(seed)) for seed in range(20)]
+        again = [perturb(model, batch, attack, generator=generator(seed)) for seed in range(20)]
+        assert all(torch.equal(one, other) for one, other in zip(drawn, again, strict=True))
+        touched = [(one != batch.frames).any(2)[0].nonzero().flatten().tolist() for one in drawn]
+        assert sorted(set(map(tuple, touched))) == [(frame,) for frame in places]
 
 
 def test_chosen_frames_hurt_more_than_random_ones():
@@ -649,7 +837,56 @@ def test_chosen_frames_hurt_more_than_random_ones():
     assert loss["gradient"] > 1.05 * loss["random"]
 
 
+@pytest.mark.parametrize("frames", attacks.CHOICES)
+def test_as_many_frames_as_there_are_is_no_limit(frames):
+    model, batch, free = network(), videos(lengths=[5, 3]), ThreatModel("linf", 0.2)
+    bound = [Attack(replace(free, max_frames=most), steps=2, frames=frames) for most in (5, 9)]
+    expected = perturb(model, batch, Attack(free, steps=2), generator=generator())
+    assert all(torch.equal(perturb(model, batch, attack, generator=generator()), expected) for attack in bound)
+
+
 # ---------------------------------------------------------------- without gradients
+
+
+class Pleased(nn.Module):
+    """Finds every input worse than the one before, so that a search keeps whatever it tries."""
+
+    calls = 0
+
+    def forward(self, frames, mask, **options):
+        self.calls += 1
+        return Output(torch.full((len(frames), 1), float(self.calls)), None)
+
+
+def search_path(norm: str, frames: int, dims: int, steps: int) -> tuple[torch.Tensor, list[float]]:
+    """All points [steps,T,D] of a random search in which every trial is kept, and the objective at each."""
+    clip, open_ = torch.zeros(1, frames, dims), torch.ones(1, frames, 1)
+    batch = Batch(clip, torch.ones(1, frames, dtype=torch.bool), torch.zeros(1, 1), ("v",))
+    attack = Attack(ThreatModel(norm, 0.5), "margin", steps=steps, search="random")
+    path = list(attacks._random_search(Pleased(), batch, attack, open_, None, clip, generator()))
+    return torch.cat([delta for delta, _ in path]), [float(loss) for _, loss in path]
+
+
+SHARES = [
+    0.5 * 0.5 ** (8 * query / 20) for query in range(19)
+]  # of the numbers, anew at each of 20 queries but the first
+
+
+def test_the_blocks_of_a_random_search_shrink_from_a_half_to_a_few_numbers():
+    path, losses = search_path("linf", 200, 500, 20)
+    assert losses == list(range(1, 21)) and torch.equal(path.abs(), torch.full_like(path, 0.5))
+    changed = (path.diff(dim=0) != 0).float().mean((1, 2)).tolist()
+    assert changed == pytest.approx([share / 2 for share in SHARES], rel=0.15)  # half of the new signs are the old ones
+    tiny, _ = search_path("linf", 1, 2, 400)  # of two numbers one is drawn on average, however late
+    assert 0.2 < (tiny[200:].diff(dim=0) != 0).float().mean() < 0.3
+
+
+def test_the_steps_of_a_random_search_on_a_sphere_shrink_as_the_root_of_the_block():
+    path, _ = search_path("l2-clip", 200, 500, 20)
+    torch.testing.assert_close(path.flatten(1).norm(dim=1), torch.full((20,), 0.5))
+    cosines = [float((a * b).sum()) / 0.25 for a, b in pairwise(path)]
+    # A step at right angles, of the length ε · root of the share, and back onto the sphere.
+    assert [1 / cosine**2 - 1 for cosine in cosines] == pytest.approx(SHARES, rel=0.1)
 
 
 def test_random_search_only_improves():
@@ -725,6 +962,36 @@ def test_steps_cover_the_ball():
     assert fgsm(threat).size == 0.4 and Attack(threat, steps=1).size == 0.4
     assert Attack(threat, steps=20).size == pytest.approx(0.05)
     assert Attack(threat, steps=20, step_size=0.5).size == pytest.approx(0.2)
+    assert Attack(threat, steps=2).size == 0.4  # 2.5 / 2 would leave it
+
+
+def test_an_attack_cannot_be_changed_in_place():
+    with pytest.raises(FrozenInstanceError):
+        fgsm(ThreatModel("linf", 0.4)).steps = 7
+
+
+def test_what_is_not_said_of_an_attack_is_the_usual():
+    threat = ThreatModel("linf", 0.4)
+    assert pgd(threat) == Attack(threat, "bce", steps=20, restarts=2, start="random")
+    assert Attack(threat) == pgd(threat, 10, 1)
+    batch, logits = replace(videos(1), labels=torch.tensor([[0.0]])), torch.tensor([[0.0]])
+    assert float(OBJECTIVES["gap"](Attack(threat), Output(logits, None), None, batch)) == 0.5  # a probability of a half
+    assert Attack(threat).target == 0 and Attack(threat).mixture == 1
+
+
+def test_a_random_start_is_uniform_in_the_ball_and_a_tiny_one_a_hundredth_of_it():
+    batch = videos(40, lengths=[5] * 40, spread=0.1)
+
+    def start(norm, name):
+        attack = Attack(ThreatModel(norm, 0.5), steps=1, step_size=0.0, start=name, keep_best=False)
+        return perturb(network(), batch, attack, generator=generator()) - batch.frames
+
+    for name, radius in (("random", 0.5), ("tiny", 0.005)):
+        numbers = start("linf", name).flatten() / radius
+        assert numbers.abs().max() < 1.001 and numbers.min() < -0.99 and numbers.max() > 0.99
+        assert numbers.mean().abs() < 0.06 and float(numbers.std()) == pytest.approx(3**-0.5, rel=0.05)
+        lengths = start("l2-frame", name).norm(dim=2)
+        torch.testing.assert_close(lengths, torch.full_like(lengths, radius), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(

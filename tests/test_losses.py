@@ -1,7 +1,8 @@
 """losses.py: divergences as torch has them and by hand, attention terms that padding cannot reach, defenses as data."""
 
 import math
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Bernoulli, kl_divergence
 
+from aart_lib.checkpoint import load
 from aart_lib.losses import (
     DEFENSES,
     DIVERGENCES,
@@ -26,6 +28,8 @@ from aart_lib.losses import (
     tuned,
 )
 from aart_lib.model import Output
+
+CHECKPOINTS = Path(__file__).parent.parent / "notebooks" / "checkpoints"
 
 
 def maps(seed: int, mask: torch.Tensor, layers: int = 2, heads: int = 3) -> tuple[torch.Tensor, ...]:
@@ -110,6 +114,24 @@ def test_divergence_is_the_hand_computed_one(kind):
     assert found.tolist() == pytest.approx([BY_HAND[kind] / 2])
 
 
+def test_divergence_of_all_rows_is_the_mean_over_cls_and_every_real_frame():
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    p = torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(2, 2, 4, 4)
+    q = p.clone()
+    # Video, head and row (0 is [CLS], the last one is padding's): so much of the attention moved.
+    for video, head, row, moved in ((0, 0, 0, 0.25), (0, 0, 1, 0.5), (0, 1, 2, 0.125), (0, 1, 3, 1.0), (1, 0, 1, 0.5)):
+        q[video, head, row, :2] = torch.tensor([1 - moved, moved])
+    found = {rows: attention_divergence((p,), (q,), mask, kind="total-variation", rows=rows) for rows in ("cls", "all")}
+    assert found["all"].tolist() == pytest.approx([(0.25 + 0.5 + 0.125) / 2 / 3, 0.5 / 2 / 2])  # heads, rows
+    assert found["cls"].tolist() == pytest.approx([0.25 / 2, 0])
+
+
+def test_maps_of_unequal_numbers_of_layers_are_not_compared():
+    p, q = maps(0, MASK), maps(1, MASK, layers=1)
+    with pytest.raises(ValueError, match="shorter"):
+        attention_divergence(p, q, MASK)
+
+
 @pytest.mark.parametrize("kind", DIVERGENCES)
 @pytest.mark.parametrize("rows", ["cls", "all"])
 def test_padding_adds_nothing_to_a_divergence(kind, rows):
@@ -146,6 +168,8 @@ def test_the_last_layer_and_the_cls_row_are_told_from_the_others():
     below[:, :, 1:] = q[1][:, :, 1:]
     assert attention_divergence(p, (p[0], below), MASK).abs().max() < 1e-6
     assert attention_divergence(p, (p[0], below), MASK, rows="all").min() > 0.01
+    p, q = maps(2, MASK, layers=3), maps(3, MASK, layers=3)
+    torch.testing.assert_close(attention_divergence(p, q, MASK), attention_divergence(p[2:], q[2:], MASK))
 
 
 def test_divergence_has_finite_gradients_where_a_key_gets_nothing():
@@ -162,6 +186,8 @@ def test_entropy_is_one_on_uniform_and_zero_on_one_frame():
     uniform = torch.zeros(2, 3, 6, 6)
     uniform[0], uniform[1, ..., :3] = 1 / 6, 1 / 3
     torch.testing.assert_close(attention_entropy((uniform,), MASK), torch.ones(2))
+    short = torch.full((1, 3, 2, 2), 0.5)
+    torch.testing.assert_close(attention_entropy((short,), MASK[:1, :1]), torch.ones(1))
     one_frame = torch.zeros(2, 3, 6, 6)
     one_frame[..., 1] = 1
     torch.testing.assert_close(attention_entropy((one_frame,), MASK), torch.zeros(2))
@@ -170,9 +196,9 @@ def test_entropy_is_one_on_uniform_and_zero_on_one_frame():
 def test_entropy_reads_the_last_layers_cls_row():
     uniform, sharp = torch.full((2, 1, 6, 6), 1 / 6), torch.eye(6).expand(2, 1, 6, 6).clone()
     mask = torch.ones(2, 5, dtype=torch.bool)
-    assert attention_entropy((uniform, sharp), mask).abs().max() < 1e-6
+    assert attention_entropy((sharp, uniform, sharp), mask).abs().max() < 1e-6
     sharp[:, :, 0] = 1 / 6
-    torch.testing.assert_close(attention_entropy((uniform, sharp), mask), torch.ones(2))
+    torch.testing.assert_close(attention_entropy((sharp, torch.eye(6).expand(2, 1, 6, 6), sharp), mask), torch.ones(2))
 
 
 # ---------------------------------------------------------------- defenses
@@ -186,23 +212,33 @@ def test_all_terms_vanish_on_an_untouched_video_but_those_of_the_task():
     assert max(abs(float(found[name])) for name in ("pairing", "consistency", "attention")) < 1e-6
 
 
-def test_the_attention_term_is_measured_as_the_defense_says():
+@pytest.mark.parametrize("rows", ["cls", "all"])
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_the_attention_term_is_measured_as_the_defense_says(layers, rows):
     clean, attacked = Output(torch.zeros(2, 2), maps(0, MASK)), Output(torch.zeros(2, 2), maps(1, MASK))
-    recipe = replace(DEFENSES["a-art"], kind="squared-l2", layers="all", rows="all")
+    options = {"kind": "squared-l2", "layers": layers, "rows": rows}
+    recipe = replace(DEFENSES["a-art"], **options)
     found = terms(recipe, clean, attacked, torch.zeros(2, 2), MASK, ["attention"])["attention"]
-    expected = attention_divergence(
-        clean.attention, attacked.attention, MASK, kind="squared-l2", layers="all", rows="all"
-    )
-    torch.testing.assert_close(found, expected.mean())
+    torch.testing.assert_close(found, attention_divergence(clean.attention, attacked.attention, MASK, **options).mean())
+
+
+def test_terms_are_sums_over_the_labels_and_means_over_the_videos():
+    clean = Output(torch.tensor([[1.0, -2.0], [0.0, 3.0]]), None)
+    attacked = Output(torch.tensor([[0.0, 0.0], [0.0, 1.0]]), None)
+    labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    found = terms(Defense({"task": 0.0}), clean, attacked, labels, MASK, ["pairing", "robust"])
+    assert float(found["pairing"]) == ((1 + 4) + (0 + 4)) / 2
+    assert float(found["robust"]) == pytest.approx((2 * math.log(2) + math.log(2) + math.log(1 + math.exp(-1))) / 2)
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
         ({"weights": {"task": 1.0, "atention": 1.0}}, "unknown loss term atention; known: task, robust"),
+        ({"weights": {"b": 1.0, "a": 1.0}}, "unknown loss term a, b; known: task, robust"),
         ({"weights": {"task": -0.5}}, "weights must be numbers of at least 0"),
         ({"weights": {"task": math.nan}}, "weights must be numbers of at least 0"),
-        ({"weights": {}}, "at least one"),
+        ({"weights": {}}, "at least one loss term; known: task, robust, pairing"),
         ({"weights": {"attention": 1.0}, "kind": "kl"}, "unknown kind 'kl'; known: symmetric-kl"),
         ({"weights": {"attention": 1.0}, "layers": "first"}, "unknown layers 'first'; known: last, all"),
         ({"weights": {"attention": 1.0}, "rows": "frames"}, "unknown rows 'frames'; known: cls, all"),
@@ -252,8 +288,41 @@ def test_clean_maps_give_way_only_where_the_defense_lets_them():
     assert found["a-art"] == found["a-art-fixed-maps"] > 0
 
 
+@pytest.mark.parametrize("path", sorted(CHECKPOINTS.glob("*.safetensors")), ids=lambda path: path.stem)
+def test_the_committed_models_were_trained_with_the_recipes_as_they_stand(path):
+    notes = load(path)[1]
+    recipe, settings = tuned("synthetic", notes["defense"])
+    assert asdict(recipe) == notes["recipe"]
+    assert settings.items() <= notes["train"].items()
+
+
+def test_a_recipe_cannot_be_changed_in_place():
+    with pytest.raises(FrozenInstanceError):
+        DEFENSES["a-art"].steps = 7
+
+
+def test_defenses_train_beyond_the_epsilon_they_are_tested_with():
+    scales = {name: recipe.epsilon_scale for name, recipe in DEFENSES.items() if recipe.pairs}
+    assert all(scales[name] == 2 for name in SIX if name in scales and name != "a-art")
+    assert scales["adversarial-attention"] == scales["a-art-fast"] == 3 and scales["a-art"] == 4
+
+
 # What a defense is, as another one and the only things that differ.
 RELATED = {
+    "logit-pairing": ("adversarial", {"weights": {"task": 0.5, "robust": 0.5, "pairing": 0.1}, "two_sided": True}),
+    "vat": ("trades", {"steps": 1, "start": "tiny", "two_sided": False}),
+    "adversarial-attention": (
+        "adversarial",
+        {"weights": {"task": 0.5, "robust": 0.5, "attention": 1.0}, "epsilon_scale": 3.0},
+    ),
+    "a-art-fast": (
+        "logit-pairing",
+        {"weights": {"task": 0.5, "robust": 0.5, "pairing": 0.03, "attention": 1.0}, "epsilon_scale": 3.0},
+    ),
+    "adversarial-steps": (
+        "adversarial",
+        {"weights": {"task": 0.2, "robust": 0.8}, "steps": 2, "start": "random", "epsilon_scale": 4.0},
+    ),
     "a-art-fixed-maps": ("a-art", {"fixed_maps": True}),
     "a-art-all-layers": ("a-art", {"layers": "all"}),
     "a-art-all-rows": ("a-art", {"layers": "all", "rows": "all"}),
@@ -276,7 +345,7 @@ def test_a_control_differs_from_its_model_in_one_thing(name):
 
 def test_a_art_is_trades_with_the_attention_term():
     a_art, trades = DEFENSES["a-art"], DEFENSES["trades"]
-    assert dict(a_art.weights) == dict(trades.weights) | {"attention": a_art.weights["attention"]}
+    assert dict(a_art.weights) == dict(trades.weights) | {"attention": 0.3}
     assert replace(trades, weights=a_art.weights, epsilon_scale=a_art.epsilon_scale, fixed_maps=False) == a_art
 
 
@@ -296,6 +365,7 @@ def test_adversarial_training_with_steps_costs_as_many_gradients_as_a_art():
 def test_tuning_changes_weights_and_training_epsilon_and_nothing_else(data):
     for name in TUNED[data]:
         recipe, settings = tuned(data, name)
+        assert (recipe, settings) == changed(name, TUNED[data][name])
         assert set(recipe.weights) == set(DEFENSES[name].weights) and set(settings) <= {"rate", "weight_decay"}
         same = {"weights": recipe.weights, "epsilon_scale": recipe.epsilon_scale}
         assert replace(DEFENSES[name], **same) == recipe

@@ -141,6 +141,14 @@ def test_offset_of_one_video_changes_gap_and_leaves_hit_at_one_alone():
 def test_true_labels_outside_the_top_count_in_gap():
     scores, labels = np.linspace(1, 0, 30)[None], np.ones((1, 30))
     assert metrics.gap(scores, labels) == pytest.approx(20 / 30)
+    assert metrics.average_precision_per_video(scores, labels).tolist() == pytest.approx([20 / 30])
+
+
+def test_map_sees_the_twenty_best_classes_of_a_video_unless_told_otherwise():
+    scores, labels = np.linspace(1, 0, 30)[None], np.ones((1, 30))  # a class in the top earns 1, any other 0
+    assert metrics.mean_average_precision(scores, labels) == pytest.approx(20 / 30)
+    assert metrics.Accumulator().update(scores, labels).mean_average_precision() == pytest.approx(20 / 30)
+    assert metrics.mean_average_precision(scores, labels, top_k=None) == 1
 
 
 def test_perr_ranks_probabilities_and_logits_alike():
@@ -169,6 +177,22 @@ def test_torch_and_numpy_agree(batch):
     scores, labels = torch.tensor(batch[0], requires_grad=True), torch.tensor(batch[1])
     np.testing.assert_equal(every_score(scores, labels.float()), every_score(*batch))
     assert metrics.gap(scores.bfloat16(), labels.bool()) == metrics.gap(*batch)  # eighths are exact in bfloat16
+
+
+def test_plain_lists_are_scores_and_labels_too():
+    assert metrics.gap([[3, 1], [2, 0]], [[1, 0], [0, 1]]) == pytest.approx((1 + 2 / 4) / 2)
+
+
+def test_double_precision_tensors_keep_the_order_of_scores_that_single_precision_would_make_equal():
+    scores, labels = torch.tensor([[1.0, 1.0 + 1e-12]], dtype=torch.float64), torch.tensor([[0, 1]])
+    assert metrics.gap(scores, labels) == 1
+    assert metrics.gap(scores.float(), labels) == 0.5  # among equals the misses come first
+
+
+def test_scores_kept_as_bytes_are_ranked_as_numbers():
+    scores, labels = np.array([[0, 200, 100]], np.uint8), np.array([[0, 1, 1]])
+    assert metrics.average_precision_per_video(scores, labels).tolist() == [1]
+    assert metrics.perr(scores, labels) == 1
 
 
 @settings(max_examples=5)

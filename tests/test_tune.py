@@ -35,6 +35,16 @@ def test_every_trial_of_the_grid_was_run_and_the_best_was_kept(data):
 
 
 @pytest.mark.parametrize("data", DATA)
+def test_the_fast_a_art_is_the_best_of_the_trials_before_it_was_given_up(data):
+    best = max(stored("trials", data)["trials"]["a-art with logit pairing (given up)"], key=lambda t: merit(t, "a-art"))
+    assert TUNED[data]["a-art-fast"] == best["changes"]
+
+
+def test_the_control_without_trials_takes_those_of_the_control_beside_it():
+    assert TUNED["synthetic"]["adversarial-mean"] == TUNED["synthetic"]["adversarial-uniform"]
+
+
+@pytest.mark.parametrize("data", DATA)
 def test_training_epsilon_is_among_what_was_tried(data):
     for name, plan in grid(data).items():
         if name != "standard":

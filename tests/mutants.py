@@ -1,0 +1,220 @@
+"""A program that tests the tests: it makes one small mistake at a time in a module, and some test must fail of it.
+
+    python tests/mutants.py metrics attacks losses      # every mutant, needs `pip install mutmut==3.8.1`
+    python tests/mutants.py attacks --only 17,230       # these alone, with what pytest says of them
+
+The mistakes are mutmut's: another operator, number or text, an argument left out or None, a value not assigned, one
+branch of a choice alone. mutmut itself passes over what stands outside of a function (here objectives, divergences and
+defenses do) and below a decorator; this program mutates whole modules, annotations and docstrings aside.
+
+A mutant that fails no test survives. Those that cannot or need not be found are explained in `mutants.toml`; one that
+is not there is printed as UNEXPLAINED, and the exit code is 1. The libraries are imported once: every mutant is tried
+in a fork (Linux, macOS), so that the modules take minutes, not hours.
+"""
+
+import argparse
+import difflib
+import gc
+import importlib.machinery
+import importlib.util
+import json
+import math
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import libcst as cst
+import pytest
+from libcst.metadata import MetadataWrapper, WhitespaceInclusivePositionProvider
+from mutmut.mutation.mutators import mutation_operators
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+TESTS = Path(__file__).parent
+SUITES = {  # the tests of a module, tried file by file
+    "metrics": ("test_metrics.py",),
+    "attacks": ("test_attacks.py",),
+    "losses": ("test_losses.py", "test_tune.py"),
+}
+MEMORY = 8 * 2**30  # bytes of addresses a mutant may take
+
+
+class Mutations(cst.CSTVisitor):
+    """Every node of a module that can be changed: where it stands, and what it is changed into."""
+
+    METADATA_DEPENDENCIES = (WhitespaceInclusivePositionProvider,)
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def on_visit(self, node: cst.CSTNode) -> bool:
+        if isinstance(node, cst.Annotation):
+            return False
+        for kind, operator in mutation_operators:
+            if isinstance(node, kind):
+                place = self.get_metadata(WhitespaceInclusivePositionProvider, node)
+                self.found += [(place.start, place.end, changed) for changed in operator(node)]
+        return True
+
+
+def mutants(source: str) -> list[tuple[int, str]]:
+    """The mutants of a module in the order of its lines: line, mutated source."""
+    module = MetadataWrapper(cst.parse_module(source))
+    visitor, made, starts = Mutations(), [], [0]
+    module.visit(visitor)
+    for line in source.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    for start, end, changed in visitor.found:
+        before, after = (starts[place.line - 1] + place.column for place in (start, end))
+        made.append((start.line, source[:before] + module.module.code_for_node(changed) + source[after:]))
+    return sorted(((line, text) for line, text in made if text != source), key=lambda made: made[0])
+
+
+def difference(source: str, mutated: str) -> str:
+    """`old → new`, the lines that differ without their indentation and comments."""
+    lines = list(difflib.unified_diff(source.splitlines(), mutated.splitlines(), n=0, lineterm=""))[2:]
+    sides = (" ".join(line[1:].split("  # ")[0].strip() for line in lines if line[0] == sign) for sign in "-+")
+    return " → ".join(sides)
+
+
+class Mutated(importlib.machinery.SourceFileLoader):
+    """Loads a module from a text instead of its file."""
+
+    def __init__(self, name: str, path: Path, text: str):
+        super().__init__(name, str(path))
+        self.text = text
+
+    def find_spec(self, name, path=None, target=None):
+        return importlib.util.spec_from_loader(name, self) if name == self.name else None
+
+    def get_code(self, fullname):
+        return compile(self.text, self.path, "exec")
+
+
+class FirstFailure:
+    """Tells pytest to try the fast tests first and to end with the first one that fails."""
+
+    def __init__(self, times: Path, quick: float):
+        self.times, self.quick, self.measured = times, quick, {}
+        self.known = json.loads(times.read_text()) if times.exists() else {}
+
+    def pytest_collection(self):
+        """After conftest.py: a failure is enough, no example of it need be small."""
+        from hypothesis import Phase, settings
+
+        settings.register_profile("mutants", settings(), phases=[Phase.explicit, Phase.generate])
+        settings.load_profile("mutants")
+
+    def pytest_collection_modifyitems(self, items):
+        items.sort(key=lambda item: self.known.get(item.nodeid, 0))
+        items[:] = [item for item in items if self.known.get(item.nodeid, 0) < self.quick]
+
+    def pytest_collectreport(self, report):
+        self.pytest_runtest_logreport(report)
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            print(report.nodeid, report.longreprtext, sep="\n", flush=True)
+            os._exit(1)  # the end of a run of pytest takes longer than most mutants live
+        if getattr(report, "when", "") == "call":
+            self.measured[report.nodeid] = report.duration
+
+    def pytest_sessionfinish(self):
+        if not self.known:
+            self.times.write_text(json.dumps(self.measured))
+
+
+def survives(module: str, text: str, seconds: float, plugins: dict, loud: bool = False) -> bool | None:
+    """Whether all tests of a module pass with this text in its place; None if they take too long."""
+    outcome = True
+    for name in SUITES[module]:
+        outcome = outcome and passes(name, module, text, seconds, plugins[name], loud)
+    return outcome
+
+
+def passes(name: str, module: str, text: str, seconds: float, plugin: FirstFailure, loud: bool) -> bool | None:
+    if not (child := os.fork()):
+        code = 1
+        try:
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+            if not loud:
+                sink = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(sink, 1), os.dup2(sink, 2)
+            sys.meta_path.insert(0, Mutated(f"aart_lib.{module}", TESTS.parent / "aart_lib" / f"{module}.py", text))
+            still = [f"--tb={'short' if loud else 'no'}", "-p", "no:cacheprovider", "-p", "no:unraisableexception"]
+            code = pytest.main([*still, str(TESTS / name)], [plugin])
+        finally:
+            os._exit(int(code))
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status == 0
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
+def explained() -> dict[tuple[str, str], str]:
+    """{(module, difference): why it may survive}"""
+    groups = tomllib.loads((TESTS / "mutants.toml").read_text(encoding="utf-8"))["survivors"]
+    return {(group["module"], text): group["why"] for group in groups for text in group["mutants"]}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("modules", nargs="+", choices=SUITES, metavar="module", help=", ".join(SUITES))
+    parser.add_argument("--only", type=lambda text: {int(n) for n in text.split(",")}, help="numbers of mutants")
+    parser.add_argument("--quick", type=float, default=math.inf, help="leave out tests that take so many seconds")
+    parser.add_argument("--timeout", type=float, default=10, help="times what the tests take without a mutant")
+    options = parser.parse_args()
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # their import takes longer than most mutants live
+    import hypothesis.strategies  # noqa: F401
+    import numpy  # noqa: F401
+    import seaborn  # noqa: F401
+    import torch  # noqa: F401  all of these for the forks, none of aart_lib
+
+    gc.freeze()
+    reasons, unexplained, known = explained(), 0, set()
+    folder = Path(tempfile.mkdtemp())
+    for module in options.modules:
+        source = (TESTS.parent / "aart_lib" / f"{module}.py").read_text(encoding="utf-8")
+        begun = time.monotonic()
+        plugins = {name: FirstFailure(folder / f"{module}-{name}.json", math.inf) for name in SUITES[module]}
+        if not survives(module, source, 600, plugins):
+            raise SystemExit(f"the tests of {module} fail without a mutant: {', '.join(SUITES[module])}")
+        took, counts = time.monotonic() - begun, Counter()
+        plugins = {name: FirstFailure(plugin.times, options.quick) for name, plugin in plugins.items()}
+        for number, (line, text) in enumerate(mutants(source)):
+            if options.only and number not in options.only:
+                continue
+            outcome = survives(module, text, 5 + options.timeout * took, plugins, loud=bool(options.only))
+            counts[{True: "survived", False: "killed", None: "too slow"}[outcome]] += 1
+            if outcome:
+                name = module, difference(source, text)
+                known.add(name)
+                unexplained += name not in reasons
+                said = "survived" if name in reasons else "UNEXPLAINED"
+                print(f"{said} {module} {number}, line {line}: {name[1]}", flush=True)
+        total = sum(counts.values())
+        share = 1 - counts["survived"] / max(total, 1)
+        found = ", ".join(f"{count} {name}" for name, count in counts.items())
+        print(f"{module}: {total} mutants, {found}: {share:.1%} found, {time.monotonic() - begun:.0f} s", flush=True)
+        gone = [text for (owner, text) in reasons if owner == module and (owner, text) not in known]
+        if gone and not options.only:
+            print("explained, but no survivor any more:", *gone, sep="\n  ")
+    return int(unexplained > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
