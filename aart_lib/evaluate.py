@@ -6,7 +6,7 @@ Every attack is made for the model it is used on. An attack made for another mod
 import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import replace
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from aart_lib.data import Batch, VideoDataset, dequantize, quantize
 from aart_lib.losses import bce
 from aart_lib.measures import attention_measures, evidence_share, hijacked, violation  # noqa: F401 (as below)
 from aart_lib.metrics import Accumulator, average_precision_per_video
-from aart_lib.model import SteadyAttention
+from aart_lib.model import SteadyAttention, evaluating, predict
 from aart_lib.suites import FREE_VIDEOS, suite
 from aart_lib.threats import ThreatModel, few_frames_epsilon  # noqa: F401 (handed on to notebooks)
 
@@ -37,19 +37,19 @@ def generator_for(*key) -> torch.Generator:
     return torch.Generator().manual_seed(zlib.crc32(repr(key).encode()))
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def score(model, dataset: VideoDataset, attack: Attack | None = None, *, seed: int = 0) -> dict[str, float]:
     """GAP, mAP, Hit@1 and PERR of a model on a data set, attacked if an attack is given; processes share the work."""
-    model.eval()
     total = Accumulator()
-    for index, batch in enumerate(_batches(dataset, model)):
-        if index % processes.count() != processes.rank():
-            continue
-        frames = batch.frames
-        if attack is not None:
-            with torch.enable_grad():
+    with evaluating(model):
+        for index, batch in enumerate(_batches(dataset, model)):
+            if index % processes.count() != processes.rank():
+                continue
+            frames = batch.frames
+            if attack is not None:
                 frames = perturb(model, batch, attack, generator=generator_for(seed, index))
-        total.update(probabilities(model(frames, batch.mask).logits), batch.labels)
+            total.update(probabilities(predict(model, frames, batch.mask).logits), batch.labels)
     return _merged(processes.gathered(total)).result()
 
 
@@ -59,9 +59,15 @@ def _merged(parts: list[Accumulator]) -> Accumulator:
     return parts[0]
 
 
+def device_of(model) -> torch.device:
+    """Where the weights of a model lie; the CPU if it has none."""
+    weights = model.parameters() if isinstance(model, torch.nn.Module) else ()
+    return next((weight.device for weight in weights), torch.device("cpu"))
+
+
 def _batches(dataset: VideoDataset, model) -> Iterator[Batch]:
     """Videos of like length side by side: a fifth of the padding needs not be computed."""
-    device = next((parameter.device for parameter in model.parameters()), "cpu")
+    device = device_of(model)
     for block in dataset.batches(BLOCK):
         for rows in block.mask.sum(1).argsort(stable=True).split(BATCH):
             yield _rows(block, rows).to(device)
@@ -85,7 +91,7 @@ def calibrate(
     weak and a too strong ε, rounded to three digits. Raises: ValueError if eleven doublings of ε do not get there.
     """
     clean = score(model, dataset)["gap"]
-    ratio = lambda epsilon: score(model, dataset, pgd(ThreatModel(threat.norm, epsilon)))["gap"] / clean  # noqa: E731
+    ratio = lambda epsilon: score(model, dataset, pgd(replace(threat, epsilon=epsilon)))["gap"] / clean  # noqa: E731
     low, high, epsilon, tried = (0.0, 1.0), None, threat.epsilon, {}
     for _ in range(12):
         epsilon = float(f"{epsilon:.3g}")
@@ -139,6 +145,7 @@ def evaluate(model, dataset: VideoDataset, threat: ThreatModel, **options) -> di
     return judge(model, dataset, threat, **options).row
 
 
+@torch.inference_mode(False)
 def judge(
     model,
     dataset: VideoDataset,
@@ -158,9 +165,7 @@ def judge(
         surrogates: other models by name, whose attacks are tried on this one (suite "strong").
         only: attacks of the suite to run beside those of the standard suite; None = all.
     """
-    model.eval()
-    device = next((parameter.device for parameter in model.parameters()), "cpu")
-    surrogates = {key: other.to(device) for key, other in (surrogates or {}).items()}
+    surrogates = {key: other.to(device_of(model)) for key, other in (surrogates or {}).items()}
     within, beyond = suite(name, threat, threshold=_threshold(model, dataset), surrogates=tuple(surrogates))
     if only is not None:
         plain, doubled = suite("standard", threat)
@@ -171,7 +176,8 @@ def judge(
     bar = tqdm(total=len(dataset), desc="evaluate", unit="video", disable=quiet, mininterval=1)
     for index, batch in enumerate(_batches(dataset, model)):
         if index % processes.count() == processes.rank():
-            judging.batch(batch, index)
+            with evaluating(model):
+                judging.batch(batch, index)
         judging.seen += len(batch)
         bar.update(len(batch))
     bar.close()
@@ -182,7 +188,7 @@ def judge(
 @torch.no_grad()
 def _threshold(model, dataset: VideoDataset) -> float:
     """The logit above which a data set has as many scores as true labels."""
-    pairs = [(model(batch.frames, batch.mask).logits.cpu(), batch.labels.cpu()) for batch in _batches(dataset, model)]
+    pairs = [(predict(model, b.frames, b.mask).logits.cpu(), b.labels.cpu()) for b in _batches(dataset, model)]
     logits, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     return float(logits.flatten().sort(descending=True).values[min(int(labels.sum()), logits.numel() - 1)])
 
@@ -225,7 +231,7 @@ class _Judging:
         for key, attack in self.steady.items():
             frames = perturb(held, batch, attack, generator=draw(key))
             with torch.no_grad():
-                self._score(key, held(frames, batch.mask), batch)
+                self._score(key, predict(held, frames, batch.mask), batch)
         attention_measures(self.measures, "clean", clean, clean, batch)
         self.kept["labels"].append(batch.labels.cpu())
         if self.strong:
@@ -251,7 +257,7 @@ class _Judging:
 
     def _output(self, frames: torch.Tensor, batch: Batch):
         with torch.no_grad():
-            return self.model(frames, batch.mask, return_attention=True)
+            return predict(self.model, frames, batch.mask, return_attention=True)
 
     def _score(self, key: str, output, batch: Batch) -> torch.Tensor:
         scores = probabilities(output.logits)
@@ -292,7 +298,7 @@ class _Judging:
             row["attacked"]["gradient-free"]["videos"] = round(self.free * self.seen)
         if self.strong:
             stored = self.totals["pgd-stored"].result()["gap"]
-            row["other"]["pgd-stored"] = {"threat": asdict(self.threat), "gap": stored}
+            row["other"]["pgd-stored"] = {"threat": self.threat.described(), "gap": stored}
             row["checks"] = self.checks | {"zero_gradient": float(np.mean(self.checks["zero_gradient"]))}
         return Evaluation(row, {key: torch.cat(parts) for key, parts in self.kept.items()})
 
@@ -310,7 +316,7 @@ def _row(totals, mean: dict[str, float], within, beyond) -> dict:
     if "gradient-free" in attacked:
         same = {"gap": totals["free"].result()["gap"], "pgd": totals["free pgd"].result()["gap"]}
         attacked["gradient-free"] |= {"same_videos": same}
-    other = {key: {"threat": asdict(a.threat), "gap": totals[key].result()["gap"]} for key, a in beyond.items()}
+    other = {key: {"threat": a.threat.described(), "gap": totals[key].result()["gap"]} for key, a in beyond.items()}
     doubled = [found["gap"] for key, found in other.items() if _doubled(key)]
     other["worst@2"] = other["pgd@2"] | {"gap": min(totals["worst@2"].result()["gap"], *doubled)}
     return {

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from aart_lib import processes
-from aart_lib.attacks import Attack, one_step, perturb
+from aart_lib.attacks import Attack, AttackFailed, one_step, perturb
 from aart_lib.data import Batch
 from aart_lib.losses import Defense, terms
 from aart_lib.model import ModelConfig, Output, VideoTransformer
 from aart_lib.processes import Part, drawn
 from aart_lib.specs import SAMPLINGS
-from aart_lib.threats import ThreatModel, few_frames_epsilon
+from aart_lib.threats import ThreatModel
 
 
 class TrainingStopped(RuntimeError):
@@ -106,7 +106,7 @@ class Learner:
     def _gradients(self, batch: Batch, threat: ThreatModel, noise) -> dict[str, torch.Tensor]:
         """Add the gradients of a part; returns its unweighted loss terms."""
         if not self.defense.pairs:
-            return self._learn(self._forward(batch.frames, batch), None, batch, ["task"])
+            return self._learn(self._forward(batch.frames, batch), None, batch, list(self.defense.weights))
         if self.defense.shares_clean_pass:
             return self._shared(batch, threat)
         return self._crafted(batch, threat, noise)
@@ -166,22 +166,23 @@ class Learner:
         attacked = self._forward(frames, batch)
         if defense.two_sided:
             return self._learn(clean, attacked, batch, list(defense.weights))
-        losses = self._learn(clean, None, batch, ["task"]) if "task" in defense.weights else {}
-        rest = [name for name in defense.weights if name != "task"]
+        first = defense.clean_terms
+        losses = self._learn(clean, None, batch, first) if first else {}
+        rest = [name for name in defense.weights if name not in first]
         return losses | self._learn(_detached(clean), attacked, batch, rest)
 
     def _attacked(self, batch: Batch, attack: Attack, generator) -> torch.Tensor:
         """Attacked frames [B,T,D]; the last of the videos meet an attacker of one frame, if the defense wants some."""
         count = len(batch) - round(self.defense.few * len(batch))
-        one = ThreatModel(attack.threat.norm, few_frames_epsilon(attack.threat) / self.defense.epsilon_scale, 1)
+        one = attack.threat.few().times(1 / self.defense.epsilon_scale)
         parts = [(_part(batch, slice(count)), attack), (_part(batch, slice(count, None)), replace(attack, threat=one))]
-        return torch.cat([perturb(self.model, part, how, generator=generator) for part, how in parts if len(part)])
+        try:
+            return torch.cat([perturb(self.model, part, how, generator=generator) for part, how in parts if len(part)])
+        except AttackFailed as error:
+            raise TrainingStopped(f"{error}; lower the rate or β") from error
 
     def _forward(self, frames, batch: Batch) -> Output:
-        wanted: bool | str = "attention" in self.defense.weights
-        if wanted and self.defense.rows == "cls":
-            wanted = "cls"  # the last layer's other rows are read by nobody
-        return self.model(frames, batch.mask, return_attention=wanted)
+        return self.model(frames, batch.mask, return_attention=self.defense.needs_maps)
 
     def _learn(self, clean: Output, attacked: Output | None, batch: Batch, names: list[str], **only) -> dict:
         losses = terms(self.defense, clean, attacked, batch.labels, batch.mask, names)
