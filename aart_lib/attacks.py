@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from aart_lib.data import Batch
 from aart_lib.losses import attention_divergence, bce, bernoulli_kl
-from aart_lib.model import DetachedAttention, Output, evaluating, precision, predict, tempered, wide
+from aart_lib.model import DetachedAttention, Output, VideoTransformer, evaluating, precision, predict, tempered, wide
 from aart_lib.processes import Part, drawn
 from aart_lib.threats import NORMS, ThreatModel, store
 
@@ -234,7 +234,8 @@ def _search(model, batch: Batch, attack: Attack, generator) -> Tensor:
     clean = None
     if attack.aim.needs_clean or attack.frames == "attention":
         with torch.no_grad():
-            looked = attack.aim.needs_maps or attack.frames == "attention"
+            # Our own model rounds otherwise without maps, and trainings are to repeat to the bit.
+            looked = attack.aim.needs_maps or attack.frames == "attention" or isinstance(model, VideoTransformer)
             clean = predict(model, batch.frames, batch.mask, return_attention=looked)
     importance = _importance(model, batch, attack, clean, generator)
     if attack.steps == 0:
