@@ -79,6 +79,8 @@ def attack(batch: Batch, threat: ThreatModel, factor=1.0, *, search="PGD, 10 ste
 
 def craft(model, batch: Batch, found: Attack) -> torch.Tensor:
     """Attacked frames, the same each time."""
+    if found.objective == "attention" and getattr(model, "fixed_attention", False):
+        return batch.frames.clone()  # nothing can be moved
     threads = torch.get_num_threads()
     torch.set_num_threads(threads if len(batch) > 1 else 1)  # for one video, threads would but wait for each other
     try:
