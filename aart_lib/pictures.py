@@ -12,9 +12,9 @@ from matplotlib.patches import Ellipse
 from aart_lib import checkpoint, plots, synthetic
 from aart_lib.attacks import ThreatModel, perturb, pgd
 from aart_lib.data import collate
-from aart_lib.evaluate import generator_for, probabilities
 from aart_lib.model import cls_attention, predict
 from aart_lib.presets import open_data
+from aart_lib.scoring import generator_for, probabilities
 
 # ---------------------------------------------------------------- figures of results.json
 
