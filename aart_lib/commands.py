@@ -11,8 +11,8 @@ from aart_lib import checkpoint, processes
 from aart_lib import download as fetching
 from aart_lib import report as reporting
 from aart_lib import tune as tuning
+from aart_lib.convert import convert as converted
 from aart_lib.data import VideoDataset, find_shards
-from aart_lib.data import convert as converted
 from aart_lib.experiment import judge as judging
 from aart_lib.experiment import reproduce as main_job
 from aart_lib.experiment.reproduce import Experiment
@@ -141,7 +141,7 @@ def evaluate(options) -> None:
         raise ValueError(f"{options.checkpoint} {trained}")
     splits = _open(options, preset)
     splits.test.keep(notes["labels"])
-    threat = ThreatModel(notes["threat"]["norm"], notes["threat"]["epsilon"])
+    threat = ThreatModel(**notes["threat"])
     test = splits.test
     if options.segments:
         shards = find_shards(splits.spec, options.data_dir, "test")

@@ -176,7 +176,7 @@ def draw_attention(folder, out) -> None:
     notes = models["a-art"][1]
     splits = open_data(notes["data"])
     names = synthetic.names(synthetic.SETTINGS["default"])
-    threat = ThreatModel(notes["threat"]["norm"], notes["threat"]["epsilon"])
+    threat = ThreatModel(**notes["threat"])
     attack = pgd(threat.few())
     views = {name: one_frame_view(model, splits.test, attack) for name, (model, _) in models.items()}
     chosen = _most_misled(views["standard"], splits.test)
