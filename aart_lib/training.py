@@ -30,6 +30,8 @@ CHECK_VIDEOS = 256
 SAVE_SECONDS = 120  # between two saved states
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train(
     defense: Defense,
     splits: Splits,
