@@ -194,7 +194,7 @@ def test_few_frames_are_chosen_alike_elsewhere(elsewhere, frames):
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_views_and_predicted_labels_work_elsewhere(elsewhere, view):
-    attacked_alike(Attack(ThreatModel("linf", 0.1), view=view, labels="predicted", steps=2, momentum=0.5))
+    attacked_alike(Attack(ThreatModel("linf", 0.1), view=view, labels="predicted", steps=2))
 
 
 def test_measures_and_scores_accept_tensors_from_elsewhere(elsewhere):
