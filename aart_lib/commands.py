@@ -198,7 +198,7 @@ def tune(options) -> None:
 
 
 def download(options) -> None:
-    paths = fetching.download(
+    found = fetching.fetch(
         options.dataset,
         split=options.split,
         shards=options.shards,
@@ -207,7 +207,9 @@ def download(options) -> None:
         version=options.version,
         out=options.out,
     )
-    print(f"{len(paths)} files verified in {options.out}")
+    verified = sum(file.verified for file in found)
+    bare = f", {len(found) - verified} came without a checksum to compare" * (verified < len(found))
+    print(f"{len(found)} files in {options.out}: {verified} verified{bare}")
 
 
 def convert(options) -> None:
