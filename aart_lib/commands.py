@@ -188,9 +188,10 @@ def _surrogates(options, config) -> dict:
 
 def tune(options) -> None:
     preset = _preset(options)
-    splits, names = _open(options, preset), _names(options)
+    names, known = tuning.with_grid(options.data.partition(":")[0], _names(options)), tuning.read_ledger(options.out)
+    splits = _open(options, preset)
     _reserve(options, options.out.parent, SMALL, name=options.out.name)  # other ledgers may lie beside it
-    threat = _threat(options, splits) or main_job.calibrated(splits, preset)[0]
+    threat = _threat(options, splits) or tuning.threat_of(known) or main_job.calibrated(splits, preset)[0]
     for name, trials in tuning.tune(splits, threat, preset, options.out, defenses=names).items():
         best = max(trials, key=lambda found: tuning.merit(found, name))
         gaps = f"GAP {best['pgd']:.3f} at ε, {best['pgd@2']:.3f} at 2ε"
