@@ -17,13 +17,15 @@ _HOME = {
     "threats": ("ThreatModel",),
     "attacks": ("Attack", "fgsm", "noise", "perturb", "pgd"),
     "suites": ("suite",),
-    "evaluate": ("evaluate", "judge", "probabilities", "score"),
+    "scoring": ("calibrate", "probabilities", "score"),
+    "experiment.judge": ("evaluate", "judge"),
     "measures": ("evidence_share",),
-    "train": ("TrainConfig", "train"),
+    "training": ("TrainConfig", "train"),
     "presets": ("open_data",),
-    "reproduce": ("reproduce",),
+    "experiment.reproduce": ("reproduce",),
 }
-_MODULES = ("checkpoint", "download", "pictures", "plots", "report", "synthetic", "widgets", *_HOME)
+_MODULES = {"checkpoint", "download", "experiment", "pictures", "plots", "report", "synthetic", "widgets"}
+_MODULES |= {module for module in _HOME if "." not in module}
 _ORIGIN = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted({*_ORIGIN, *_MODULES})
 

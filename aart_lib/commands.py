@@ -9,12 +9,13 @@ import torch
 
 from aart_lib import checkpoint, processes
 from aart_lib import download as fetching
-from aart_lib import evaluate as judging
 from aart_lib import report as reporting
-from aart_lib import reproduce as main_job
 from aart_lib import tune as tuning
 from aart_lib.data import VideoDataset, find_shards
 from aart_lib.data import convert as converted
+from aart_lib.experiment import judge as judging
+from aart_lib.experiment import reproduce as main_job
+from aart_lib.experiment.reproduce import Experiment
 from aart_lib.flags import flags
 from aart_lib.jobs import most as most_jobs
 from aart_lib.losses import defense
@@ -22,7 +23,6 @@ from aart_lib.model import VideoTransformer
 from aart_lib.pictures import draw_attention
 from aart_lib.presets import default_threat, model_config, open_data, preset_named, settings_hash, spec_named
 from aart_lib.records import Skipped, write_json
-from aart_lib.reproduce import Experiment
 from aart_lib.running import reserved
 from aart_lib.suites import suite
 from aart_lib.summary import summarize

@@ -12,8 +12,8 @@ from matplotlib.patches import Ellipse
 from aart_lib import checkpoint, plots, synthetic
 from aart_lib.attacks import ThreatModel, perturb, pgd
 from aart_lib.data import collate
-from aart_lib.evaluate import generator_for, probabilities
 from aart_lib.presets import open_data
+from aart_lib.scoring import generator_for, probabilities
 from aart_lib.threats import few_frames_epsilon
 
 # ---------------------------------------------------------------- figures of results.json

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from aart_lib.attacks import ThreatModel, pgd
 from aart_lib.data import Splits
-from aart_lib.evaluate import few_frames_epsilon, score
 from aart_lib.losses import changed
 from aart_lib.presets import Preset, data_name, model_config, train_config
 from aart_lib.records import read_json, write_json
-from aart_lib.train import train
+from aart_lib.scoring import score
+from aart_lib.threats import few_frames_epsilon
+from aart_lib.training import train
 
 _MIXED, _MOSTLY = {"task": 0.5, "robust": 0.5}, {"task": 0.2, "robust": 0.8}
 _PAIRED = (_MIXED | {"pairing": 0.03}, _MOSTLY | {"pairing": 0.1})

@@ -18,8 +18,9 @@ from matplotlib.animation import PillowWriter
 from aart_lib import plots
 from aart_lib.attacks import NORMS, Attack, ThreatModel, perturb
 from aart_lib.data import Batch, VideoDataset, collate
-from aart_lib.evaluate import few_frames_epsilon, probabilities
 from aart_lib.model import cls_attention, rollout
+from aart_lib.scoring import probabilities
+from aart_lib.threats import few_frames_epsilon
 
 FACTORS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # of the calibrated ε
 SEARCHES: dict[str, dict] = {  # options of `Attack` under the names of the menu

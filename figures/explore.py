@@ -18,10 +18,9 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
-from aart_lib import attacks, losses, plots, synthetic
-from aart_lib import train as training
+from aart_lib import attacks, losses, plots, synthetic, training
 from aart_lib.data import LEVEL, SPECS, open_splits
-from aart_lib.evaluate import evaluate
+from aart_lib.experiment.judge import evaluate
 from aart_lib.losses import Defense, attention_divergence, attention_entropy, bernoulli_kl, tuned
 from aart_lib.model import rollout
 from aart_lib.pictures import rank_correlation

@@ -39,8 +39,8 @@ COMMANDS["side-by-side"] = [*COMMANDS["reproduce"], "--jobs", "2"]  # the states
 
 def run(arguments: list[str], trained: str) -> int:
     """The command line with a state saved at nearly every step, slow renames, and a line for each training."""
-    from aart_lib import cli, reproduce, running
-    from aart_lib import train as training
+    from aart_lib import cli, running, training
+    from aart_lib.experiment import reproduce
 
     rename, train = os.replace, reproduce.train
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from aart_lib import evaluate, processes
-from aart_lib import train as training
+from aart_lib import processes, scoring, training
 from aart_lib.data import DatasetSpec, open_splits
+from aart_lib.experiment.judge import judge
 from aart_lib.losses import DEFENSES
 from aart_lib.model import ModelConfig, VideoTransformer
 from aart_lib.steps import Hardware, TrainConfig
@@ -49,8 +49,8 @@ def main(folder: str, out: str, name: str, **options) -> None:
         sys.exit(f"aart: {error}")
     except KeyboardInterrupt:
         sys.exit(f"stopped after {len(losses)} steps")
-    evaluate.BATCH = options.get("batch", evaluate.BATCH)
-    row, scores = evaluate.judge(model, splits.test, threat, name=options.get("suite", "quick"), progress=False)
+    scoring.BATCH = options.get("batch", scoring.BATCH)
+    row, scores = judge(model, splits.test, threat, name=options.get("suite", "quick"), progress=False)
     found = {"losses": losses, "history": history, "row": row}
     found["scores"] = {key: value.tolist() for key, value in scores.items()}
     found["weights"] = {key: value.tolist() for key, value in model.state_dict().items()}

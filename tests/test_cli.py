@@ -87,7 +87,7 @@ def test_a_trained_model_is_one_file_that_knows_what_it_is(trained):
 
 
 def test_a_finished_training_is_not_repeated(trained, tiny, monkeypatch):
-    from aart_lib import reproduce
+    from aart_lib.experiment import reproduce
 
     monkeypatch.setattr(reproduce, "train", lambda *a, **o: pytest.fail("trained again"))
     before = trained.read_bytes()
@@ -362,7 +362,7 @@ def test_missing_and_broken_results_are_named(tmp_path, capsys):
 
 
 def test_an_interrupted_run_says_how_to_go_on(tiny, tmp_path, capsys, monkeypatch):
-    from aart_lib import reproduce
+    from aart_lib.experiment import reproduce
 
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
@@ -373,8 +373,8 @@ def test_an_interrupted_run_says_how_to_go_on(tiny, tmp_path, capsys, monkeypatc
 
 
 def test_a_training_that_must_stop_has_an_exit_code_of_its_own(tiny, tmp_path, capsys, monkeypatch):
-    from aart_lib import reproduce
-    from aart_lib.train import TrainingStopped
+    from aart_lib.experiment import reproduce
+    from aart_lib.training import TrainingStopped
 
     def stopped(*arguments, **options):
         raise TrainingStopped("the loss is not finite")

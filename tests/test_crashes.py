@@ -17,11 +17,11 @@ import torch
 from kill import COMMANDS, Killer
 from test_train import CONFIG, SHAPE, THREAT, splits  # noqa: F401 (a fixture)
 
-from aart_lib import checkpoint, reproduce, running, synthetic
-from aart_lib import train as training
+from aart_lib import checkpoint, running, synthetic, training
 from aart_lib.cli import main
+from aart_lib.experiment import reproduce
 from aart_lib.losses import DEFENSES
-from aart_lib.train import TrainConfig, TrainingStopped, train
+from aart_lib.training import TrainConfig, TrainingStopped, train
 
 ROOT = Path(__file__).parent.parent
 TINY = replace(synthetic.SETTINGS["default"], train_videos=160, test_videos=40, shard_size=160, frames=(3, 5))

@@ -20,16 +20,17 @@ from torch.utils._pytree import tree_flatten, tree_map
 from aart_lib import checkpoint, processes
 from aart_lib.attacks import CHOICES, OBJECTIVES, VIEWS, Attack, perturb
 from aart_lib.data import Batch, VideoDataset
-from aart_lib.evaluate import calibrate, evaluate, score
+from aart_lib.experiment.judge import evaluate
+from aart_lib.experiment.reproduce import Experiment
 from aart_lib.losses import DEFENSES, DIVERGENCES, attention_divergence, attention_entropy
 from aart_lib.measures import evidence_share, hijacked, violation
 from aart_lib.metrics import gap
 from aart_lib.model import ModelConfig, SteadyAttention, VideoTransformer, cls_attention, rollout
 from aart_lib.presets import default_threat, model_config, open_data, preset_named
-from aart_lib.reproduce import Experiment
+from aart_lib.scoring import calibrate, score
 from aart_lib.steps import Hardware, Learner, TrainConfig
 from aart_lib.threats import NORMS, ThreatModel
-from aart_lib.train import _Run
+from aart_lib.training import _Run
 
 ROOT = Path(__file__).parent.parent
 
@@ -324,7 +325,7 @@ def test_a_model_from_a_checkpoint_goes_where_the_run_computes(tmp_path):
     checkpoint.save(tmp_path / "model.safetensors", VideoTransformer(model_config(splits, preset)), notes)
     with (
         Device(),
-        mock.patch("aart_lib.reproduce.fingerprint", return_value="same"),
+        mock.patch("aart_lib.experiment.reproduce.fingerprint", return_value="same"),
         mock.patch("aart_lib.processes.device", return_value=AWAY),
     ):
         model, _ = experiment.model("standard", 0, threat, path=tmp_path / "model.safetensors")
@@ -347,7 +348,7 @@ def test_a_run_in_half_precision_keeps_whole_weights():
 import dataclasses, torch
 from aart_lib.losses import DEFENSES
 from aart_lib.presets import default_threat, model_config, open_data, preset_named, train_config
-from aart_lib.train import train
+from aart_lib.training import train
 splits = open_data("synthetic")
 some = {"train": splits.train.select(range(64)), "validation": splits.validation.select(range(8))}
 splits = dataclasses.replace(splits, **some)

@@ -1,4 +1,4 @@
-"""evaluate.py: the worst case is the worst, noise depends on its key alone, planted frauds raise their flags."""
+"""scoring.py, judge.py: the worst case is the worst, noise depends on its key alone, planted frauds raise flags."""
 
 import copy
 from collections import defaultdict
@@ -10,24 +10,17 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from aart_lib import evaluate as evaluation
 from aart_lib import suites
 from aart_lib.attacks import Attack, fgsm, noise, perturb, pgd
 from aart_lib.data import BOX, Batch, Item, collate
-from aart_lib.evaluate import (
-    _WorstCase,
-    calibrate,
-    evaluate,
-    generator_for,
-    judge,
-    probabilities,
-    score,
-)
+from aart_lib.experiment import judge as evaluation
+from aart_lib.experiment.judge import _WorstCase, evaluate, judge
 from aart_lib.flags import flags
 from aart_lib.losses import bce
 from aart_lib.measures import evidence_share, hijacked, violation
 from aart_lib.metrics import average_precision_per_video, gap
 from aart_lib.model import MODELS, ModelConfig, Output, VideoTransformer
+from aart_lib.scoring import calibrate, generator_for, probabilities, score
 from aart_lib.threats import NORMS, ThreatModel
 
 D, C, T = 8, 6, 5

@@ -408,7 +408,7 @@ def started(splits):
     from accelerate import Accelerator
     from test_train import CONFIG, SHAPE, THREAT
 
-    from aart_lib import train as training
+    from aart_lib import training
     from aart_lib.losses import DEFENSES
 
     return training._Run(DEFENSES["standard"], splits, SHAPE, THREAT, CONFIG, Accelerator())
@@ -445,8 +445,8 @@ def test_damaged_notes_of_a_run_count_as_not_there(tmp_path):
 
 
 def test_damaged_scores_of_a_run_are_named(tmp_path):
+    from aart_lib.experiment.reproduce import Experiment
     from aart_lib.presets import PRESETS
-    from aart_lib.reproduce import Experiment
 
     many(tmp_path, [f"v{i}" for i in range(8)])
     many(tmp_path, ["t0", "t1"], name="test0.tfrecord")

@@ -156,8 +156,8 @@ def test_the_table_is_the_same_side_by_side(data, tmp_path, capsys):
 
 
 def test_the_strong_suite_trains_what_it_borrows_first(data, tmp_path):
-    from aart_lib.presets import PRESETS, open_data
-    from aart_lib.reproduce import Experiment, default_threat
+    from aart_lib.experiment.reproduce import Experiment
+    from aart_lib.presets import PRESETS, default_threat, open_data
 
     preset = replace(PRESETS["quick"], suite="strong")
     experiment = Experiment(open_data("synthetic", data), preset, tmp_path, names=["standard", "a-art"])

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from aart_lib.attacks import ThreatModel
 from aart_lib.data import SPECS, VideoDataset
-from aart_lib.evaluate import evaluate
+from aart_lib.experiment.judge import evaluate
 from aart_lib.losses import DEFENSES
 from aart_lib.model import ModelConfig, VideoTransformer
 from aart_lib.records import encode_sequence_example, write_records

@@ -1,4 +1,4 @@
-"""processes.py, train.py, evaluate.py: several processes give what one gives, and tell when one of them dies."""
+"""processes.py, training.py, judge.py: several processes give what one gives, and tell when one of them dies."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_train import write_videos
 
-from aart_lib import evaluate
+from aart_lib import scoring
 from aart_lib.processes import Part, drawn, gathered
 
 PROGRAM = Path(__file__).with_name("shared_run.py")
@@ -138,5 +138,5 @@ def test_a_part_draws_its_rows_of_what_the_whole_draws():
 def test_merged_totals_are_the_total(monkeypatch):
     rng = np.random.default_rng(0)
     scores, labels = rng.random((40, 5)), rng.random((40, 5)) < 0.3
-    parts = [evaluate.Accumulator().update(scores[i::3], labels[i::3]) for i in range(3)]
-    assert evaluate._merged(parts).result() == evaluate.Accumulator().update(scores, labels).result()
+    parts = [scoring.Accumulator().update(scores[i::3], labels[i::3]) for i in range(3)]
+    assert scoring.merged(parts).result() == scoring.Accumulator().update(scores, labels).result()

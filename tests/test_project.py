@@ -21,14 +21,15 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = sorted((ROOT / "aart_lib").glob("*.py"))
+MODULES = sorted((ROOT / "aart_lib").rglob("*.py"))
+NAMES = {path: ".".join(path.relative_to(ROOT / "aart_lib").with_suffix("").parts) for path in MODULES}
 # A module may import only modules that stand before it.
 ORDER = (
     "running records metrics uncertainty model plots processes jobs specs index data synthetic vocabulary download "
-    "losses threats measures attacks checkpoint suites evaluate flags steps train presets summary reproduce tune "
-    "widgets pictures report commands cli"
+    "losses threats measures attacks checkpoint suites scoring flags steps training presets summary tune "
+    "experiment.judge experiment.reproduce widgets pictures report commands cli"
 ).split()
-FREE = {"__init__", "__main__"}  # they hand names on
+FREE = {"__init__", "__main__", "experiment.__init__"}  # they hand names on
 FILE_LIMIT, LIBRARY_LIMIT = 250, 4670  # lines of code
 NOT_CODE = {
     tokenize.COMMENT,
@@ -168,8 +169,7 @@ def imported_modules(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             package = ".".join(filter(None, ["aart_lib" if node.level else "", node.module]))
             found |= {package} | {f"{package}.{alias.name}" for alias in node.names}
-    names = {name.split(".")[1] for name in found if name.startswith("aart_lib.")}
-    return names & {path.stem for path in MODULES}
+    return {name.removeprefix("aart_lib.") for name in found} & {*NAMES.values()}
 
 
 def code_lines(source: str) -> int:
@@ -187,7 +187,8 @@ def code_lines(source: str) -> int:
 
 def test_import_reader_sees_every_way_to_import():
     source = "import aart_lib.data\nfrom . import model\ndef f():\n    from .metrics import gap\n"
-    assert imported_modules(source + "from aart_lib import records\n") >= {"model", "metrics", "records"}
+    source += "from aart_lib import records\nfrom aart_lib.experiment import judge\n"
+    assert imported_modules(source) == {"data", "model", "metrics", "records", "experiment.judge"}
 
 
 def test_line_counter_leaves_out_docstrings_comments_and_blanks():
@@ -196,23 +197,23 @@ def test_line_counter_leaves_out_docstrings_comments_and_blanks():
     assert code_lines(head + body) == 6
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES, ids=NAMES.get)
 def test_module_imports_only_modules_above_it(path):
-    if path.stem in FREE:
+    name = NAMES[path]
+    if name in FREE:
         return
-    assert path.stem in ORDER, f"{path.name} has no place in the order {ORDER}"
-    above = set(ORDER[: ORDER.index(path.stem)])
-    below = imported_modules(path.read_text(encoding="utf-8")) - above - {path.stem}
-    assert not below, f"{path.name} imports {sorted(below)}, which do not stand above it"
+    assert name in ORDER, f"{name} has no place in the order {ORDER}"
+    below = imported_modules(path.read_text(encoding="utf-8")) - {*ORDER[: ORDER.index(name)], name}
+    assert not below, f"{name} imports {sorted(below)}, which do not stand above it"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES, ids=NAMES.get)
 def test_module_keeps_its_line_budget(path):
     assert code_lines(path.read_text(encoding="utf-8")) <= FILE_LIMIT
 
 
 def test_library_keeps_its_line_budget():
-    sizes = {path.stem: code_lines(path.read_text(encoding="utf-8")) for path in MODULES}
+    sizes = {NAMES[path]: code_lines(path.read_text(encoding="utf-8")) for path in MODULES}
     assert sum(sizes.values()) <= LIBRARY_LIMIT, sizes
 
 
@@ -221,6 +222,23 @@ def test_import_of_the_library_stays_light():
     program = f"import aart_lib, sys; print(*(name for name in {heavy.split()!r} if name in sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert loaded.stdout.split() == []
+
+
+def test_public_names_mean_one_thing_whatever_was_imported_before():
+    program = f"""
+import importlib, random, sys, types
+modules = {[f"aart_lib.{name}" for name in NAMES.values() if "__" not in name]!r}
+for order in ([], modules, modules[::-1], random.Random(0).sample(modules, len(modules))):
+    for name in [name for name in sys.modules if name.split(".")[0] == "aart_lib"]:
+        del sys.modules[name]
+    for module in order:
+        importlib.import_module(module)
+    space = {{}}
+    exec("from aart_lib import *", space)
+    found = {{name for name, value in space.items() if isinstance(value, types.ModuleType)}}
+    assert found == sys.modules["aart_lib"]._MODULES, found ^ sys.modules["aart_lib"]._MODULES
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 # ---------------------------------------------------------------- nothing read can run code
@@ -257,7 +275,7 @@ def test_the_search_for_unsafe_calls_finds_them():
         assert len(unsafe_calls(line)) == 1, line
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES, ids=NAMES.get)
 def test_module_has_no_way_to_run_what_it_reads(path):
     assert unsafe_calls(path.read_text(encoding="utf-8")) == []
 

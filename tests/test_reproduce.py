@@ -9,14 +9,14 @@ import pytest
 from safetensors.torch import load_file
 
 from aart_lib import attacks, suites, synthetic
-from aart_lib import reproduce as reproduction
 from aart_lib.attacks import ThreatModel
 from aart_lib.cli import main
+from aart_lib.experiment import reproduce as reproduction
+from aart_lib.experiment.reproduce import Experiment, three_worst
 from aart_lib.losses import DEFENSES, tuned
 from aart_lib.presets import PRESETS, open_data, preset_named, settings_hash
 from aart_lib.records import write_json
 from aart_lib.report import heading, table, write_report
-from aart_lib.reproduce import Experiment, three_worst
 from aart_lib.suites import suite
 from aart_lib.summary import MEASURES
 

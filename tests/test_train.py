@@ -1,4 +1,4 @@
-"""train.py: the shared pass is the naive one, a resumed run is the uninterrupted one, and a broken run stops."""
+"""training.py: the shared pass is the naive one, a resumed run is the uninterrupted one, and a broken run stops."""
 
 import copy
 import math
@@ -10,8 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from aart_lib import steps
-from aart_lib import train as training
+from aart_lib import steps, training
 from aart_lib.attacks import Attack, fgsm, noise, perturb
 from aart_lib.data import Batch, DatasetSpec, open_splits
 from aart_lib.losses import DEFENSES, terms
@@ -19,7 +18,7 @@ from aart_lib.model import ModelConfig, Output
 from aart_lib.records import encode_sequence_example, write_records
 from aart_lib.steps import Hardware
 from aart_lib.threats import ThreatModel, few_frames_epsilon
-from aart_lib.train import TrainConfig, TrainingStopped, fingerprint, train
+from aart_lib.training import TrainConfig, TrainingStopped, fingerprint, train
 
 SPEC = DatasetSpec("tiny", {"rgb": (6, 6)}, 3, ("train*.tfrecord",), ("test*.tfrecord",), max_frames=5)
 SHAPE = ModelConfig(6, 3, max_frames=5, width=8, heads=2, layers=2)

@@ -22,7 +22,7 @@ def imports(settings: Settings) -> list[Entry]:
     """Importing the library beside importing torch, each in a fresh interpreter."""
     programs = {
         "import aart_lib": "import aart_lib",
-        "import all that training and evaluation need": "import aart_lib.reproduce",
+        "import all that training and evaluation need": "import aart_lib.experiment.reproduce",
         "import torch": "import torch",
     }
     times = in_turns({name: lambda text=text: _python("-c", text) for name, text in programs.items()}, settings.repeats)

@@ -10,12 +10,12 @@ from accelerate import Accelerator
 from bench import ROOT, Entry, Settings, in_turns
 from torch.utils.flop_counter import FlopCounterMode
 
-from aart_lib import train as training
+from aart_lib import training
 from aart_lib.data import LEVEL, DatasetSpec, Splits
 from aart_lib.losses import DEFENSES, Defense
 from aart_lib.model import ModelConfig
 from aart_lib.threats import ThreatModel
-from aart_lib.train import TrainConfig
+from aart_lib.training import TrainConfig
 
 STEPS = 3  # a round takes the time of this many steps
 

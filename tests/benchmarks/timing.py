@@ -20,7 +20,7 @@ from aart_lib.losses import DEFENSES
 from aart_lib.model import ModelConfig
 from aart_lib.records import encode_sequence_example, write_records
 from aart_lib.threats import ThreatModel
-from aart_lib.train import TrainConfig, _Run
+from aart_lib.training import TrainConfig, _Run
 
 
 class Kept:

@@ -4,7 +4,7 @@ A step does four kinds of work: multiplications, attention maps written and read
 operations started. A `Machine` says what each costs. Of a card the costs are assumptions; of the machine at hand `fit`
 finds them from measured steps.
 
-Source: counted from model.py, losses.py, attacks.py and train.py; FLOPs as torch.utils.flop_counter counts them.
+Source: counted from model.py, losses.py, attacks.py and training.py; FLOPs as torch.utils.flop_counter counts them.
 """
 
 from collections.abc import Sequence

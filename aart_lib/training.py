@@ -19,10 +19,10 @@ from aart_lib import processes
 from aart_lib.attacks import ThreatModel, fgsm, pgd
 from aart_lib.checkpoint import load_state, save_state
 from aart_lib.data import Splits
-from aart_lib.evaluate import score
 from aart_lib.losses import Defense
 from aart_lib.model import ModelConfig, VideoTransformer
 from aart_lib.running import on_signals
+from aart_lib.scoring import score
 from aart_lib.steps import Hardware, Learner, TrainConfig, TrainingStopped
 
 CHECKS = 10  # times validated in a run

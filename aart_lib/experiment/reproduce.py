@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from aart_lib import checkpoint, processes
 from aart_lib.data import Splits
-from aart_lib.evaluate import calibrate, judge
+from aart_lib.experiment.judge import judge
 from aart_lib.flags import flags
 from aart_lib.jobs import side_by_side
 from aart_lib.losses import defense, tuned
@@ -26,15 +26,15 @@ from aart_lib.presets import (
     data_name,
     default_threat,
     model_config,
-    open_data,  # noqa: F401  (the notebooks import it from here)
     settings_hash,
     train_config,
     variant_of,
 )
 from aart_lib.records import read_json, replacing, write_json
+from aart_lib.scoring import calibrate
 from aart_lib.summary import ceiling, compare, intervals, summarize
 from aart_lib.threats import ThreatModel
-from aart_lib.train import fingerprint, train
+from aart_lib.training import fingerprint, train
 from aart_lib.uncertainty import Judged, judged
 
 TARGET_RATIO = 0.80  # the paper's baseline falls from about 91 (assumed) to 72.9

@@ -3,9 +3,8 @@
 Every attack is made for the model it is used on. An attack made for another model flatters a defense.
 """
 
-import zlib
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from itertools import zip_longest
 from typing import NamedTuple
@@ -18,93 +17,12 @@ from aart_lib import processes
 from aart_lib.attacks import Attack, loss_and_gradient, perturb, pgd
 from aart_lib.data import Batch, VideoDataset, dequantize, quantize
 from aart_lib.losses import bce
-from aart_lib.measures import attention_measures, evidence_share, hijacked, violation  # noqa: F401 (as below)
+from aart_lib.measures import attention_measures, hijacked, violation
 from aart_lib.metrics import Accumulator, average_precision_per_video
 from aart_lib.model import SteadyAttention
+from aart_lib.scoring import batches, generator_for, merged, probabilities, taken
 from aart_lib.suites import FREE_VIDEOS, suite
-from aart_lib.threats import ThreatModel, few_frames_epsilon  # noqa: F401 (handed on to notebooks)
-
-BATCH, BLOCK = 100, 500  # videos attacked at once, and among how many those of like length are put together
-
-
-def probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """On the CPU and in float64, so that no two confident labels round to the same score."""
-    return torch.sigmoid(logits.cpu().double())
-
-
-def generator_for(*key) -> torch.Generator:
-    """Noise that depends on what it is for and on nothing else: the order of attacks and batches does not matter."""
-    return torch.Generator().manual_seed(zlib.crc32(repr(key).encode()))
-
-
-@torch.no_grad()
-def score(model, dataset: VideoDataset, attack: Attack | None = None, *, seed: int = 0) -> dict[str, float]:
-    """GAP, mAP, Hit@1 and PERR of a model on a data set, attacked if an attack is given; processes share the work."""
-    model.eval()
-    total = Accumulator()
-    for index, batch in enumerate(_batches(dataset, model)):
-        if index % processes.count() != processes.rank():
-            continue
-        frames = batch.frames
-        if attack is not None:
-            with torch.enable_grad():
-                frames = perturb(model, batch, attack, generator=generator_for(seed, index))
-        total.update(probabilities(model(frames, batch.mask).logits), batch.labels)
-    return _merged(processes.gathered(total)).result()
-
-
-def _merged(parts: list[Accumulator]) -> Accumulator:
-    for part in parts[1:]:
-        parts[0].merge(part)
-    return parts[0]
-
-
-def _batches(dataset: VideoDataset, model) -> Iterator[Batch]:
-    """Videos of like length side by side: a fifth of the padding needs not be computed."""
-    device = next((parameter.device for parameter in model.parameters()), "cpu")
-    for block in dataset.batches(BLOCK):
-        for rows in block.mask.sum(1).argsort(stable=True).split(BATCH):
-            yield _rows(block, rows).to(device)
-
-
-def _rows(batch: Batch, rows: torch.Tensor) -> Batch:
-    """Some videos of a batch, without the padding that none of them needs."""
-    longest = int(batch.mask[rows].sum(1).max())
-    cut = {key: value[rows, :longest] for key, value in vars(batch).items() if key in ("frames", "mask")}
-    evidence = None if batch.evidence is None else batch.evidence[rows, :longest]
-    ids = tuple(batch.ids[row] for row in rows)
-    return Batch(**cut, labels=batch.labels[rows], ids=ids, evidence=evidence)
-
-
-def calibrate(
-    model, dataset: VideoDataset, threat: ThreatModel, *, target=0.80, tolerance=0.004
-) -> tuple[float, float]:
-    """The ε at which attacked GAP / clean GAP is ``target``, and the ratio reached; attack: `pgd`.
-
-    The paper's baseline falls from about 91 (assumed) to 72.9, a ratio of .80. Found by interpolation between a too
-    weak and a too strong ε, rounded to three digits. Raises: ValueError if eleven doublings of ε do not get there.
-    """
-    clean = score(model, dataset)["gap"]
-    ratio = lambda epsilon: score(model, dataset, pgd(ThreatModel(threat.norm, epsilon)))["gap"] / clean  # noqa: E731
-    low, high, epsilon, tried = (0.0, 1.0), None, threat.epsilon, {}
-    for _ in range(12):
-        epsilon = float(f"{epsilon:.3g}")
-        tried[epsilon] = reached = ratio(epsilon)
-        if abs(reached - target) <= tolerance:
-            break
-        low, high = ((epsilon, reached), high) if reached > target else (low, (epsilon, reached))
-        if high is None:
-            epsilon = 2 * epsilon
-        else:
-            along = (low[1] - target) / max(low[1] - high[1], 1e-9)
-            epsilon = low[0] + (high[0] - low[0]) * min(max(along, 0.1), 0.9)
-    else:
-        if high is None:
-            raise ValueError(
-                f"no ε up to {epsilon:g} brings the baseline to {target:.0%} of its clean GAP; train longer"
-            )
-    epsilon = min(tried, key=lambda e: abs(tried[e] - target))  # a small split may have no score nearer to the target
-    return epsilon, tried[epsilon]
+from aart_lib.threats import ThreatModel
 
 
 class _WorstCase:
@@ -169,7 +87,7 @@ def judge(
     judging = _Judging(model, threat, within, beyond, surrogates, seed, len(dataset))
     quiet = not (progress and processes.is_main())
     bar = tqdm(total=len(dataset), desc="evaluate", unit="video", disable=quiet, mininterval=1)
-    for index, batch in enumerate(_batches(dataset, model)):
+    for index, batch in enumerate(batches(dataset, model)):
         if index % processes.count() == processes.rank():
             judging.batch(batch, index)
         judging.seen += len(batch)
@@ -182,7 +100,7 @@ def judge(
 @torch.no_grad()
 def _threshold(model, dataset: VideoDataset) -> float:
     """The logit above which a data set has as many scores as true labels."""
-    pairs = [(model(batch.frames, batch.mask).logits.cpu(), batch.labels.cpu()) for batch in _batches(dataset, model)]
+    pairs = [(model(batch.frames, batch.mask).logits.cpu(), batch.labels.cpu()) for batch in batches(dataset, model)]
     logits, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     return float(logits.flatten().sort(descending=True).values[min(int(labels.sum()), logits.numel() - 1)])
 
@@ -242,7 +160,7 @@ class _Judging:
         count = round(self.free * (self.seen + len(batch))) - round(self.free * self.seen)
         if not count:
             return pgd_frames
-        few = _rows(batch, torch.arange(count))
+        few = taken(batch, torch.arange(count))
         length, frames = few.frames.shape[1], pgd_frames.clone()
         frames[:count, :length] = perturb(self.model, few, attack, generator=generator)
         for name, shown in (("free", frames), ("free pgd", pgd_frames)):
@@ -276,7 +194,7 @@ class _Judging:
             return
         totals, measures, kept, checks = zip(*parts, strict=True)
         keys = lambda found: dict.fromkeys(key for part in found for key in part)  # noqa: E731
-        self.totals = {key: _merged([part[key] for part in totals if key in part]) for key in keys(totals)}
+        self.totals = {key: merged([part[key] for part in totals if key in part]) for key in keys(totals)}
         self.measures = {key: [v for part in measures for v in part.get(key, [])] for key in keys(measures)}
         turns = zip_longest(*(part.get("labels", []) for part in kept))  # the batches were dealt out in turn
         places = [(turn, k) for turn, dealt in enumerate(turns) for k, given in enumerate(dealt) if given is not None]
