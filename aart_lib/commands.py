@@ -127,7 +127,7 @@ def train(options) -> None:
     threat = _threat(options, splits) or default_threat(splits)
     _reserve(options, options.out, _bytes(splits, preset, 1), resume=options.resume)
     experiment = Experiment(splits, preset, options.out)
-    _, notes = experiment.model(options.defense, options.seed, threat, path=options.out / "model.safetensors")
+    _, notes = experiment.train(options.defense, options.seed, threat, path=options.out / "model.safetensors")
     last = notes["history"][-1]
     gaps = f"validation GAP {last['clean']:.3f} clean, {last['attacked']:.3f} under PGD-7"
     _say(f"{gaps}; {options.out}/model.safetensors")
@@ -191,7 +191,7 @@ def tune(options) -> None:
     names, known = tuning.with_grid(options.data.partition(":")[0], _names(options)), tuning.read_ledger(options.out)
     splits = _open(options, preset)
     _reserve(options, options.out.parent, SMALL, name=options.out.name)  # other ledgers may lie beside it
-    threat = _threat(options, splits) or tuning.threat_of(known) or main_job.calibrated(splits, preset)[0]
+    threat = _threat(options, splits) or tuning.threat_of(known) or main_job.find_threat(splits, preset)[0]
     for name, trials in tuning.tune(splits, threat, preset, options.out, defenses=names).items():
         best = max(trials, key=lambda found: tuning.merit(found, name))
         gaps = f"GAP {best['pgd']:.3f} at ε, {best['pgd@2']:.3f} at 2ε"
