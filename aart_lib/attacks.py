@@ -9,47 +9,85 @@ that know the defense).
 """
 
 import math
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aart_lib.data import Batch
 from aart_lib.losses import attention_divergence, bce, bernoulli_kl
-from aart_lib.model import DetachedAttention, Output, tempered
-from aart_lib.processes import drawn
-from aart_lib.threats import NORMS, ThreatModel
+from aart_lib.model import DetachedAttention, Output, VideoTransformer, evaluating, precision, predict, tempered, wide
+from aart_lib.processes import Part, drawn
+from aart_lib.threats import NORMS, ThreatModel, store
 
 # ---------------------------------------------------------------- objectives
 
 
-def _margin(attack, output: Output, clean: Output | None, batch: Batch) -> Tensor:
+class AttackFailed(ValueError):
+    """An attack that could not be searched: what it found must not count as robustness."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the attacker maximizes: ``of(output, clean, batch)`` -> [B], higher = worse for the defender.
+
+    It says itself what it needs: the clean `Output` (else None), attention maps. An objective with one number to choose
+    takes it as a fourth argument, ``value``; each restart adds ``stride`` to it.
+    """
+
+    of: Callable[..., Tensor]
+    needs_clean: bool = True
+    needs_maps: bool = True
+    value: float | None = None
+    stride: int = 0
+
+    def __call__(self, output: Output, clean: Output | None, batch: Batch) -> Tensor:
+        return self.of(output, clean, batch, *(() if self.value is None else (self.value,)))
+
+    def at(self, value: float) -> "Objective":
+        """The same with another number."""
+        return replace(self, value=value)
+
+    def after(self, restarts: int) -> "Objective":
+        return self if self.value is None else self.at(self.value + restarts * self.stride)
+
+
+def _bce(output: Output, clean, batch: Batch) -> Tensor:
+    return bce(output.logits, batch.labels)
+
+
+def _kl(output: Output, clean: Output, batch: Batch) -> Tensor:
+    return bernoulli_kl(clean.logits, output.logits)
+
+
+def _margin(output: Output, clean, batch: Batch) -> Tensor:
     wrong = output.logits.masked_fill(batch.labels > 0, -torch.inf).amax(1)
     right = output.logits.masked_fill(batch.labels == 0, torch.inf).amin(1)
     # Videos without a label, or with all of them, have one side only.
     return torch.where(wrong.isfinite(), wrong, 0) - torch.where(right.isfinite(), right, 0)
 
 
-def _targeted(attack, output: Output, clean: Output, batch: Batch) -> Tensor:
-    """One wrong label, the ``target``-th most likely on clean frames, shall stand above the weakest right one."""
+def _targeted(output: Output, clean: Output, batch: Batch, rank: float) -> Tensor:
+    """One wrong label, the ``rank``-th most likely on clean frames, shall stand above the weakest right one."""
     ranked = clean.logits.masked_fill(batch.labels > 0, -torch.inf).argsort(1, descending=True)
-    rank = attack.target % (batch.labels == 0).sum(1, keepdim=True).clamp_min(1)  # after the last wrong label the first
-    target = ranked.gather(1, rank)
+    place = int(rank) % (batch.labels == 0).sum(1, keepdim=True).clamp_min(1)  # after the last wrong label the first
+    target = ranked.gather(1, place)
     right = output.logits.masked_fill(batch.labels == 0, torch.inf).amin(1)
     return output.logits.gather(1, target)[:, 0] - torch.where(right.isfinite(), right, 0)
 
 
-def _gap(attack, output: Output, clean: Output | None, batch: Batch) -> Tensor:
-    above = torch.sigmoid(output.logits - attack.threshold)  # pooled GAP suffers most from confident false positives
+def _gap(output: Output, clean, batch: Batch, threshold: float) -> Tensor:
+    above = torch.sigmoid(output.logits - threshold)  # pooled GAP suffers most from confident false positives
     return (above * (1 - batch.labels) + (1 - above) * batch.labels).sum(1)
 
 
-def _attention(attack, output, clean, batch: Batch) -> Tensor:
+def _attention(output: Output, clean: Output, batch: Batch) -> Tensor:
+    assert clean.attention is not None and output.attention is not None
     return attention_divergence(clean.attention, output.attention, batch.mask)
 
 
-def _scores(attack, output: Output, clean: Output, batch: Batch) -> Tensor:
+def _scores(output: Output, clean: Output, batch: Batch) -> Tensor:
     """How far the [CLS] row moved before the softmax, where a saturated map still has a gradient."""
 
     def centered(maps):  # the log of a softmax is its score up to a constant a row
@@ -60,21 +98,20 @@ def _scores(attack, output: Output, clean: Output, batch: Batch) -> Tensor:
     return (centered(output.attention) - centered(clean.attention)).square().sum(-1).mean(1)
 
 
-# Each: attack, output under attack, clean output (or None), batch -> [B], higher = worse for the defender.
-OBJECTIVES = {
-    "bce": lambda attack, output, clean, batch: bce(output.logits, batch.labels),
-    "margin": _margin,  # for models so sure of themselves that the gradient of the BCE is exactly zero
-    "targeted": _targeted,
-    "gap": _gap,
-    "kl": lambda attack, output, clean, batch: bernoulli_kl(clean.logits, output.logits),
-    "attention": _attention,
-    "attention-scores": _scores,
-    "bce-attention": lambda attack, output, clean, batch: (
-        bce(output.logits, batch.labels) + attack.mixture * _attention(attack, output, clean, batch)
-    ),
+def _mixed(output: Output, clean: Output, batch: Batch, weight: float) -> Tensor:
+    return _bce(output, clean, batch) + weight * _attention(output, clean, batch)
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "bce": Objective(_bce, needs_clean=False, needs_maps=False),
+    "margin": Objective(_margin, needs_clean=False, needs_maps=False),  # where the BCE's gradient is exactly zero
+    "targeted": Objective(_targeted, needs_maps=False, value=0, stride=1),  # 0: the most likely wrong label
+    "gap": Objective(_gap, needs_clean=False, needs_maps=False, value=0.0),  # the logit that it pushes across
+    "kl": Objective(_kl, needs_maps=False),
+    "attention": Objective(_attention),
+    "attention-scores": Objective(_scores),
+    "bce-attention": Objective(_mixed, value=1.0),  # the weight of the attention; negative keeps attention still
 }
-NEEDS_CLEAN = {"targeted", "kl", "attention", "attention-scores", "bce-attention"}
-NEEDS_ATTENTION = {"attention", "attention-scores", "bce-attention"}
 # What the attacker's gradients are taken from. The perturbation is for the model itself.
 VIEWS = {
     "own": lambda model: model,
@@ -84,6 +121,9 @@ VIEWS = {
 }
 
 
+# How far from the clean frames a search begins, in units of ε: {start: (L∞, L2)}. "near" is anywhere in the L∞ ball; on
+# the L2 sphere, where "random" begins, twenty steps do not turn a perturbation all the way to the gradient.
+STARTS = {"zero": (0.0, 0.0), "tiny": (0.01, 0.01), "near": (1.0, 0.25), "random": (1.0, 1.0)}
 # By the size of the clean gradient, by what one full step in each frame alone does, by attention, at random.
 CHOICES = ("gradient", "trial", "attention", "random")
 
@@ -97,26 +137,23 @@ class Attack:
     """
 
     threat: ThreatModel
-    objective: str = "bce"
+    objective: str | Objective = "bce"  # a name from `OBJECTIVES`, or one of your own
     steps: int = 10
     restarts: int = 1
-    start: str = "random"  # or "zero", or "tiny" (a hundredth of ε)
+    start: str = "near"  # one of `STARTS`
     step_size: float | None = None  # in units of ε; None = 2.5 / steps, at most 1
     momentum: float = 0.0
     keep_best: bool = True  # the best iterate of each video over steps and restarts, not the last
     frames: str = "gradient"  # how the max_frames frames are chosen: one of `CHOICES`; each restart begins one further
     search: str = "gradient"  # or "auto" (the step halves itself when it stops helping) or "random" (no gradient)
-    threshold: float = 0.0  # logit that the objective "gap" pushes across
-    mixture: float = 1.0  # weight of the attention in "bce-attention"; negative keeps attention still
-    target: int = 0  # which wrong label "targeted" raises, 0 = the most likely; each restart takes the next
     labels: str = "true"  # or "predicted": an attacker who knows no labels
     view: str = "own"  # one of `VIEWS`
     first: "Attack | None" = None  # an attack whose result is this one's start
 
     def __post_init__(self):
-        choices = {
-            "objective": OBJECTIVES,
-            "start": ("zero", "random", "tiny"),
+        choices: dict[str, Iterable] = {
+            "objective": (*OBJECTIVES, self.objective) if isinstance(self.objective, Objective) else OBJECTIVES,
+            "start": STARTS,
             "frames": CHOICES,
             "search": ("gradient", "auto", "random"),
             "labels": ("true", "predicted"),
@@ -124,9 +161,14 @@ class Attack:
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(map(str, known))}")
         if self.steps < 0 or self.restarts < 1:
             raise ValueError(f"steps must be at least 0 and restarts 1, got {self.steps} and {self.restarts}")
+
+    @property
+    def aim(self) -> Objective:
+        found = OBJECTIVES[self.objective] if isinstance(self.objective, str) else self.objective
+        return found if isinstance(found, Objective) else Objective(found)  # a plain function is given everything
 
     @property
     def size(self) -> float:
@@ -152,60 +194,74 @@ def pgd(threat: ThreatModel, steps: int = 20, restarts: int = 2, **options) -> A
 # ---------------------------------------------------------------- search
 
 
-@contextmanager
-def evaluating(model):
-    """The model in eval mode inside, every module back in its own mode after."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield model
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def perturb(model, batch: Batch, attack: Attack, *, generator: torch.Generator | None = None) -> Tensor:
+def perturb(model, batch: Batch, attack: Attack, *, generator: torch.Generator | Part | None = None) -> Tensor:
     """Attacked frames [B,T,D]: within ``attack.threat`` of the clean ones, padding untouched, modes restored.
 
-    Gradients are taken for the perturbation only; the model's parameters and their gradients stay as they are.
-    ``generator`` (a `Part` of one for a part of a batch) makes noise and random starts repeatable.
+    Gradients are taken for the perturbation only, whatever the caller switched off; the model's parameters and their
+    gradients stay as they are. Half precision is searched in single precision and rounded toward the clean frames.
+    Any model that `aart_lib.model` describes will do.
+    Args:
+        generator: makes noise and random starts repeatable; a `Part` of one for a part of a batch.
+    Raises: AttackFailed (a ValueError) where no gradient comes back or the objective is NaN; ValueError for frames
+        outside the box, and for a model that does not offer what the attack needs.
     """
     if attack.threat.epsilon == 0:
         return batch.frames.clone()
-    with evaluating(model):
-        model, own = VIEWS[attack.view](model), model
-        if attack.labels == "predicted":
-            batch = replace(batch, labels=_predicted(own, batch))
-        first = perturb(own, batch, attack.first, generator=generator) - batch.frames if attack.first else None
-        clean = None
-        if attack.objective in NEEDS_CLEAN or attack.frames == "attention":
-            with torch.no_grad():
-                clean = model(batch.frames, batch.mask, return_attention=True)
-        importance = _importance(model, batch, attack, clean, generator)
-        if attack.steps == 0:
-            return batch.frames + _noise(batch, attack, _open_frames(batch, attack, importance), generator)
-        search = {"gradient": _ascend, "auto": _ascend_auto, "random": _random_search}[attack.search]
-        best, best_loss = torch.zeros_like(batch.frames), torch.full_like(batch.labels[:, 0], -torch.inf)
-        for restart in range(attack.restarts):
-            turn = replace(attack, target=attack.target + restart)
-            open_ = _open_frames(batch, attack, importance, restart)
-            begin = _start(batch, attack, open_, generator)
-            if first is not None:
-                begin = attack.threat.project(first * open_, batch.frames)
-            for delta, loss in search(model, batch, turn, open_, clean, begin, generator):
-                better = loss > best_loss
-                if better.all() or not attack.keep_best:  # nearly every step of an ascent: nothing to copy
-                    best, best_loss = delta, loss
-                else:
-                    best = torch.where(better[:, None, None], delta, best)
-                    best_loss = torch.where(better, loss, best_loss)
-        return batch.frames + best
+    if isinstance(model, nn.Module) and any(weight.is_inference() for weight in model.parameters()):
+        raise AttackFailed(
+            f"the weights of {type(model).__name__} were made under inference_mode; make or load it outside"
+        )
+    with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
+        attack.threat.check(batch.frames[batch.mask])
+        attacked = _search(model, _in_full(batch), attack, generator)
+        grid = min((batch.frames.dtype, precision(model) or torch.float64), key=lambda dtype: torch.finfo(dtype).bits)
+        return store(attacked, wide(batch.frames), grid).to(batch.frames.dtype)
+
+
+def _in_full(batch: Batch) -> Batch:
+    """The batch as tensors that gradients may be taken through, in single precision or better."""
+    parts: dict = {key: value for key, value in vars(batch).items() if isinstance(value, Tensor)}
+    parts = {key: value.clone() if value.is_inference() else value for key, value in parts.items()}
+    frames = wide(parts["frames"])
+    return replace(batch, **parts | {"frames": frames, "labels": parts["labels"].to(frames)})
+
+
+def _search(model, batch: Batch, attack: Attack, generator) -> Tensor:
+    model, own = VIEWS[attack.view](model), model
+    if attack.labels == "predicted":
+        batch = replace(batch, labels=_predicted(own, batch))
+    first = _search(own, batch, attack.first, generator) - batch.frames if attack.first else None
+    clean = None
+    if attack.aim.needs_clean or attack.frames == "attention":
+        with torch.no_grad():
+            # Our own model rounds otherwise without maps, and trainings are to repeat to the bit.
+            looked = attack.aim.needs_maps or attack.frames == "attention" or isinstance(model, VideoTransformer)
+            clean = predict(model, batch.frames, batch.mask, return_attention=looked)
+    importance = _importance(model, batch, attack, clean, generator)
+    if attack.steps == 0:
+        return batch.frames + _noise(batch, attack, _open_frames(batch, attack, importance), generator)
+    search = {"gradient": _ascend, "auto": _ascend_auto, "random": _random_search}[attack.search]
+    best, best_loss = torch.zeros_like(batch.frames), batch.frames.new_full((len(batch),), -torch.inf)
+    for restart in range(attack.restarts):
+        turn = replace(attack, objective=attack.aim.after(restart))
+        open_ = _open_frames(batch, attack, importance, restart)
+        begin = _start(batch, attack, open_, generator)
+        if first is not None:
+            begin = attack.threat.project(first * open_, batch.frames)
+        for delta, loss in search(model, batch, turn, open_, clean, begin, generator):
+            better = loss > best_loss
+            if better.all() or not attack.keep_best:  # nearly every step of an ascent: nothing to copy
+                best, best_loss = delta, loss
+            else:
+                best = torch.where(better[:, None, None], delta, best)
+                best_loss = torch.where(better, loss, best_loss)
+    return batch.frames + best
 
 
 def _predicted(model, batch: Batch) -> Tensor:
     """The labels [B,C] the model itself gives the clean frames: those above a half, at least the likeliest."""
     with torch.no_grad():
-        logits = model(batch.frames, batch.mask).logits
+        logits = predict(model, batch.frames, batch.mask).logits
     return torch.maximum(logits > 0, logits == logits.amax(1, keepdim=True)).to(batch.labels)
 
 
@@ -215,15 +271,35 @@ def one_step(batch: Batch, gradient: Tensor, threat: ThreatModel) -> Tensor:
     return batch.frames + threat.project(threat.epsilon * ascent, batch.frames)
 
 
-@torch.enable_grad()
 def loss_and_gradient(model, batch: Batch, attack: Attack, delta: Tensor, clean: Output | None = None):
-    """The attack's objective [B] at a perturbation, and its gradient [B,T,D]."""
-    delta = delta.detach().requires_grad_()
-    output = model(batch.frames + delta, batch.mask, return_attention=attack.objective in NEEDS_ATTENTION)
-    loss = OBJECTIVES[attack.objective](attack, output, clean, batch)
-    if not loss.requires_grad:  # of a model whose attention cannot move
-        return loss, torch.zeros_like(delta)
-    return loss.detach(), torch.autograd.grad(loss.sum(), delta, materialize_grads=True)[0]
+    """The attack's objective [B] at a perturbation, and its gradient [B,T,D]. Raises: AttackFailed."""
+    with torch.enable_grad():
+        delta = delta.detach().requires_grad_()
+        loss = _objective(model, batch, attack, delta, clean)
+        gradient = torch.autograd.grad(loss.sum(), delta, allow_unused=True)[0] if loss.requires_grad else None
+    if gradient is None:
+        return loss.detach(), _no_gradient(model, batch, attack)
+    if not math.isfinite(gradient.sum()):
+        raise AttackFailed(f"the gradient of the objective {_called(attack)} is not finite; {_SEARCHED_BLIND}")
+    return loss.detach(), gradient
+
+
+_SEARCHED_BLIND = 'attack with search="random", which needs no gradient, or mend the model'
+
+
+def _no_gradient(model, batch: Batch, attack: Attack) -> Tensor:
+    """Zero for maps that cannot move, on purpose. Raises: AttackFailed."""
+    if getattr(model, "fixed_attention", False) and attack.aim.needs_maps:
+        return torch.zeros_like(batch.frames)
+    raise AttackFailed(
+        f"no gradient of the objective {_called(attack)} comes back to the frames through {type(model).__name__}: its "
+        f"forward runs under no_grad or inference_mode, or detaches; {_SEARCHED_BLIND}"
+    )
+
+
+def _called(attack: Attack) -> str:
+    known = (name for name, found in OBJECTIVES.items() if getattr(found, "of", found) is attack.aim.of)
+    return repr(attack.objective if isinstance(attack.objective, str) else next(known, attack.aim.of.__name__))
 
 
 def _uniform(batch: Batch, generator) -> Tensor:
@@ -245,7 +321,7 @@ def _importance(model, batch: Batch, attack: Attack, clean, generator) -> Tensor
         return drawn(real.shape, generator).to(batch.frames)
     if attack.frames == "attention":
         return clean.attention[-1][:, :, 0, 1:].mean(1)
-    plain = attack if attack.objective not in NEEDS_CLEAN else replace(attack, objective="bce")
+    plain = replace(attack, objective="bce") if attack.aim.needs_clean else attack
     _, gradient = loss_and_gradient(model, batch, plain, torch.zeros_like(batch.frames))
     if attack.frames == "gradient":  # where one step gains most, to first order: the dual norm
         return gradient.abs().sum(2) if attack.threat.norm == "linf" else gradient.square().sum(2)
@@ -254,7 +330,7 @@ def _importance(model, batch: Batch, attack: Attack, clean, generator) -> Tensor
         alone = torch.zeros_like(gradient)
         alone[:, frame] = gradient[:, frame]
         step = attack.threat.epsilon * NORMS[attack.threat.norm].ascend(alone * real[..., None])
-        gained.append(_objective(model, batch, plain, attack.threat.project(step, batch.frames), None))
+        gained.append(_value(model, batch, plain, attack.threat.project(step, batch.frames), None))
     return torch.stack(gained, 1)
 
 
@@ -271,7 +347,7 @@ def _open_frames(batch: Batch, attack: Attack, importance: Tensor | None, restar
 def _start(batch: Batch, attack: Attack, open_: Tensor, generator) -> Tensor:
     if attack.start == "zero":
         return torch.zeros_like(batch.frames)
-    radius = attack.threat.epsilon * (0.01 if attack.start == "tiny" else 1)
+    radius = attack.threat.epsilon * STARTS[attack.start][attack.threat.norm != "linf"]
     drawn = NORMS[attack.threat.norm].start(_uniform(batch, generator) * open_, radius)
     return attack.threat.project(drawn, batch.frames)
 
@@ -287,7 +363,7 @@ def _ascend(model, batch: Batch, attack: Attack, open_: Tensor, clean, delta: Te
             gradient = gradient / gradient.abs().sum((1, 2), keepdim=True).clamp_min(1e-30)
             gradient = velocity = attack.momentum * velocity + gradient
         delta = project(norm.ascend(gradient * open_).mul_(attack.size).add_(delta))
-    yield delta, _objective(model, batch, attack, delta, clean) if attack.keep_best else loss
+    yield delta, _value(model, batch, attack, delta, clean) if attack.keep_best else loss
 
 
 def _ascend_auto(model, batch: Batch, attack: Attack, open_: Tensor, clean, delta: Tensor, generator):
@@ -334,9 +410,18 @@ def _checkpoints(steps: int) -> set[int]:
 
 
 def _objective(model, batch: Batch, attack: Attack, delta: Tensor, clean) -> Tensor:
+    """The objective [B], with a graph where gradients are on. Raises: AttackFailed where it is NaN."""
+    output = predict(model, batch.frames + delta, batch.mask, return_attention=attack.aim.needs_maps)
+    loss = attack.aim(output, clean, batch)
+    if loss.isnan().any():
+        video = batch.ids[int(loss.isnan().nonzero()[0])]
+        raise AttackFailed(f"the objective {_called(attack)} is NaN on video {video!r}: no search can climb it")
+    return loss
+
+
+def _value(model, batch: Batch, attack: Attack, delta: Tensor, clean) -> Tensor:
     with torch.no_grad():
-        output = model(batch.frames + delta, batch.mask, return_attention=attack.objective in NEEDS_ATTENTION)
-        return OBJECTIVES[attack.objective](attack, output, clean, batch)
+        return _objective(model, batch, attack, delta, clean)
 
 
 def _random_search(model, batch: Batch, attack: Attack, open_: Tensor, clean, delta: Tensor, generator):
@@ -345,7 +430,7 @@ def _random_search(model, batch: Batch, attack: Attack, open_: Tensor, clean, de
     Yields (perturbation, objective) of the best so far. The block shrinks from a half of the numbers to few.
     """
     delta = _noise(batch, attack, open_, generator)  # corners, where a search without gradients does best
-    best = _objective(model, batch, attack, delta, clean)
+    best = _value(model, batch, attack, delta, clean)
     yield delta, best
     for query in range(attack.steps - 1):
         share = max(0.5 * 0.5 ** (8 * query / attack.steps), 1 / batch.frames[0].numel())
@@ -353,7 +438,7 @@ def _random_search(model, batch: Batch, attack: Attack, open_: Tensor, clean, de
         fresh = _noise(batch, attack, open_ * block, generator)
         tried = torch.where(block, fresh, delta) if attack.threat.norm == "linf" else delta + fresh * share**0.5
         tried = attack.threat.project(tried * open_, batch.frames)
-        loss = _objective(model, batch, attack, tried, clean)
+        loss = _value(model, batch, attack, tried, clean)
         better = loss > best
         delta, best = torch.where(better[:, None, None], tried, delta), torch.where(better, loss, best)
         yield delta, best

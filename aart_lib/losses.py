@@ -8,7 +8,7 @@ term, its weight, its layer and the training attack are this project's reconstru
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aart_lib.model import Output
+from aart_lib.model import Output, wide
 
 
 def bce(logits: Tensor, labels: Tensor) -> Tensor:
     """Binary cross-entropy summed over the labels: [B,C], [B,C] -> [B] (nats)."""
-    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(1)
+    return F.binary_cross_entropy_with_logits(wide(logits), labels.to(wide(logits)), reduction="none").sum(1)
 
 
 def bernoulli_kl(logits: Tensor, other: Tensor) -> Tensor:
@@ -29,6 +29,7 @@ def bernoulli_kl(logits: Tensor, other: Tensor) -> Tensor:
 
     Source: Zhang et al. 2019 (TRADES), whose softmax KL is for exclusive classes; ours are not exclusive.
     """
+    logits, other = wide(logits), wide(other)
     probability = torch.sigmoid(logits)
     yes = F.logsigmoid(logits) - F.logsigmoid(other)
     no = F.logsigmoid(-logits) - F.logsigmoid(-other)
@@ -36,7 +37,7 @@ def bernoulli_kl(logits: Tensor, other: Tensor) -> Tensor:
 
 
 def _log(p: Tensor) -> Tensor:
-    return p.clamp_min(1e-12).log()  # a padded key has probability 0 in both maps and adds nothing
+    return wide(p).clamp_min(1e-12).log()  # a padded key has probability 0 in both maps and adds nothing
 
 
 def _jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
@@ -126,35 +127,85 @@ class Defense:
     @property
     def pairs(self) -> bool:
         """Whether training needs attacked frames at all."""
-        return set(self.weights) != {"task"}
+        return any(term(name).needs_attacked for name in self.weights)
+
+    @property
+    def needs_maps(self) -> bool | str:
+        """What a forward pass must give for the terms: False, True (all maps) or "cls" (no more rows than are read)."""
+        wanted = {term(name).needs_maps for name in self.weights}
+        return True if True in wanted else "rows" in wanted and ("cls" if self.rows == "cls" else True)
 
     @property
     def shares_clean_pass(self) -> bool:
         """Whether the clean pass's own gradient serves as the attack's, so that a step costs two passes, not three."""
         single = self.steps == 1 and self.start == "zero" and self.objective == "bce"
-        return single and self.weights.get("task", 0) > 0
+        return single and self.weights.get("task", 0) > 0 and self.clean_terms == ["task"]
+
+    @property
+    def clean_terms(self) -> list[str]:
+        """The terms that are learned on clean frames alone."""
+        return [name for name in self.weights if not term(name).needs_attacked]
 
 
-# Each: defense, clean Output, attacked Output, labels [B,C], mask [B,T] -> [B].
-TERMS = {
-    "task": lambda d, clean, attacked, labels, mask: bce(clean.logits, labels),
-    "robust": lambda d, clean, attacked, labels, mask: bce(attacked.logits, labels),
-    "pairing": lambda d, clean, attacked, labels, mask: (clean.logits - attacked.logits).square().sum(1),
-    "consistency": lambda d, clean, attacked, labels, mask: bernoulli_kl(clean.logits, attacked.logits),
-    "attention": lambda d, clean, attacked, labels, mask: attention_divergence(
-        tuple(m.detach() for m in clean.attention) if d.fixed_maps else clean.attention,
-        attacked.attention,
-        mask,
-        kind=d.kind,
-        layers=d.layers,
-        rows=d.rows,
-    ),
+@dataclass(frozen=True)
+class Term:
+    """A part of the loss: ``of(defense, clean, attacked, labels, mask)`` -> [B], from two `Output`s, [B,C] and [B,T].
+
+    It says itself what it needs. With ``needs_attacked=False`` it is learned on clean frames alone, and ``attacked`` is
+    None. ``needs_maps``: False; True for all maps; "rows" for those that the defense's ``layers`` and ``rows`` name.
+    """
+
+    of: Callable[..., Tensor]
+    needs_attacked: bool = True
+    needs_maps: bool | str = True
+
+
+def _attention(defense: Defense, clean: Output, attacked: Output, labels: Tensor, mask: Tensor) -> Tensor:
+    maps = tuple(m.detach() for m in _of(clean)) if defense.fixed_maps else _of(clean)
+    how: dict = {"kind": defense.kind, "layers": defense.layers, "rows": defense.rows}
+    return attention_divergence(maps, _of(attacked), mask, **how)
+
+
+def _of(output: Output) -> tuple[Tensor, ...]:
+    assert output.attention is not None
+    return output.attention
+
+
+def _task(defense: Defense, clean: Output, attacked: None, labels: Tensor, mask: Tensor) -> Tensor:
+    return bce(clean.logits, labels)
+
+
+def _robust(defense: Defense, clean: Output, attacked: Output, labels: Tensor, mask: Tensor) -> Tensor:
+    return bce(attacked.logits, labels)
+
+
+def _pairing(defense: Defense, clean: Output, attacked: Output, labels: Tensor, mask: Tensor) -> Tensor:
+    return (clean.logits - attacked.logits).square().sum(1)
+
+
+def _consistency(defense: Defense, clean: Output, attacked: Output, labels: Tensor, mask: Tensor) -> Tensor:
+    return bernoulli_kl(clean.logits, attacked.logits)
+
+
+# A plain function may stand here too: it is given everything.
+TERMS: dict[str, Term | Callable] = {
+    "task": Term(_task, needs_attacked=False, needs_maps=False),
+    "robust": Term(_robust, needs_maps=False),
+    "pairing": Term(_pairing, needs_maps=False),
+    "consistency": Term(_consistency, needs_maps=False),
+    "attention": Term(_attention, needs_maps="rows"),
 }
+
+
+def term(name: str) -> Term:
+    """The loss term of that name."""
+    found = TERMS[name]
+    return found if isinstance(found, Term) else Term(found)
 
 
 def terms(defense: Defense, clean: Output, attacked: Output | None, labels: Tensor, mask: Tensor, names) -> dict:
     """The named loss terms, unweighted, each the mean over the batch."""
-    return {name: TERMS[name](defense, clean, attacked, labels, mask).mean() for name in names}
+    return {name: term(name).of(defense, clean, attacked, labels, mask).mean() for name in names}
 
 
 _MIX, _MOSTLY = {"task": 0.5, "robust": 0.5}, {"task": 0.2, "robust": 0.8}

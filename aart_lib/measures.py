@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from aart_lib.data import BOX, Batch
+from aart_lib.data import Batch
 from aart_lib.losses import attention_divergence, attention_entropy
 from aart_lib.threats import NORMS, ThreatModel
 
@@ -54,7 +54,8 @@ def violation(threat: ThreatModel, frames: torch.Tensor, batch: Batch) -> float:
     delta = frames - batch.frames
     over = (delta - NORMS[threat.norm].project(delta, threat.epsilon)).abs().amax()
     padding = (delta * ~batch.mask[..., None]).abs().amax()
-    low, high = batch.frames.clamp_max(BOX[0]), batch.frames.clamp_min(BOX[1])
+    lowest, highest = threat.box or (-torch.inf, torch.inf)
+    low, high = batch.frames.clamp_max(lowest), batch.frames.clamp_min(highest)
     outside = torch.maximum(low - frames, frames - high).amax()
     touched = int((delta != 0).any(2).sum(1).max())
     too_many = touched > (threat.max_frames or touched)

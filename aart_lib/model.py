@@ -7,8 +7,20 @@
 Source: Vaswani et al. 2017 (attention), Xiong et al. 2020 (pre-norm), Abu-El-Haija et al. 2016
 (mixture-of-experts head), Abnar & Zuidema 2020 (rollout). The paper's own model is not public: width, depth and
 head are this project's choice.
+
+What a model of your own must offer, as a module or any other callable:
+
+    for                                          call                                    that gives
+    `score`, `perturb`                           model(frames, mask)                     logits [B,C], or `.logits`
+    maps (`evaluate`, objectives and terms       model(..., return_attention=True)       `.attention`: a layer each
+    that need them, drift, explorer)                                                     [B,H,T+1,T+1], token 0 is [CLS]
+    `SteadyAttention`, view "detached"           model(..., held=maps)                   the same with these maps
+    views "softer" and "sharper"                 model.tempered(temperature)             a copy, scores divided by it
+    attention that cannot move, on purpose       model.fixed_attention = True
 """
 
+import inspect
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -60,6 +72,68 @@ class Output(NamedTuple):
 
     logits: Tensor  # [B,C]
     attention: tuple[Tensor, ...] | None  # a layer each: [B,H,T+1,T+1], rows are queries, token 0 is [CLS]
+
+
+def predict(model, frames: Tensor, mask: Tensor, *, return_attention: bool | str = False, held=None) -> Output:
+    """The output of any model of the table above, in single precision or better, so that no log of it is infinite.
+
+    Frames [B,T,D] are given in the precision of the model's weights. Raises: ValueError for a model that does not offer
+    what is asked of it.
+    """
+    asked = {"return_attention": return_attention} if return_attention else {}
+    asked |= {} if held is None else {"held": held}
+    for option in asked:
+        if not _takes(model, option):
+            raise ValueError(
+                f"{_name(model)} takes no `{option}=`, which this needs; `aart_lib.model` says what to offer"
+            )
+    found = model(frames.to(precision(model) or frames.dtype), mask, **asked)
+    logits = found if isinstance(found, Tensor) else getattr(found, "logits", None)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(frames):
+        got = f"{type(found).__name__} {tuple(logits.shape) if isinstance(logits, Tensor) else 'without `.logits`'}"
+        raise ValueError(f"{_name(model)} must return logits [B,C] with B={len(frames)}, or `.logits`; got {got}")
+    return Output(wide(logits), _maps(model, found, frames.shape[1]) if return_attention else None)
+
+
+def wide(x: Tensor) -> Tensor:
+    """The tensor in single precision, if it has less."""
+    return x.float() if x.is_floating_point() and x.itemsize < 4 else x
+
+
+def _takes(model, option: str) -> bool:
+    known = inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters.values()
+    return any(p.name == option or p.kind is p.VAR_KEYWORD for p in known)
+
+
+def _name(model) -> str:
+    return f"the model {type(model).__name__ if isinstance(model, nn.Module) else getattr(model, '__name__', model)}"
+
+
+def precision(model) -> torch.dtype | None:
+    """Of the model's weights; None if it has none."""
+    weights = model.parameters() if isinstance(model, nn.Module) else ()
+    return next((weight.dtype for weight in weights if weight.is_floating_point()), None)
+
+
+def _maps(model, found, frames: int) -> tuple[Tensor, ...]:
+    maps = getattr(found, "attention", None)
+    if not maps or any(m.ndim != 4 or m.shape[3] != frames + 1 for m in maps):
+        got = [tuple(m.shape) for m in maps or ()] or "none"
+        raise ValueError(f"{_name(model)} must return maps [B,H,T+1,T+1] as `.attention`, T={frames}; got {got}")
+    return tuple(map(wide, maps))
+
+
+@contextmanager
+def evaluating(model):
+    """The model in eval mode inside, every module back in its own mode after."""
+    modes = {module: module.training for module in model.modules()} if isinstance(model, nn.Module) else {}
+    if modes:
+        model.eval()
+    try:
+        yield model
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 class Block(nn.Module):
@@ -132,6 +206,11 @@ class VideoTransformer(nn.Module):
         size = config.width, config.labels
         self.head = Experts(*size, config.experts) if config.head == "experts" else nn.Linear(*size)
 
+    @property
+    def fixed_attention(self) -> bool:
+        """Whether the maps do not depend on the frames, on purpose."""
+        return self.config.attention == "uniform"
+
     def forward(self, frames: Tensor, mask: Tensor, *, return_attention=False, held=None) -> Output:
         """Logits, and on request the attention maps of the same pass.
 
@@ -181,12 +260,14 @@ class SteadyAttention(nn.Module):
     What an attacker can still do to it, knowing that, is the most that steadying attention could save.
     """
 
-    def __init__(self, model: VideoTransformer, maps: tuple[Tensor, ...]):
+    fixed_attention = True
+
+    def __init__(self, model: nn.Module, maps: tuple[Tensor, ...]):
         super().__init__()
         self.model, self.maps = model, tuple(m.detach() for m in maps)
 
     def forward(self, frames: Tensor, mask: Tensor, *, return_attention=False) -> Output:
-        return self.model(frames, mask, return_attention=return_attention, held=self.maps)
+        return predict(self.model, frames, mask, return_attention=return_attention, held=self.maps)
 
 
 class DetachedAttention(nn.Module):
@@ -198,14 +279,22 @@ class DetachedAttention(nn.Module):
 
     def forward(self, frames: Tensor, mask: Tensor, *, return_attention=False) -> Output:
         with torch.no_grad():
-            maps = self.model(frames, mask, return_attention=True).attention
-        return self.model(frames, mask, return_attention=return_attention, held=maps)
+            maps = predict(self.model, frames, mask, return_attention=True).attention
+        return predict(self.model, frames, mask, return_attention=return_attention, held=maps)
 
 
 def tempered(model: nn.Module, temperature: float) -> nn.Module:
-    """A copy whose attention scores are divided by ``temperature`` before the softmax: above 1 is softer."""
+    """A copy whose attention scores are divided by ``temperature`` before the softmax: above 1 is softer.
+
+    Raises: ValueError for a model of another kind that has no ``tempered(temperature)``.
+    """
+    if (own := getattr(model, "tempered", None)) is not None:
+        return own(temperature)
     changed = deepcopy(model)
-    for block in (module for module in changed.modules() if isinstance(module, Block)):
+    blocks = [module for module in changed.modules() if isinstance(module, Block)]
+    if not blocks:
+        raise ValueError(f"{_name(model)} has attention of its own; it needs `tempered(temperature)` for this view")
+    for block in blocks:
         for parameter in block.query.parameters():
             parameter.data /= temperature
     return changed

@@ -12,9 +12,9 @@ from matplotlib.patches import Ellipse
 from aart_lib import checkpoint, plots, synthetic
 from aart_lib.attacks import ThreatModel, perturb, pgd
 from aart_lib.data import collate
+from aart_lib.model import cls_attention, predict
 from aart_lib.presets import open_data
 from aart_lib.scoring import generator_for, probabilities
-from aart_lib.threats import few_frames_epsilon
 
 # ---------------------------------------------------------------- figures of results.json
 
@@ -177,7 +177,7 @@ def draw_attention(folder, out) -> None:
     splits = open_data(notes["data"])
     names = synthetic.names(synthetic.SETTINGS["default"])
     threat = ThreatModel(notes["threat"]["norm"], notes["threat"]["epsilon"])
-    attack = pgd(ThreatModel(threat.norm, few_frames_epsilon(threat), 1))
+    attack = pgd(threat.few())
     views = {name: one_frame_view(model, splits.test, attack) for name, (model, _) in models.items()}
     chosen = _most_misled(views["standard"], splits.test)
     for name, view in views.items():
@@ -221,7 +221,7 @@ def one_frame_view(model, dataset, attack, *, videos: int = 100) -> dict:
     view: dict = {"attention": {}, "scores": {}, "touched": (frames != batch.frames).any(2)}
     with torch.no_grad():
         for side, shown in (("clean", batch.frames), ("attacked", frames)):
-            output = model(shown, batch.mask, return_attention=True)
-            view["attention"][side] = output.attention[-1][:, :, 0, 1:].mean(1)
+            output = predict(model, shown, batch.mask, return_attention=True)
+            view["attention"][side] = cls_attention(output.attention or ())[:, -1].mean(1)
             view["scores"][side] = probabilities(output.logits)
     return view

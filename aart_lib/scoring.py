@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -9,6 +10,7 @@ from aart_lib import processes
 from aart_lib.attacks import Attack, perturb, pgd
 from aart_lib.data import Batch, VideoDataset
 from aart_lib.metrics import Accumulator
+from aart_lib.model import evaluating, predict
 from aart_lib.threats import ThreatModel
 
 BATCH, BLOCK = 100, 500  # videos attacked at once, and among how many those of like length are put together
@@ -24,19 +26,19 @@ def generator_for(*key) -> torch.Generator:
     return torch.Generator().manual_seed(zlib.crc32(repr(key).encode()))
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def score(model, dataset: VideoDataset, attack: Attack | None = None, *, seed: int = 0) -> dict[str, float]:
     """GAP, mAP, Hit@1 and PERR of a model on a data set, attacked if an attack is given; processes share the work."""
-    model.eval()
     total = Accumulator()
-    for index, batch in enumerate(batches(dataset, model)):
-        if index % processes.count() != processes.rank():
-            continue
-        frames = batch.frames
-        if attack is not None:
-            with torch.enable_grad():
+    with evaluating(model):
+        for index, batch in enumerate(batches(dataset, model)):
+            if index % processes.count() != processes.rank():
+                continue
+            frames = batch.frames
+            if attack is not None:
                 frames = perturb(model, batch, attack, generator=generator_for(seed, index))
-        total.update(probabilities(model(frames, batch.mask).logits), batch.labels)
+            total.update(probabilities(predict(model, frames, batch.mask).logits), batch.labels)
     return merged(processes.gathered(total)).result()
 
 
@@ -46,9 +48,15 @@ def merged(parts: list[Accumulator]) -> Accumulator:
     return parts[0]
 
 
+def device_of(model) -> torch.device:
+    """Where the weights of a model lie; the CPU if it has none."""
+    weights = model.parameters() if isinstance(model, torch.nn.Module) else ()
+    return next((weight.device for weight in weights), torch.device("cpu"))
+
+
 def batches(dataset: VideoDataset, model) -> Iterator[Batch]:
     """Videos of like length side by side: a fifth of the padding needs not be computed."""
-    device = next((parameter.device for parameter in model.parameters()), "cpu")
+    device = device_of(model)
     for block in dataset.batches(BLOCK):
         for rows in block.mask.sum(1).argsort(stable=True).split(BATCH):
             yield taken(block, rows).to(device)
@@ -72,7 +80,7 @@ def calibrate(
     weak and a too strong ε, rounded to three digits. Raises: ValueError if eleven doublings of ε do not get there.
     """
     clean = score(model, dataset)["gap"]
-    ratio = lambda epsilon: score(model, dataset, pgd(ThreatModel(threat.norm, epsilon)))["gap"] / clean  # noqa: E731
+    ratio = lambda epsilon: score(model, dataset, pgd(replace(threat, epsilon=epsilon)))["gap"] / clean  # noqa: E731
     low, high, epsilon, tried = (0.0, 1.0), None, threat.epsilon, {}
     for _ in range(12):
         epsilon = float(f"{epsilon:.3g}")

@@ -6,8 +6,8 @@ Tramèr et al. 2020 (attacks made for one defense).
 
 from collections.abc import Sequence
 
-from aart_lib.attacks import Attack, fgsm, noise, pgd
-from aart_lib.threats import ThreatModel, few_frames_epsilon
+from aart_lib.attacks import OBJECTIVES, Attack, fgsm, noise, pgd
+from aart_lib.threats import ThreatModel
 
 SUITES = ("quick", "standard", "strong")
 CURVE = {"quick": (), "standard": (0.5, 1.5, 3.0), "strong": (0.5, 1.5, 3.0, 4.0, 8.0, 16.0)}  # of ε, beside 1 and 2
@@ -29,7 +29,7 @@ def suite(
         raise ValueError(f"unknown suite {name!r}; known: {', '.join(SUITES)}")
     steps, restarts = (10, 1) if name == "quick" else (20, 2)
     within = {"noise": noise(threat), "fgsm": fgsm(threat), "pgd": pgd(threat, steps, restarts)}
-    one = ThreatModel(threat.norm, few_frames_epsilon(threat), 1)
+    one = threat.few()
     beyond = {"pgd@2": pgd(threat.times(2), steps, 1), "frames-1": pgd(one, steps, 2 * restarts - 1, frames="trial")}
     beyond |= {f"curve@{factor:g}": _far(threat.times(factor), factor) for factor in CURVE[name]}
     if name == "strong":
@@ -49,7 +49,7 @@ def _strong(threat: ThreatModel, threshold: float) -> dict[str, Attack]:
         **{f"pgd-{steps}": pgd(threat, steps, 5) for steps in (10, 50, 100)},
         "pgd-margin": pgd(threat, 50, 2, objective="margin"),
         "pgd-targeted": pgd(threat, 20, 3, objective="targeted"),
-        "pgd-gap": pgd(threat, 50, 2, objective="gap", threshold=threshold),
+        "pgd-gap": pgd(threat, 50, 2, objective=OBJECTIVES["gap"].at(threshold)),
         "apgd": Attack(threat, steps=100, search="auto"),
         "label-free": pgd(threat, 50, 1, labels="predicted"),
         "gradient-free": Attack(threat, steps=FREE_QUERIES, search="random"),
@@ -63,13 +63,14 @@ def _adaptive(threat: ThreatModel) -> dict[str, Attack]:
         **{f"adaptive-{view}": pgd(threat, 20, 1, view=view) for view in ("detached", "softer", "sharper")},
         "adaptive-start": pgd(threat, 20, 1, first=shift["attention"]),
         "adaptive-scores": pgd(threat, 20, 1, first=shift["attention-scores"]),
-        **{f"adaptive-mix{w:+g}": pgd(threat, 20, 1, objective="bce-attention", mixture=w) for w in MIXTURES},
+        **{f"adaptive-mix{w:+g}": pgd(threat, 20, 1, objective=OBJECTIVES["bce-attention"].at(w)) for w in MIXTURES},
     }
 
 
 def _beyond(threat: ThreatModel) -> dict[str, Attack]:
-    double, few = threat.times(2), few_frames_epsilon(threat)
+    double = threat.times(2)
     found = {"pgd-margin@2": pgd(double, 50, 1, objective="margin"), "apgd@2": Attack(double, steps=50, search="auto")}
-    found |= {f"frames-{k}": pgd(ThreatModel(threat.norm, few, k), 20, 1, frames="trial") for k in (2, 4)}
-    one = ThreatModel(threat.norm, few, 1)
-    return found | {f"frames-1-{how}": pgd(one, 20, 1, frames=how) for how in ("gradient", "attention", "random")}
+    found |= {f"frames-{k}": pgd(threat.few(k), 20, 1, frames="trial") for k in (2, 4)}
+    return found | {
+        f"frames-1-{how}": pgd(threat.few(), 20, 1, frames=how) for how in ("gradient", "attention", "random")
+    }

@@ -51,12 +51,15 @@ class ThreatModel:
         norm: "linf" (each number by at most ε), "l2-frame" (each frame), "l2-clip" (the whole video).
         epsilon: ε in feature units; one byte step of the stored features is `LEVEL` = 4/255.
         max_frames: at most this many frames, None = all.
-    Raises: ValueError for an unknown norm, a negative ε or no frame.
+        box: the range that features stay in, None = any; default: that of stored features. Single clean values outside
+            may stay where they are, and go no further.
+    Raises: ValueError for an unknown norm, a negative ε, no frame or an empty box.
     """
 
     norm: str
     epsilon: float
     max_frames: int | None = None
+    box: tuple[float, float] | None = BOX
 
     def __post_init__(self):
         if self.norm not in NORMS:
@@ -65,13 +68,39 @@ class ThreatModel:
             raise ValueError(f"epsilon must be a number of at least 0, got {self.epsilon}")
         if self.max_frames is not None and self.max_frames < 1:
             raise ValueError(f"max_frames must be at least 1, got {self.max_frames}")
+        if self.box is not None:
+            if len(self.box) != 2 or not self.box[0] < self.box[1]:
+                raise ValueError(f"box must be (lowest, highest) value of a feature or None, got {self.box}")
+            object.__setattr__(self, "box", tuple(map(float, self.box)))  # a list or numpy numbers would not hash
 
     def times(self, factor: float) -> "ThreatModel":
         return replace(self, epsilon=self.epsilon * factor)
 
+    def few(self, frames: int = 1) -> "ThreatModel":
+        """An attacker of so many frames only, with more to spend on each: `few_frames_epsilon`."""
+        return replace(self, epsilon=few_frames_epsilon(self), max_frames=frames)
+
     @property
     def levels(self) -> float:
         return self.epsilon / LEVEL
+
+    def described(self) -> dict:
+        """For JSON: norm, ε, number of frames, and the box if it is another than that of stored features."""
+        found = {"norm": self.norm, "epsilon": self.epsilon, "max_frames": self.max_frames}
+        return found if self.box == BOX else found | {"box": self.box and list(self.box)}
+
+    def check(self, frames: Tensor) -> None:
+        """Raises: ValueError if over a hundredth of these features lie well outside the box: they could hardly move."""
+        if self.box is None or not frames.numel():
+            return
+        near = 0.05 * (self.box[1] - self.box[0])
+        outside = ((frames < self.box[0] - near) | (frames > self.box[1] + near)).float().mean()
+        if outside > 0.01:
+            raise ValueError(
+                f"{outside:.0%} of the features lie outside the threat model's box, {self.box[0]:.4g} to "
+                f"{self.box[1]:.4g} (they go from {frames.min():.4g} to {frames.max():.4g}); give it the range of "
+                "yours, ThreatModel(..., box=(lowest, highest)), or box=None"
+            )
 
     def project(self, delta: Tensor, frames: Tensor) -> Tensor:
         """The perturbation [B,T,D] brought back into the ball and, with the frames, into the box."""
@@ -79,11 +108,24 @@ class ThreatModel:
 
     def projection(self, frames: Tensor) -> Callable:
         """`project` as a function of the perturbation alone, for many of the same frames."""
-        low, high = BOX
-        inside = low <= frames.min() <= frames.max() <= high  # a clean value outside may stay where it is
-        box = BOX if inside else (frames.clamp_max(low), frames.clamp_min(high))
         ball = NORMS[self.norm].project
+        if self.box is None:
+            return lambda delta: ball(delta, self.epsilon)
+        low, high = self.box
+        inside = low <= frames.min() <= frames.max() <= high  # a clean value outside may stay where it is
+        box = self.box if inside else (frames.clamp_max(low), frames.clamp_min(high))
         return lambda delta: ball(delta, self.epsilon).add_(frames).clamp_(*box).sub_(frames)
+
+
+def store(frames: Tensor, clean: Tensor, dtype: torch.dtype) -> Tensor:
+    """Attacked frames as ``dtype`` can hold them, rounded toward the clean ones, so that rounding leaves no ball."""
+    if torch.finfo(dtype).bits >= 32:
+        return frames
+    too_far = lambda stored: (stored - clean).abs() > (frames - clean).abs()  # noqa: E731
+    nearest = frames.to(dtype)
+    inward = torch.nextafter(nearest, clean.to(dtype)).to(clean)
+    stored = torch.where(too_far(nearest.to(clean)), inward, nearest.to(clean))
+    return torch.where(too_far(stored), clean, stored)
 
 
 def few_frames_epsilon(threat: ThreatModel) -> float:

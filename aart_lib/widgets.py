@@ -16,11 +16,10 @@ import torch
 from matplotlib.animation import PillowWriter
 
 from aart_lib import plots
-from aart_lib.attacks import NORMS, Attack, ThreatModel, perturb
+from aart_lib.attacks import NORMS, OBJECTIVES, Attack, ThreatModel, perturb
 from aart_lib.data import Batch, VideoDataset, collate
-from aart_lib.model import cls_attention, rollout
+from aart_lib.model import cls_attention, predict, rollout
 from aart_lib.scoring import probabilities
-from aart_lib.threats import few_frames_epsilon
 
 FACTORS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # of the calibrated ε
 SEARCHES: dict[str, dict] = {  # options of `Attack` under the names of the menu
@@ -28,7 +27,7 @@ SEARCHES: dict[str, dict] = {  # options of `Attack` under the names of the menu
     "FGSM, one step": {"steps": 1, "start": "zero", "step_size": 1.0, "keep_best": False},
     "random noise": {"steps": 0},
     "PGD on the attention alone": {"steps": 10, "objective": "attention"},
-    "PGD that keeps attention still": {"steps": 10, "objective": "bce-attention", "mixture": -30.0},
+    "PGD that keeps attention still": {"steps": 10, "objective": OBJECTIVES["bce-attention"].at(-30.0)},
 }
 
 
@@ -57,9 +56,9 @@ def temporal_attention(maps: tuple[torch.Tensor, ...], layer: int | str = -1, he
 def look(model, batch: Batch, attacked: torch.Tensor, *, layer: int | str = -1, head: int | None = None) -> View:
     """The `View` of a batch of one video and its attacked frames [1,T,D]."""
     shown = {"clean": batch.frames, "attacked": attacked}
-    outputs = {key: model(frames, batch.mask, return_attention=True) for key, frames in shown.items()}
+    outputs = {key: predict(model, frames, batch.mask, return_attention=True) for key, frames in shown.items()}
     return View(
-        {key: temporal_attention(o.attention, layer, head)[0].cpu().numpy() for key, o in outputs.items()},
+        {key: temporal_attention(o.attention or (), layer, head)[0].cpu().numpy() for key, o in outputs.items()},
         {key: probabilities(o.logits)[0].cpu().numpy() for key, o in outputs.items()},
         (attacked != batch.frames)[0].any(1).cpu().numpy(),
     )
@@ -74,13 +73,13 @@ def attack(batch: Batch, threat: ThreatModel, factor=1.0, *, search="PGD, 10 ste
     norm = norm or threat.norm
     count, dims = batch.frames.shape[1:]
     lengths = {"linf": 1.0, "l2-frame": dims**0.5, "l2-clip": (dims * count) ** 0.5}
-    found = ThreatModel(norm, threat.epsilon * factor * lengths[norm] / lengths[threat.norm], few)
-    return Attack(replace(found, epsilon=few_frames_epsilon(found)) if few else found, **SEARCHES[search])
+    found = replace(threat, norm=norm, epsilon=threat.epsilon * factor * lengths[norm] / lengths[threat.norm])
+    return Attack(found.few(few) if few else found, **SEARCHES[search])
 
 
 def craft(model, batch: Batch, found: Attack) -> torch.Tensor:
     """Attacked frames, the same each time."""
-    if found.objective == "attention" and model.config.attention == "uniform":
+    if found.objective == "attention" and getattr(model, "fixed_attention", False):
         return batch.frames.clone()  # nothing can be moved
     threads = torch.get_num_threads()
     torch.set_num_threads(threads if len(batch) > 1 else 1)  # for one video, threads would but wait for each other

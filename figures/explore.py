@@ -73,11 +73,11 @@ def rolled_out(defense, clean, attacked, labels, mask):
     return SYMMETRIC(*(share / share.sum(1, keepdim=True) for share in shares))
 
 
-attacks.OBJECTIVES["kl-attention"] = lambda attack, output, clean, batch: (
-    bernoulli_kl(clean.logits, output.logits) + attention_divergence(clean.attention, output.attention, batch.mask)
+attacks.OBJECTIVES["kl-attention"] = attacks.Objective(
+    lambda output, clean, batch: (
+        bernoulli_kl(clean.logits, output.logits) + attention_divergence(clean.attention, output.attention, batch.mask)
+    )
 )
-attacks.NEEDS_CLEAN.add("kl-attention")
-attacks.NEEDS_ATTENTION.add("kl-attention")
 
 # ---------------------------------------------------------------- other ways to train
 

@@ -68,7 +68,7 @@ def test_curves_are_searched_alike_until_epsilon_is_huge():
 def test_only_the_strong_suite_asks_for_surrogates_and_a_threshold():
     for name in ("quick", "standard"):
         assert suite(name, THREAT, threshold=-3.0, surrogates=("a",)) == suite(name, THREAT)
-    assert suite("strong", THREAT, threshold=-3.0)[0]["pgd-gap"].threshold == -3.0
+    assert suite("strong", THREAT, threshold=-3.0)[0]["pgd-gap"].aim.value == -3.0
     assert not any(name.startswith("transfer-") for name in suite("strong", THREAT)[0])
 
 

@@ -5,7 +5,6 @@ Every attack is made for the model it is used on. An attack made for another mod
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import asdict
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -19,8 +18,8 @@ from aart_lib.data import Batch, VideoDataset, dequantize, quantize
 from aart_lib.losses import bce
 from aart_lib.measures import attention_measures, hijacked, violation
 from aart_lib.metrics import Accumulator, average_precision_per_video
-from aart_lib.model import SteadyAttention
-from aart_lib.scoring import batches, generator_for, merged, probabilities, taken
+from aart_lib.model import SteadyAttention, evaluating, predict
+from aart_lib.scoring import batches, device_of, generator_for, merged, probabilities, taken
 from aart_lib.suites import FREE_VIDEOS, suite
 from aart_lib.threats import ThreatModel
 
@@ -57,6 +56,7 @@ def evaluate(model, dataset: VideoDataset, threat: ThreatModel, **options) -> di
     return judge(model, dataset, threat, **options).row
 
 
+@torch.inference_mode(False)
 def judge(
     model,
     dataset: VideoDataset,
@@ -76,9 +76,7 @@ def judge(
         surrogates: other models by name, whose attacks are tried on this one (suite "strong").
         only: attacks of the suite to run beside those of the standard suite; None = all.
     """
-    model.eval()
-    device = next((parameter.device for parameter in model.parameters()), "cpu")
-    surrogates = {key: other.to(device) for key, other in (surrogates or {}).items()}
+    surrogates = {key: other.to(device_of(model)) for key, other in (surrogates or {}).items()}
     within, beyond = suite(name, threat, threshold=_threshold(model, dataset), surrogates=tuple(surrogates))
     if only is not None:
         plain, doubled = suite("standard", threat)
@@ -89,7 +87,8 @@ def judge(
     bar = tqdm(total=len(dataset), desc="evaluate", unit="video", disable=quiet, mininterval=1)
     for index, batch in enumerate(batches(dataset, model)):
         if index % processes.count() == processes.rank():
-            judging.batch(batch, index)
+            with evaluating(model):
+                judging.batch(batch, index)
         judging.seen += len(batch)
         bar.update(len(batch))
     bar.close()
@@ -100,7 +99,7 @@ def judge(
 @torch.no_grad()
 def _threshold(model, dataset: VideoDataset) -> float:
     """The logit above which a data set has as many scores as true labels."""
-    pairs = [(model(batch.frames, batch.mask).logits.cpu(), batch.labels.cpu()) for batch in batches(dataset, model)]
+    pairs = [(predict(model, b.frames, b.mask).logits.cpu(), b.labels.cpu()) for b in batches(dataset, model)]
     logits, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     return float(logits.flatten().sort(descending=True).values[min(int(labels.sum()), logits.numel() - 1)])
 
@@ -143,7 +142,7 @@ class _Judging:
         for key, attack in self.steady.items():
             frames = perturb(held, batch, attack, generator=draw(key))
             with torch.no_grad():
-                self._score(key, held(frames, batch.mask), batch)
+                self._score(key, predict(held, frames, batch.mask), batch)
         attention_measures(self.measures, "clean", clean, clean, batch)
         self.kept["labels"].append(batch.labels.cpu())
         if self.strong:
@@ -169,7 +168,7 @@ class _Judging:
 
     def _output(self, frames: torch.Tensor, batch: Batch):
         with torch.no_grad():
-            return self.model(frames, batch.mask, return_attention=True)
+            return predict(self.model, frames, batch.mask, return_attention=True)
 
     def _score(self, key: str, output, batch: Batch) -> torch.Tensor:
         scores = probabilities(output.logits)
@@ -210,7 +209,7 @@ class _Judging:
             row["attacked"]["gradient-free"]["videos"] = round(self.free * self.seen)
         if self.strong:
             stored = self.totals["pgd-stored"].result()["gap"]
-            row["other"]["pgd-stored"] = {"threat": asdict(self.threat), "gap": stored}
+            row["other"]["pgd-stored"] = {"threat": self.threat.described(), "gap": stored}
             row["checks"] = self.checks | {"zero_gradient": float(np.mean(self.checks["zero_gradient"]))}
         return Evaluation(row, {key: torch.cat(parts) for key, parts in self.kept.items()})
 
@@ -228,7 +227,7 @@ def _row(totals, mean: dict[str, float], within, beyond) -> dict:
     if "gradient-free" in attacked:
         same = {"gap": totals["free"].result()["gap"], "pgd": totals["free pgd"].result()["gap"]}
         attacked["gradient-free"] |= {"same_videos": same}
-    other = {key: {"threat": asdict(a.threat), "gap": totals[key].result()["gap"]} for key, a in beyond.items()}
+    other = {key: {"threat": a.threat.described(), "gap": totals[key].result()["gap"]} for key, a in beyond.items()}
     doubled = [found["gap"] for key, found in other.items() if _doubled(key)]
     other["worst@2"] = other["pgd@2"] | {"gap": min(totals["worst@2"].result()["gap"], *doubled)}
     return {

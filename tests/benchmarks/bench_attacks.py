@@ -18,7 +18,7 @@ _BOUNDS = "10 x (forward + input gradient)", "one forward pass"
 MODULES = {"ART": "art", "foolbox": "foolbox", "torchattacks": "torchattacks"}
 
 
-def _cross_entropy(attack, output, clean, batch):
+def _cross_entropy(output, clean, batch):
     """An objective for exclusive labels, the only ones that two of the peers know."""
     return F.cross_entropy(output.logits, batch.labels.argmax(1), reduction="none")
 
@@ -26,14 +26,14 @@ def _cross_entropy(attack, output, clean, batch):
 def _final_loss(model, batch, objective: str, frames) -> float:
     with torch.no_grad():
         output = model(frames, batch.mask)
-        return float(attacks.OBJECTIVES[objective](None, output, None, batch).mean())
+        return float(attacks.OBJECTIVES[objective](output, None, batch).mean())
 
 
 def _passes(model, batch, objective: str):
     """Ten forward passes and gradients of the frames, and nothing else."""
     for _ in range(STEPS):
         frames = batch.frames.detach().requires_grad_()
-        loss = attacks.OBJECTIVES[objective](None, model(frames, batch.mask), None, batch).sum()
+        loss = attacks.OBJECTIVES[objective](model(frames, batch.mask), None, batch).sum()
         torch.autograd.grad(loss, frames)
 
 
@@ -48,7 +48,7 @@ def pgd10(settings: Settings) -> list[Entry]:
             model, batch = models.make(*shape, padded=False)  # these two know no mask
             labels = F.one_hot(model(batch.frames, batch.mask).logits.argmax(1), batch.labels.shape[1])
             batch = replace(batch, labels=labels.float())
-            attacks.OBJECTIVES["cross-entropy"] = _cross_entropy
+            attacks.OBJECTIVES["cross-entropy"] = attacks.Objective(_cross_entropy, False, False)
             chosen = labels.argmax(1)
             others = {
                 kind: lambda *a, make=make, chosen=chosen: make(*a, chosen)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from aart_lib.attacks import NEEDS_CLEAN
+from aart_lib.attacks import OBJECTIVES
 from aart_lib.data import LEVEL
 from aart_lib.losses import Defense
 from aart_lib.model import ModelConfig, VideoTransformer
@@ -54,7 +54,7 @@ def passes(defense: Defense) -> Passes:
     learns = "task" in names or (defense.two_sided and bool(moving & names))  # the clean side gets a gradient
     steps = 0 if defense.objective in ("noise", "shuffled") else defense.steps
     crafted = steps + defense.few if steps else 0  # an attacker of one frame first looks for it
-    looked = int(defense.objective in NEEDS_CLEAN)
+    looked = int(defense.objective in OBJECTIVES and OBJECTIVES[defense.objective].needs_clean)
     return Passes(2 + looked + crafted, watched, looked, crafted, 1 + learns, 0, 1 + crafted, all_rows, 2)
 
 

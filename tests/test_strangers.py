@@ -1,0 +1,274 @@
+"""Strangers' cases of attacks: what cannot be searched is told; anybody's model, labels and range are attacked."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from aart_lib.attacks import OBJECTIVES, Attack, AttackFailed, fgsm, perturb, pgd
+from aart_lib.data import Batch, Item, collate
+from aart_lib.losses import bce
+from aart_lib.model import MODELS, ModelConfig, Output, VideoTransformer
+from aart_lib.threats import NORMS, ThreatModel
+
+D, C, T = 6, 3, 5
+THREAT = ThreatModel("linf", 0.2)
+
+
+def network(**changes) -> VideoTransformer:
+    torch.manual_seed(0)
+    return VideoTransformer(ModelConfig(D, C, max_frames=T, width=8, heads=2, **changes))
+
+
+def videos(count=12, seed=0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    return collate([Item(0.6 * draw(2 + i % 4, D).clamp(-3, 3), (draw(C) > 0).float(), f"v{i}") for i in range(count)])
+
+
+def attacked(model, batch=None, attack=None) -> torch.Tensor:
+    return perturb(model, batch or videos(), attack or pgd(THREAT, 4, 1), generator=torch.Generator().manual_seed(0))
+
+
+class Own(nn.Module):
+    """Somebody's model without attention; ``how`` spoils its forward pass."""
+
+    def __init__(self, how=lambda x: x, give=lambda logits: logits):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.how, self.give = nn.Linear(D, C), how, give
+
+    def forward(self, frames, mask):
+        pooled = (self.how(frames) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return self.give(self.head(pooled))
+
+
+# ---------------------------------------------------------------- no search that could not run counts as robustness
+
+
+@pytest.mark.parametrize("outside", [torch.inference_mode, torch.no_grad])
+@pytest.mark.parametrize("search", ["gradient", "auto", "random"])
+def test_whatever_the_caller_switched_off_the_same_attack_is_made(outside, search):
+    attack = Attack(THREAT, steps=4, search=search)
+    for model in (network(), Own()):
+        plain = attacked(model, attack=attack)
+        with outside():
+            assert torch.equal(attacked(model, videos(), attack), plain)  # videos of inference tensors
+
+
+def blind(forward):
+    class Blind(Own):
+        pass
+
+    Blind.forward = forward(Own.forward)
+    return Blind()
+
+
+BLIND = {
+    "no_grad": lambda: blind(torch.no_grad()),
+    "inference_mode": lambda: blind(torch.inference_mode()),
+    "detached": lambda: Own(lambda x: x.detach()),
+    "numpy": lambda: Own(lambda x: torch.from_numpy(x.detach().numpy().copy())),
+    "bytes": lambda: Own(lambda x: (x * 50).to(torch.int8).float() / 50),
+}
+
+
+@pytest.mark.parametrize("how", BLIND)
+@pytest.mark.parametrize("attack", [fgsm(THREAT), pgd(THREAT, 2, 1), Attack(THREAT, steps=3, search="auto")])
+def test_a_model_that_gives_no_gradient_is_told_and_can_be_searched_without(how, attack):
+    model = BLIND[how]()
+    with pytest.raises(AttackFailed, match="no gradient of the objective 'bce' comes back to the frames through "):
+        attacked(model, attack=attack)
+    blindly, batch = attacked(model, attack=Attack(THREAT, steps=60, search="random")), videos()
+    with torch.no_grad():
+        losses = [bce(model(frames, batch.mask), batch.labels).mean() for frames in (batch.frames, blindly)]
+    assert losses[1] > losses[0] + 0.05
+
+
+class Cliff(Own):
+    """NaN, in the logits or in the gradient alone, as soon as the input changes."""
+
+    def __init__(self, where: str):
+        super().__init__()
+        self.where, self.seen = where, None
+
+    def forward(self, frames, mask):
+        self.seen = frames.detach().clone() if self.seen is None else self.seen
+        logits = super().forward(frames, mask)
+        far = (frames.detach() != self.seen).flatten(1).any(1)[:, None]
+        if self.where == "logits":
+            return torch.where(far, logits * torch.nan, logits)
+        return logits + (0 * logits).sqrt()  # 0 forward, an infinite slope times 0 backward
+
+
+@pytest.mark.parametrize("where", ["logits", "gradient"])
+@pytest.mark.parametrize(
+    "attack", [fgsm(THREAT), pgd(THREAT, 2, 1, start="zero"), Attack(THREAT, steps=3, search="auto", start="zero")]
+)
+def test_an_objective_that_is_nan_is_named(where, attack):
+    attack = replace(attack, keep_best=True)
+    with pytest.raises(AttackFailed, match=r"objective 'bce' is (NaN on video|not finite)"):
+        attacked(Cliff(where), attack=attack)
+
+
+def test_attention_that_cannot_move_must_be_declared():
+    attack = Attack(THREAT, "attention", steps=2)
+    attacked(network(**MODELS["uniform"]), attack=attack)
+    for model, found in ((network(), replace(attack, view="detached")), (Fixed(), attack)):
+        with pytest.raises(AttackFailed, match="no gradient of the objective 'attention'"):
+            attacked(model, attack=found)
+    declared = Fixed()
+    declared.fixed_attention = True
+    attacked(declared, attack=attack)
+
+
+class Fixed(nn.Module):
+    """Logits that depend on the frames, maps that do not."""
+
+    def forward(self, frames, mask, *, return_attention=False):
+        maps = torch.full((len(frames), 1, frames.shape[1] + 1, frames.shape[1] + 1), 0.1)
+        return Output(frames.sum(1)[:, :C], (maps,))
+
+
+@pytest.mark.parametrize("view", ["softer", "sharper", "detached"])
+def test_a_view_that_a_model_does_not_offer_is_refused(view):
+    with pytest.raises(ValueError, match=r"Own .*needs `tempered|Own takes no `return_attention=`"):
+        attacked(Own(), attack=pgd(THREAT, 2, 1, view=view))
+    if view != "detached":
+        model = network()
+        model.tempered = lambda temperature: Own()
+        assert not torch.equal(attacked(model, attack=pgd(THREAT, 2, 1, view=view)), attacked(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("objective", ["bce", "attention", "attention-scores", "kl"])
+def test_half_precision_is_attacked_within_its_budget_after_rounding(dtype, norm, objective):
+    model, batch = network().to(dtype), videos()
+    attack = Attack(ThreatModel(norm, 0.05, box=(-1, 1)), objective, steps=5)
+    halves = replace(batch, frames=batch.frames.clamp(-1, 1).to(dtype))
+    for given in (halves, replace(halves, frames=halves.frames.float())):
+        frames = attacked(model, given, attack)
+        assert frames.dtype == given.frames.dtype and torch.equal(frames, frames.to(dtype).to(frames.dtype))
+        delta = frames.double() - given.frames.double()
+        assert delta.flatten(1).abs().amax(1).gt(0).all() and not delta[~batch.mask].any()
+        lengths = {"linf": delta.abs().amax(), "l2-frame": delta.norm(dim=2).amax()}
+        assert lengths.get(norm, delta.flatten(1).norm(dim=1).amax()) <= 0.05 + 1e-9
+        assert frames.abs().max() <= 1
+
+
+def test_under_autocast_an_attack_is_made():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        frames = attacked(network(), attack=Attack(THREAT, "attention", steps=2))
+    assert (frames != videos().frames).flatten(1).any(1).all()
+
+
+def test_a_model_made_under_inference_mode_is_told():
+    with torch.inference_mode():
+        model = network()
+    with pytest.raises(AttackFailed, match="made under inference_mode"):
+        attacked(model)
+
+
+# ---------------------------------------------------------------- the box belongs to the threat model
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_on_features_of_another_range_pgd_reaches_the_known_optimum(norm):
+    torch.manual_seed(0)
+    frames = (5 * torch.randn(8, T, D).relu()).clamp(0, 12)  # half of them lie on the box
+    batch = Batch(frames, torch.ones(8, T, dtype=torch.bool), torch.zeros(8, 1), tuple("abcdefgh"))
+    weights = torch.randn(T, D)
+    model = lambda frames, mask: (frames * weights).sum((1, 2))[:, None]  # noqa: E731
+    threat = ThreatModel(norm, 0.4, box=(0, 12))
+    gained = model(attacked(model, batch, pgd(threat, objective="margin")) - batch.frames, batch.mask)
+    best = model(_optimum(weights.expand_as(frames), frames, norm, 0.4), batch.mask)
+    torch.testing.assert_close(gained, best, rtol=0.01, atol=0)
+    with pytest.raises(ValueError, match=r"features lie outside the threat model's box, -1\.992 to 2\.008 .*box="):
+        attacked(model, batch, pgd(ThreatModel(norm, 0.4), objective="margin"))
+    free = attacked(model, replace(batch, frames=30 * frames), pgd(replace(threat, box=None), objective="margin"))
+    dual = {"linf": weights.abs().sum(), "l2-frame": weights.norm(dim=1).sum(), "l2-clip": weights.norm()}[norm]
+    gained = model(free - 30 * frames, batch.mask)
+    torch.testing.assert_close(gained, (0.4 * dual).expand_as(gained), rtol=0.01, atol=0)
+
+
+def _optimum(slope, frames, norm, epsilon) -> torch.Tensor:
+    """The best perturbation for a linear model: along the slope as far as box and ball allow, found by bisection."""
+    if norm == "linf":
+        return (frames + epsilon * slope.sign()).clamp(0, 12) - frames
+    low, dims = torch.zeros(len(frames), T if norm == "l2-frame" else 1, 1), (2,) if norm == "l2-frame" else (1, 2)
+    high = low + 1e3
+    for _ in range(60):
+        middle = (low + high) / 2
+        inside = ((frames + middle * slope).clamp(0, 12) - frames).norm(dim=dims, keepdim=True) <= epsilon
+        low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
+    return (frames + low * slope).clamp(0, 12) - frames
+
+
+@pytest.mark.parametrize("box", [(1, 0), (0, 0), (0,), (0, float("nan"))])
+def test_a_box_without_room_is_refused(box):
+    with pytest.raises(ValueError, match="box must be"):
+        ThreatModel("linf", 0.1, box=box)
+
+
+def test_other_attackers_of_a_threat_keep_its_box():
+    threat = ThreatModel("linf", 0.1, box=[0, 1])
+    assert {t.box for t in (threat.times(2), threat.few(2))} == {(0.0, 1.0)}
+    assert ThreatModel(**threat.few().described()) == threat.few()
+    assert ThreatModel("linf", 0.1).described() == {"norm": "linf", "epsilon": 0.1, "max_frames": None}
+
+
+# ---------------------------------------------------------------- anybody's model, labels, objective
+
+
+def with_attribute(logits):
+    return type("Answer", (dict,), {"logits": property(lambda self: logits)})()
+
+
+@pytest.mark.parametrize("give", [lambda logits: Output(logits, None), with_attribute])
+def test_logits_may_come_alone_or_as_an_attribute(give):
+    torch.testing.assert_close(attacked(Own(give=give)), attacked(Own()))
+    model = Own()
+    function = lambda frames, mask: model(frames, mask)  # noqa: E731
+    torch.testing.assert_close(attacked(function), attacked(model))
+
+
+@pytest.mark.parametrize(
+    "give", [lambda logits: (logits, None), lambda logits: {"logits": logits}, lambda logits: logits[0]]
+)
+def test_what_a_model_must_return_is_told(give):
+    with pytest.raises(ValueError, match=r"the model Own must return logits \[B,C\] with B=12, or `.logits`; got "):
+        attacked(Own(give=give))
+
+
+def test_maps_that_are_missing_or_of_another_shape_are_told():
+    with pytest.raises(ValueError, match="the model Own takes no `return_attention=`"):
+        attacked(Own(), attack=Attack(THREAT, "attention", steps=1))
+    for maps in (None, (torch.ones(12, 1, T, T),)):
+        model = Own()
+        model.forward = lambda frames, mask, maps=maps, **options: Output(frames.sum(1)[:, :C], maps)
+        with pytest.raises(ValueError, match=r"must return maps \[B,H,T\+1,T\+1\] as `.attention`, T=5; got"):
+            attacked(model, attack=Attack(THREAT, "attention", steps=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float64])
+@pytest.mark.parametrize("objective", ["bce", "gap", "margin", "targeted"])
+def test_labels_may_be_of_any_kind(dtype, objective):
+    batch, attack = videos(), Attack(THREAT, objective, steps=2)
+    torch.testing.assert_close(
+        attacked(Own(), replace(batch, labels=batch.labels.to(dtype)), attack), attacked(Own(), batch, attack)
+    )
+
+
+def test_an_objective_of_ones_own_says_what_it_needs(monkeypatch):
+    def first_label(output, clean, batch):
+        assert (clean is None, output.attention is None) == needs
+        return output.logits[:, 0]
+
+    monkeypatch.setitem(OBJECTIVES, "first", first_label)  # a plain function is given everything
+    needs = (False, False)
+    everything = attacked(network(), attack=Attack(THREAT, "first", steps=2))
+    needs = (True, True)
+    record = type(OBJECTIVES["bce"])(first_label, needs_clean=False, needs_maps=False)
+    torch.testing.assert_close(attacked(network(), attack=Attack(THREAT, record, steps=2)), everything)
