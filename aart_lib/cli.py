@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     _threat_options(add)
     add.add_argument("--out", type=Path, required=True, metavar="FILE", help="the ledger (.json), gone on with")
 
-    add = _command(commands, "download", "fetch genuine shards or the vocabulary, verified")
+    add = _command(commands, "download", "fetch genuine shards or the vocabulary")
     add.add_argument("dataset", metavar="DATASET", help="yt8m-frame, yt8m-video, audioset or vocabulary")
     add.add_argument("--split", default="train", help="train (default), validate or test")
     add.add_argument("--version", type=int, default=2, help="of YouTube-8M: 2 (default), or 3 with rated segments")
@@ -76,10 +76,10 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--out", type=Path, required=True, metavar="DIR", help="files go here")
 
     add = _command(commands, "convert", "make memory-mapped copies of frame-level shards, read several times faster")
-    _data_options(add)
+    _data_options(add, labels=False)  # a copy keeps all of them
     add.add_argument("--out", type=Path, required=True, metavar="DIR", help="use it as --data-dir afterwards")
 
-    add = _command(commands, "describe", "statistics of a data set, the embedded one beside genuine ones")
+    add = _command(commands, "describe", "statistics of a data set, the synthetic one beside genuine ones")
     _data_options(add)
 
     add = _command(commands, "report", "draw report.md and the figures from results.json")
@@ -96,11 +96,12 @@ def _command(commands, name: str, about: str):
     return add
 
 
-def _data_options(add) -> None:
+def _data_options(add, *, labels: bool = True) -> None:
     add.add_argument("--data", default="synthetic", metavar="NAME", help=f"{', '.join(DATA)} (default synthetic)")
     add.add_argument("--data-dir", type=Path, metavar="DIR", help="folder with the shards (synthetic: not needed)")
-    about = "only the K most frequent labels of the train split, or these names or verticals"
-    add.add_argument("--labels", metavar="K|A,B,...", help=about)
+    if labels:
+        about = "only the K most frequent labels of the train split, or these names or verticals"
+        add.add_argument("--labels", metavar="K|A,B,...", help=about)
     add.add_argument("--preset", default="small", metavar="NAME", help="quick, small (default) or full")
     about = "stop (default), or skip: leave out damaged records, and tell at the end how many, where and why"
     add.add_argument("--on-bad-record", default="stop", choices=("stop", "skip"), help=about)

@@ -1,6 +1,5 @@
 """What the commands of the command line do; one function each, given the parsed options."""
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from aart_lib import checkpoint, processes
 from aart_lib import download as fetching
 from aart_lib import report as reporting
 from aart_lib import tune as tuning
-from aart_lib.data import VideoDataset, find_shards
+from aart_lib.data import VideoDataset, check_convertible, find_shards
 from aart_lib.data import convert as converted
 from aart_lib.experiment import judge as judging
 from aart_lib.experiment import reproduce as main_job
@@ -21,14 +20,18 @@ from aart_lib.jobs import most as most_jobs
 from aart_lib.losses import defense
 from aart_lib.model import VideoTransformer
 from aart_lib.pictures import draw_attention
-from aart_lib.presets import default_threat, model_config, open_data, preset_named, settings_hash, spec_named
-from aart_lib.records import Skipped, write_json
+from aart_lib.presets import PRESETS, data_name, default_threat, model_config, open_data, preset_named, spec_named
+from aart_lib.records import Skipped, replacing, write_json
 from aart_lib.running import reserved
+from aart_lib.specs import BOX, SAMPLINGS
+from aart_lib.steps import TrainConfig
 from aart_lib.suites import suite
 from aart_lib.summary import summarize
 from aart_lib.threats import ThreatModel
+from aart_lib.vocabulary import chosen
 
 SMALL = 2**20  # bytes: reports and figures
+LARGEST_EPSILON = 1e4
 AT_LEAST_ONE = ("epochs", "test_videos", "batch_size", "accumulate", "jobs")
 
 
@@ -54,7 +57,10 @@ def _preset(options):
             raise ValueError(f"--{key.replace('_', '-')} must be at least 1, got {given[key]}")
     if given.get("workers", 0) < 0:
         raise ValueError(f"--workers must be at least 0, got {given['workers']}")
-    hardware = {key: given[key] for key in ("workers", "accumulate", "recompute") if given.get(key)}
+    if given.get("sampling", "uniform") != "uniform":
+        _check_sampling(options)
+    hardware = {key: given[key] for key in ("workers", "accumulate") if key in given}
+    hardware |= {"recompute": True} if given.get("recompute") else {}
     if options.on_bad_record == "skip":
         options.skipped = Skipped()
         preset = replace(preset, skipped=options.skipped)
@@ -62,20 +68,41 @@ def _preset(options):
     return replace(preset, hardware=replace(preset.hardware, **hardware), **changes)
 
 
+def _check_sampling(options) -> None:
+    if options.sampling not in SAMPLINGS:
+        raise ValueError(f"unknown sampling {options.sampling!r}; known: {', '.join(SAMPLINGS)}")
+    if options.data in ("audioset", "yt8m-video") or (options.data.startswith("synthetic") and not options.data_dir):
+        longest = spec_named(options.data.partition(":")[0]).max_frames
+        raise ValueError(
+            f"--sampling changes nothing: no video of {options.data} has over {longest} frames; leave it out"
+        )
+
+
 def _names(options) -> list[str] | None:
-    names = options.defenses.split(",") if options.defenses else None
-    for name in names or ():
+    if options.defenses is None:
+        return None
+    names = [name.strip() for name in options.defenses.split(",")]
+    for name in names:
         defense(name)  # an unknown one is told before hours are spent
-    return names
+    return list(dict.fromkeys(names))
+
+
+def _check_threat(options) -> None:
+    """What is wrong with --norm and --epsilon is told before data is touched."""
+    if options.epsilon is None and options.norm is not None:
+        raise ValueError("--norm needs --epsilon: the size of a perturbation means something else in every norm")
+    if options.epsilon is not None:
+        ThreatModel(options.norm or "linf", options.epsilon)
+        if not 0 < options.epsilon <= LARGEST_EPSILON:
+            unit = f"feature units, of which features span {BOX[1] - BOX[0]:g}"
+            raise ValueError(
+                f"--epsilon must be above 0 and at most {LARGEST_EPSILON:g} {unit}, got {options.epsilon:g}"
+            )
 
 
 def _threat(options, splits):
     """The threat model of --norm and --epsilon; None if neither is given."""
-    if options.epsilon is None and options.norm is None:
-        return None
-    if options.epsilon is None:
-        raise ValueError("--norm needs --epsilon: the size of a perturbation means something else in every norm")
-    return ThreatModel(options.norm or splits.spec.norm, options.epsilon)
+    return None if options.epsilon is None else ThreatModel(options.norm or splits.spec.norm, options.epsilon)
 
 
 def _reserve(options, out: Path, needed: int, *, resume: bool = True, **names) -> None:
@@ -101,8 +128,7 @@ def reproduce(options) -> None:
     names = _names(options)
     if options.seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {options.seeds}")
-    if options.epsilon is not None:
-        ThreatModel(options.norm or "linf", options.epsilon)
+    _check_threat(options)
     splits = _open(options, preset)
     threat = _threat(options, splits)
     needed = _bytes(splits, preset, options.seeds * len(names or preset.defenses) + 1)
@@ -121,13 +147,13 @@ def reproduce(options) -> None:
 def train(options) -> None:
     preset = _preset(options)
     defense(options.defense)
-    if options.epsilon is not None:
-        ThreatModel(options.norm or "linf", options.epsilon)
+    TrainConfig(seed=options.seed)
+    _check_threat(options)
     splits = _open(options, preset)
     threat = _threat(options, splits) or default_threat(splits)
     _reserve(options, options.out, _bytes(splits, preset, 1), resume=options.resume)
     experiment = Experiment(splits, preset, options.out)
-    _, notes = experiment.model(options.defense, options.seed, threat, path=options.out / "model.safetensors")
+    _, notes = experiment.train(options.defense, options.seed, threat, path=options.out / "model.safetensors")
     last = notes["history"][-1]
     gaps = f"validation GAP {last['clean']:.3f} clean, {last['attacked']:.3f} under PGD-7"
     _say(f"{gaps}; {options.out}/model.safetensors")
@@ -135,35 +161,27 @@ def train(options) -> None:
 
 def evaluate(options) -> None:
     preset = _preset(options)
+    suite(options.suite, ThreatModel("linf", 0.0))  # unknown names are told before data is touched
+    if options.surrogates is not None and options.suite != "strong":
+        raise ValueError(f"the suite {options.suite} tries no --surrogates; take --suite strong, or leave them out")
     model, notes = checkpoint.load(options.checkpoint)
-    if notes["data"] != options.data:
-        trained = f"was trained on {notes['data']}; evaluate it with --data {notes['data']}"
-        raise ValueError(f"{options.checkpoint} {trained}")
-    splits = _open(options, preset)
-    splits.test.keep(notes["labels"])
+    model = model.float().to(processes.device())
+    _check_model(options, preset, model.config, notes)
+    others = _surrogates(options, model.config, notes) if options.suite == "strong" else {}
+    splits, test = _open_for(options, replace(preset, max_frames=model.config.max_frames), notes)
     threat = ThreatModel(notes["threat"]["norm"], notes["threat"]["epsilon"])
-    test = splits.test
-    if options.segments:
-        shards = find_shards(splits.spec, options.data_dir, "test")
-        how = {"labels": notes["labels"], "max_frames": model.config.max_frames, "skipped": preset.skipped}
-        test = VideoDataset(shards, splits.spec, segments=True, **how)
-    if not len(test):
-        raise ValueError(f"{options.data_dir} has no test video with one of the model's labels; fetch more shards")
-    test, model = test.select(range(len(test))[: preset.test_videos]), model.to(processes.device())
-    row = {"defense": notes["defense"], "seed": notes["seed"], "train_seconds": notes.get("train_seconds", 0.0)}
-    others = _surrogates(options, model.config) if options.suite == "strong" else {}
-    suite(options.suite, threat)  # unknown names are told before the folder is made
     _reserve(options, options.out, SMALL)
+    row = {"defense": notes["defense"], "seed": notes["seed"], "train_seconds": notes.get("train_seconds", 0.0)}
     row |= judging.evaluate(model, test, threat, name=options.suite, seed=notes["seed"], surrogates=others)
-    videos = {"train": len(splits.train), "validation": len(splits.validation), "test": len(test)}
-    about = {"name": options.data, "labels": notes["labels"], "videos": videos}
-    about["skipped"] = preset.skipped.files if preset.skipped else {}
+    row["history"] = notes.get("history", [])
     results = {
-        "data": about | {"settings_hash": settings_hash(splits)},
+        "data": main_job.described(splits, test, preset) | {"segments": options.segments},
         "threat": notes["threat"] | {"epsilon_levels": threat.levels, "calibration": None},
         "rows": [row],
         "summary": summarize([row]),
-        "flags": flags(notes["defense"], row, notes.get("history", [])),
+        "comparisons": [],
+        "ceiling": [],
+        "flags": [flag | {"seed": row["seed"]} for flag in flags(row["defense"], row, row["history"])],
     }
     processes.write(write_json, options.out / "results.json", results)
     gaps = {key: row[key] for key in ("clean", "worst")} | row["attacked"]
@@ -171,26 +189,81 @@ def evaluate(options) -> None:
     _say(f"GAP {attacked}; {options.out}/results.json")
 
 
-def _surrogates(options, config) -> dict:
+def _check_model(options, preset, config, notes: dict) -> None:
+    """Whether the data and the preset are those that a model was made for."""
+    name, trained = options.data.partition(":")[0], notes["data"]
+    if name != trained.partition(":")[0]:
+        raise ValueError(f"{options.checkpoint} was trained on {trained}; evaluate it with --data {trained}")
+    if options.segments and name != "yt8m-frame":
+        raise ValueError(
+            f"--segments judges the rated segments of yt8m-frame, version 3; {name} has none: leave it out"
+        )
+    sizes = {known: spec_named(name, found).dims for known, found in PRESETS.items()}
+    if spec_named(name, preset).dims != config.features:
+        fitting = next(
+            (f"--preset {known}" for known, size in sizes.items() if size == config.features), "another model"
+        )
+        got = f"--preset {options.preset} gives {sizes[options.preset]}"
+        raise ValueError(f"{options.checkpoint} takes {config.features} numbers a frame, {got}; take {fitting}")
+
+
+def _open_for(options, preset, notes: dict):
+    """The splits with a model's labels, and the test videos or segments it is judged on."""
+    splits = open_data(options.data, options.data_dir, preset=preset)
+    if data_name(splits) != (trained := notes["data"]):
+        raise ValueError(f"{options.checkpoint} was trained on {trained}; evaluate it with --data {trained}")
+    _check_labels(options, splits.spec, notes["labels"])
+    for part in (splits.train, splits.validation, splits.test):
+        part.keep(notes["labels"])
+    test, what = splits.test, "test video"
+    if options.segments:
+        shards, what = find_shards(splits.spec, options.data_dir, "test"), "rated segment (version 3)"
+        how = {"labels": notes["labels"], "max_frames": preset.max_frames, "skipped": preset.skipped}
+        test = VideoDataset(shards, splits.spec, segments=True, **how)
+    if not len(test):
+        raise ValueError(f"{options.data_dir} has no {what} with one of the model's labels; fetch more shards")
+    return splits, test.select(range(len(test))[: preset.test_videos])
+
+
+def _check_labels(options, spec, own: list[int]) -> None:
+    wanted = chosen(options.labels, spec, options.data_dir)
+    same = len(own) == wanted if isinstance(wanted, int) else wanted is None or set(wanted) == set(own)
+    if not same:
+        given = f"{len(own)} labels of its own, others than --labels {options.labels}"
+        raise ValueError(f"{options.checkpoint} has {given}; leave the option out")
+
+
+def _surrogates(options, config, notes: dict) -> dict:
     """Other models by file name; only those that take the same frames and labels can serve."""
     beside = sorted(options.checkpoint.parent.glob("*.safetensors"))
     given = beside if options.surrogates is None else options.surrogates
-    paths = [path for path in given if path.resolve() != options.checkpoint.resolve()]
-    stems = [path.stem for path in paths]  # `train` calls every model "model"
-    unique = lambda p: f"{p.parent.name}-{p.stem}" if stems.count(p.stem) > 1 else p.stem  # noqa: E731
-    models = {unique(path): checkpoint.load(path)[0] for path in paths}
-    fits = lambda other: (other.features, other.labels) == (config.features, config.labels)  # noqa: E731
-    wrong = [name for name, model in models.items() if not fits(model.config)]
+    paths = {path.resolve(): path for path in given}
+    paths.pop(options.checkpoint.resolve(), None)
+    models = {path: checkpoint.load(path) for path in paths.values()}
+    fits = lambda c: c.features == config.features and c.max_frames >= config.max_frames  # noqa: E731
+    wrong = [
+        path for path, (model, found) in models.items() if found["labels"] != notes["labels"] or not fits(model.config)
+    ]
     if wrong and options.surrogates is not None:
         raise ValueError(f"surrogate {wrong[0]} takes other frames or labels than {options.checkpoint}; leave it out")
-    return {name: model for name, model in models.items() if name not in wrong}
+    fitting = [path for path in models if path not in wrong]
+    return {name: models[path][0].float() for path, name in zip(fitting, _told_apart(fitting), strict=True)}
+
+
+def _told_apart(paths: list[Path]) -> list[str]:
+    """Names of files, with as many of their folders as it takes: `train` calls every model "model"."""
+    parts = [path.resolve().with_suffix("").parts for path in paths]
+    ending = lambda depth: ["-".join(part[-depth:]) for part in parts]  # noqa: E731
+    return next(names for depth in range(1, 99) if len(set(names := ending(depth))) == len(names))
 
 
 def tune(options) -> None:
     preset = _preset(options)
-    splits, names = _open(options, preset), _names(options)
+    _check_threat(options)
+    names, known = tuning.with_grid(options.data.partition(":")[0], _names(options)), tuning.read_ledger(options.out)
+    splits = _open(options, preset)
     _reserve(options, options.out.parent, SMALL, name=options.out.name)  # other ledgers may lie beside it
-    threat = _threat(options, splits) or main_job.calibrated(splits, preset)[0]
+    threat = _threat(options, splits) or tuning.threat_of(known) or main_job.find_threat(splits, preset)[0]
     for name, trials in tuning.tune(splits, threat, preset, options.out, defenses=names).items():
         best = max(trials, key=lambda found: tuning.merit(found, name))
         gaps = f"GAP {best['pgd']:.3f} at ε, {best['pgd@2']:.3f} at 2ε"
@@ -198,7 +271,7 @@ def tune(options) -> None:
 
 
 def download(options) -> None:
-    paths = fetching.download(
+    found = fetching.fetch(
         options.dataset,
         split=options.split,
         shards=options.shards,
@@ -207,16 +280,21 @@ def download(options) -> None:
         version=options.version,
         out=options.out,
     )
-    print(f"{len(paths)} files verified in {options.out}")
+    verified = sum(file.verified for file in found)
+    bare = f", {len(found) - verified} came without a checksum to compare" * (verified < len(found))
+    print(f"{len(found)} files in {options.out}: {verified} verified{bare}")
 
 
 def convert(options) -> None:
     preset = _preset(options)
-    spec = spec_named(options.data, preset)
+    spec = spec_named(options.data.partition(":")[0], preset)
+    check_convertible(spec)
     if options.data_dir is None:
         raise ValueError(f"{options.data} needs --data-dir, the folder with its shards")
     found = [path for split in ("train", "test") for path in find_shards(spec, options.data_dir, split)]
     found = [path for path in found if path.suffix == ".tfrecord"]
+    if not found:
+        raise ValueError(f"{options.data_dir} holds converted shards already; use it as --data-dir")
     share = spec.dims / sum(stored for stored, _ in spec.features.values())
     _reserve(options, options.out, int(share * sum(path.stat().st_size for path in found)))
     made = converted(found, spec, options.out, preset.skipped)
@@ -229,18 +307,13 @@ def describe(options) -> None:
 
 
 def report(options) -> None:
-
-    if not options.results.is_file():
-        raise ValueError(f"{options.results} is not a file; give a results.json that `reproduce` wrote")
+    results = reporting.read_results(options.results)
     out = options.out or options.results.parent
-    try:
-        results = json.loads(options.results.read_text())
-    except ValueError as error:
-        raise ValueError(f"{options.results} is not JSON: {error}") from error
-    if not isinstance(results, dict) or not {"data", "threat", "rows", "summary", "flags"} <= set(results):
-        raise ValueError(f"{options.results} is not a results.json that `reproduce` wrote")
+    models = reporting.models_to_show(options.checkpoints, results) if options.checkpoints else None
+    text = reporting.with_results(options.readme, results) if options.readme else None  # all that can fail comes first
     print(reporting.write_report(results, out, options.results.with_suffix(".md").name.replace("results", "report")))
-    if options.readme:
-        reporting.insert_results(options.readme, results)
-    if options.checkpoints:
-        draw_attention(options.checkpoints, out)
+    if text is not None:
+        with replacing(options.readme) as file:
+            file.write(text.encode())
+    if models:
+        draw_attention(models, out)

@@ -131,6 +131,8 @@ def index(paths, spec: DatasetSpec, *, segments=False, check=True, skipped: Skip
     """
     parts = []
     for path in map(Path, paths):
+        if path.suffix == CONVERTED and segments:
+            raise ValueError(f"{path} is converted and has no rated segments; give the folder it was converted from")
         if path.suffix == CONVERTED:
             parts.append(_converted(path, spec))
         elif check or segments or spec.video_level or skipped is not None:

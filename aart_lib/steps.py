@@ -24,6 +24,8 @@ from aart_lib.processes import Part, drawn
 from aart_lib.specs import SAMPLINGS
 from aart_lib.threats import ThreatModel
 
+LARGEST_SEED = 2**40  # each epoch has a seed of its own, 100,003 times this and more
+
 
 class TrainingStopped(RuntimeError):
     """Training that cannot go on, with the reason."""
@@ -44,6 +46,8 @@ class TrainConfig:
     def __post_init__(self):
         if min(self.epochs, self.batch_size) < 1 or not self.rate > 0:
             raise ValueError(f"epochs, batch_size and rate must be positive, got {self}")
+        if not 0 <= self.seed < LARGEST_SEED:
+            raise ValueError(f"seed must be from 0 to {LARGEST_SEED - 1}, got {self.seed}")
         if self.sampling not in SAMPLINGS:
             raise ValueError(f"unknown sampling {self.sampling!r}; known: {', '.join(SAMPLINGS)}")
 

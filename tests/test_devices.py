@@ -403,7 +403,7 @@ def test_a_model_from_a_checkpoint_goes_where_the_run_computes(tmp_path):
         mock.patch("aart_lib.experiment.reproduce.fingerprint", return_value="same"),
         mock.patch("aart_lib.processes.device", return_value=AWAY),
     ):
-        model, _ = experiment.model("standard", 0, threat, path=tmp_path / "model.safetensors")
+        model, _ = experiment.train("standard", 0, threat, path=tmp_path / "model.safetensors")
     assert all(isinstance(parameter, Elsewhere) for parameter in model.parameters())
 
 
