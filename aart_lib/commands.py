@@ -234,7 +234,7 @@ def report(options) -> None:
         raise ValueError(f"{options.results} is not a file; give a results.json that `reproduce` wrote")
     out = options.out or options.results.parent
     try:
-        results = json.loads(options.results.read_text())
+        results = json.loads(options.results.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{options.results} is not JSON: {error}") from error
     if not isinstance(results, dict) or not {"data", "threat", "rows", "summary", "flags"} <= set(results):

@@ -9,7 +9,6 @@ generator's own truth about timing. Every video depends on (seed, split, index) 
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -19,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from aart_lib.records import cache_folder, encode_sequence_example, write_records
+from aart_lib.running import beside
 from aart_lib.specs import dequantize, quantize
 
 GENERATOR = 1  # raise it when the same settings give other bytes
@@ -216,14 +216,14 @@ def write(settings: Settings, folder) -> None:
     """Write both splits as TFRecord shards; ``folder`` appears when all are complete, or not at all."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    temporary = beside(folder)
+    temporary.mkdir()
     total = settings.train_videos + settings.test_videos
     try:
         with tqdm(total=total, desc="generating the embedded data", unit="video") as bar:
             for name, split, indices in _shards(settings):
                 write_records(temporary / name, (_encode(generate(settings, split, index)) for index in indices))
                 bar.update(len(indices))
-        temporary.chmod(0o755)
         temporary.rename(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

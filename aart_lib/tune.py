@@ -77,7 +77,7 @@ def tune(splits: Splits, threat: ThreatModel, preset: Preset, out, *, defenses: 
     """Run the trials of `grid`; ``out`` (JSON) is written after each, and what it holds already is not run again."""
     path, plan = Path(out), grid(splits.spec.name)
     about = {"norm": threat.norm, "epsilon": threat.epsilon, "split": "validation", "seed": 0}
-    ledger = json.loads(path.read_text())["trials"] if path.exists() else {}
+    ledger = json.loads(path.read_text(encoding="utf-8"))["trials"] if path.exists() else {}
     for name in defenses or plan:
         done = ledger.setdefault(name, [])
         for changes in plan[name]:
