@@ -9,8 +9,8 @@ import hashlib
 import os
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,11 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from aart_lib.index import CONVERTED, Entries, Entry, index, save_converted
 from aart_lib.records import RecordError, Skipped, read_record, replacing
+from aart_lib.running import can_start_processes
 from aart_lib.specs import BOX, LEVEL, SAMPLINGS, SPECS, DatasetSpec, chosen_frames, dequantize, features_of, quantize  # noqa: F401
 
 CACHE_BYTES = 2**28
+SHARED_BYTES = 2**20  # larger batches are handed over in shared memory, an open file each
 STREAM_BYTES = 2**31  # of files: what is larger is streamed; also the size of a shuffled window
 
 
@@ -51,6 +53,15 @@ class Batch:
 
     def to(self, device) -> "Batch":
         return replace(self, **{k: v.to(device) for k, v in vars(self).items() if hasattr(v, "to")})
+
+    def __getstate__(self) -> dict:
+        # A reader process sends what is not in shared memory as bytes: torch would share it, an open file a tensor.
+        bare = lambda v: isinstance(v, Tensor) and not v.is_shared() and get_worker_info() is not None  # noqa: E731
+        return {key: value.numpy() if bare(value) else value for key, value in vars(self).items()}
+
+    def __setstate__(self, state: dict) -> None:
+        found = {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in state.items()}
+        vars(self).update(found)
 
 
 def collate(items: Sequence[Item]) -> Batch:
@@ -158,7 +169,7 @@ class VideoDataset(Dataset):
             return self._cache[key]
         if entry.path.endswith(CONVERTED):
             rows = entry.offset + self._frames(entry, entry.frames)
-            return _mapped(entry.path, self.spec.dims)[rows], None
+            return _converted_rows(entry.path, rows, self.spec.dims), None
         payload = _read(entry)
         try:
             found = features_of(payload, self.spec, lambda total: self._frames(entry, total))
@@ -210,6 +221,7 @@ class VideoDataset(Dataset):
         drawn.__dict__ = self.__dict__ | {"_sampling": sampling, "_seed": seed or 0}
         order = np.arange(len(self)) if seed is None else self._order(seed)
         plan = _Plan(order, size, first, pieces, own or (0, pieces))
+        workers = workers if workers and can_start_processes() else 0
         own_seed = torch.Generator()  # so that reading draws nothing from the numbers that dropout draws
         how: dict = {"num_workers": workers, "pin_memory": torch.cuda.is_available(), "generator": own_seed}
         return DataLoader(drawn, batch_sampler=plan, collate_fn=_as_it_is, **how)
@@ -247,10 +259,12 @@ class _Plan:
 
 
 def _room_for(*shape: int) -> Tensor:
-    """In a reader process in memory shared with the main one, so that it is not copied again."""
-    if get_worker_info() is None:
-        return torch.from_numpy(np.empty(shape, np.float32))  # numpy asks for huge pages: three times as fast to fill
-    return torch.empty(0).set_(torch.UntypedStorage._new_shared(4 * int(np.prod(shape)))).view(shape)
+    """In a reader process in memory shared with the main one, so that it is not copied again, while there is some."""
+    size = 4 * int(np.prod(shape))
+    if get_worker_info() is not None and size > SHARED_BYTES:
+        with suppress(RuntimeError):  # a container has 64 MB, which is a batch or two
+            return torch.empty(0).set_(torch.UntypedStorage._new_shared(size)).view(shape)
+    return torch.from_numpy(np.empty(shape, np.float32))  # numpy asks for huge pages: three times as fast to fill
 
 
 def _as_it_is(batch):
@@ -262,9 +276,14 @@ def _read(entry: Entry) -> bytes:
         return read_record(file, entry.path, entry.offset, os.fstat(file.fileno()).st_size)
 
 
-@lru_cache(maxsize=256)
-def _mapped(path: str, dims: int) -> np.ndarray:
-    return np.memmap(path, np.uint8, "r").reshape(-1, dims)
+def _converted_rows(path: str, rows: np.ndarray, dims: int) -> np.ndarray:
+    """Ascending rows [T,D] of a converted file, in one read. It is opened anew: maps kept would each keep a file open."""
+    table = np.empty((rows[-1] + 1 - rows[0], dims), np.uint8)
+    with open(path, "rb", buffering=0) as file:
+        file.seek(int(rows[0]) * dims)
+        if file.readinto(table) < table.nbytes:
+            raise RecordError(path, int(rows[0]) * dims, "the file ends inside the video; convert again")
+    return table[rows - rows[0]]
 
 
 def check_convertible(spec: DatasetSpec) -> None:

@@ -146,6 +146,7 @@ def _evidence(results: dict):
     return plots.plot_evidence_share(results["rows"], title=title), f"{about}. {title}"
 
 
+@plots.styled
 def plot_attacks(gaps: dict[str, dict[str, float]], *, title: str = "", ax=None) -> Figure:
     """GAP of defenses under single attacks, darker for lower; a ring marks the attack that hurts a defense most.
 
