@@ -10,7 +10,7 @@ from aart_lib import checkpoint, processes
 from aart_lib import download as fetching
 from aart_lib import report as reporting
 from aart_lib import tune as tuning
-from aart_lib.data import VideoDataset, check_convertible, find_shards
+from aart_lib.data import VideoDataset, find_shards
 from aart_lib.data import convert as converted
 from aart_lib.experiment import judge as judging
 from aart_lib.experiment import reproduce as main_job
@@ -28,6 +28,7 @@ from aart_lib.options import (
     preset_asked,
     threat_asked,
 )
+from aart_lib.overview import describe as described
 from aart_lib.pictures import draw_attention, models_to_show
 from aart_lib.presets import data_name, default_threat, model_config, open_data, spec_named
 from aart_lib.records import write_json
@@ -180,10 +181,8 @@ def _told_apart(paths: list[Path]) -> list[str]:
 def tune(options) -> None:
     preset = preset_asked(options)
     check_threat(options)
-    names, known = (
-        tuning.with_grid(options.data.partition(":")[0], defenses_asked(options)),
-        tuning.read_ledger(options.out),
-    )
+    names = tuning.with_grid(options.data.partition(":")[0], defenses_asked(options))
+    known = tuning.read_ledger(options.out)
     splits = open_asked(options, preset)
     _reserve(options, options.out.parent, SMALL, name=options.out.name)  # other ledgers may lie beside it
     threat = threat_asked(options, splits) or tuning.threat_of(known) or main_job.find_threat(splits, preset)[0]
@@ -211,7 +210,7 @@ def download(options) -> None:
 def convert(options) -> None:
     preset = preset_asked(options)
     spec = spec_named(options.data.partition(":")[0], preset)
-    check_convertible(spec)
+    converted([], spec, options.out)  # refuses what need not be converted
     if options.data_dir is None:
         raise ValueError(f"{options.data} needs --data-dir, the folder with its shards")
     found = [path for split in ("train", "test") for path in find_shards(spec, options.data_dir, split)]
@@ -226,7 +225,7 @@ def convert(options) -> None:
 
 
 def describe(options) -> None:
-    print(reporting.describe(options.data, options.data_dir, labels=options.labels, preset=preset_asked(options)))
+    print(described(options.data, options.data_dir, labels=options.labels, preset=preset_asked(options)))
 
 
 def report(options) -> None:
