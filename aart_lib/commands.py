@@ -10,7 +10,7 @@ from aart_lib import checkpoint, processes
 from aart_lib import download as fetching
 from aart_lib import report as reporting
 from aart_lib import tune as tuning
-from aart_lib.data import VideoDataset, check_convertible, find_shards
+from aart_lib.data import VideoDataset, find_shards
 from aart_lib.data import convert as converted
 from aart_lib.experiment import judge as judging
 from aart_lib.experiment import reproduce as main_job
@@ -19,20 +19,26 @@ from aart_lib.flags import flags
 from aart_lib.jobs import most as most_jobs
 from aart_lib.losses import defense
 from aart_lib.model import VideoTransformer
-from aart_lib.pictures import draw_attention
-from aart_lib.presets import PRESETS, data_name, default_threat, model_config, open_data, preset_named, spec_named
-from aart_lib.records import Skipped, replacing, write_json
+from aart_lib.options import (
+    check_labels,
+    check_model,
+    check_threat,
+    defenses_asked,
+    open_asked,
+    preset_asked,
+    threat_asked,
+)
+from aart_lib.overview import describe as described
+from aart_lib.pictures import draw_attention, models_to_show
+from aart_lib.presets import data_name, default_threat, model_config, open_data, spec_named
+from aart_lib.records import write_json
 from aart_lib.running import reserved
-from aart_lib.specs import BOX, SAMPLINGS
 from aart_lib.steps import TrainConfig
 from aart_lib.suites import suite
-from aart_lib.summary import summarize
+from aart_lib.summary import read_results, summarize
 from aart_lib.threats import ThreatModel
-from aart_lib.vocabulary import chosen
 
 SMALL = 2**20  # bytes: reports and figures
-LARGEST_EPSILON = 1e4
-AT_LEAST_ONE = ("epochs", "test_videos", "batch_size", "accumulate", "jobs")
 
 
 def tell_skipped(options) -> None:
@@ -44,65 +50,6 @@ def tell_skipped(options) -> None:
 def _say(text: str) -> None:
     if processes.is_main():
         print(text)
-
-
-def _open(options, preset):
-    return open_data(options.data, options.data_dir, labels=options.labels, preset=preset)
-
-
-def _preset(options):
-    preset, given = preset_named(options.preset), {k: v for k, v in vars(options).items() if v is not None}
-    for key in AT_LEAST_ONE:
-        if given.get(key, 1) < 1:
-            raise ValueError(f"--{key.replace('_', '-')} must be at least 1, got {given[key]}")
-    if given.get("workers", 0) < 0:
-        raise ValueError(f"--workers must be at least 0, got {given['workers']}")
-    if given.get("sampling", "uniform") != "uniform":
-        _check_sampling(options)
-    hardware = {key: given[key] for key in ("workers", "accumulate") if key in given}
-    hardware |= {"recompute": True} if given.get("recompute") else {}
-    if options.on_bad_record == "skip":
-        options.skipped = Skipped()
-        preset = replace(preset, skipped=options.skipped)
-    changes = {k: given[k] for k in ("epochs", "suite", "test_videos", "batch_size", "sampling") if k in given}
-    return replace(preset, hardware=replace(preset.hardware, **hardware), **changes)
-
-
-def _check_sampling(options) -> None:
-    if options.sampling not in SAMPLINGS:
-        raise ValueError(f"unknown sampling {options.sampling!r}; known: {', '.join(SAMPLINGS)}")
-    if options.data in ("audioset", "yt8m-video") or (options.data.startswith("synthetic") and not options.data_dir):
-        longest = spec_named(options.data.partition(":")[0]).max_frames
-        raise ValueError(
-            f"--sampling changes nothing: no video of {options.data} has over {longest} frames; leave it out"
-        )
-
-
-def _names(options) -> list[str] | None:
-    if options.defenses is None:
-        return None
-    names = [name.strip() for name in options.defenses.split(",")]
-    for name in names:
-        defense(name)  # an unknown one is told before hours are spent
-    return list(dict.fromkeys(names))
-
-
-def _check_threat(options) -> None:
-    """What is wrong with --norm and --epsilon is told before data is touched."""
-    if options.epsilon is None and options.norm is not None:
-        raise ValueError("--norm needs --epsilon: the size of a perturbation means something else in every norm")
-    if options.epsilon is not None:
-        ThreatModel(options.norm or "linf", options.epsilon)
-        if not 0 < options.epsilon <= LARGEST_EPSILON:
-            unit = f"feature units, of which features span {BOX[1] - BOX[0]:g}"
-            raise ValueError(
-                f"--epsilon must be above 0 and at most {LARGEST_EPSILON:g} {unit}, got {options.epsilon:g}"
-            )
-
-
-def _threat(options, splits):
-    """The threat model of --norm and --epsilon; None if neither is given."""
-    return None if options.epsilon is None else ThreatModel(options.norm or splits.spec.norm, options.epsilon)
 
 
 def _reserve(options, out: Path, needed: int, *, resume: bool = True, **names) -> None:
@@ -123,14 +70,14 @@ def _bytes(splits, preset, models: int) -> int:
 
 
 def reproduce(options) -> None:
-    preset = _preset(options)
+    preset = preset_asked(options)
     suite(preset.suite, ThreatModel("linf", 0.0))  # unknown names are told before data is touched
-    names = _names(options)
+    names = defenses_asked(options)
     if options.seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {options.seeds}")
-    _check_threat(options)
-    splits = _open(options, preset)
-    threat = _threat(options, splits)
+    check_threat(options)
+    splits = open_asked(options, preset)
+    threat = threat_asked(options, splits)
     needed = _bytes(splits, preset, options.seeds * len(names or preset.defenses) + 1)
     _reserve(options, options.out, needed, resume=options.resume)
     jobs = options.jobs or most_jobs(len(names or preset.defenses) * options.seeds)
@@ -145,12 +92,12 @@ def reproduce(options) -> None:
 
 
 def train(options) -> None:
-    preset = _preset(options)
+    preset = preset_asked(options)
     defense(options.defense)
     TrainConfig(seed=options.seed)
-    _check_threat(options)
-    splits = _open(options, preset)
-    threat = _threat(options, splits) or default_threat(splits)
+    check_threat(options)
+    splits = open_asked(options, preset)
+    threat = threat_asked(options, splits) or default_threat(splits)
     _reserve(options, options.out, _bytes(splits, preset, 1), resume=options.resume)
     experiment = Experiment(splits, preset, options.out)
     _, notes = experiment.train(options.defense, options.seed, threat, path=options.out / "model.safetensors")
@@ -160,13 +107,13 @@ def train(options) -> None:
 
 
 def evaluate(options) -> None:
-    preset = _preset(options)
+    preset = preset_asked(options)
     suite(options.suite, ThreatModel("linf", 0.0))  # unknown names are told before data is touched
     if options.surrogates is not None and options.suite != "strong":
         raise ValueError(f"the suite {options.suite} tries no --surrogates; take --suite strong, or leave them out")
     model, notes = checkpoint.load(options.checkpoint)
     model = model.float().to(processes.device())
-    _check_model(options, preset, model.config, notes)
+    check_model(options, preset, model.config, notes)
     others = _surrogates(options, model.config, notes) if options.suite == "strong" else {}
     splits, test = _open_for(options, replace(preset, max_frames=model.config.max_frames), notes)
     threat = ThreatModel(notes["threat"]["norm"], notes["threat"]["epsilon"])
@@ -189,30 +136,12 @@ def evaluate(options) -> None:
     _say(f"GAP {attacked}; {options.out}/results.json")
 
 
-def _check_model(options, preset, config, notes: dict) -> None:
-    """Whether the data and the preset are those that a model was made for."""
-    name, trained = options.data.partition(":")[0], notes["data"]
-    if name != trained.partition(":")[0]:
-        raise ValueError(f"{options.checkpoint} was trained on {trained}; evaluate it with --data {trained}")
-    if options.segments and name != "yt8m-frame":
-        raise ValueError(
-            f"--segments judges the rated segments of yt8m-frame, version 3; {name} has none: leave it out"
-        )
-    sizes = {known: spec_named(name, found).dims for known, found in PRESETS.items()}
-    if spec_named(name, preset).dims != config.features:
-        fitting = next(
-            (f"--preset {known}" for known, size in sizes.items() if size == config.features), "another model"
-        )
-        got = f"--preset {options.preset} gives {sizes[options.preset]}"
-        raise ValueError(f"{options.checkpoint} takes {config.features} numbers a frame, {got}; take {fitting}")
-
-
 def _open_for(options, preset, notes: dict):
     """The splits with a model's labels, and the test videos or segments it is judged on."""
     splits = open_data(options.data, options.data_dir, preset=preset)
     if data_name(splits) != (trained := notes["data"]):
         raise ValueError(f"{options.checkpoint} was trained on {trained}; evaluate it with --data {trained}")
-    _check_labels(options, splits.spec, notes["labels"])
+    check_labels(options, splits.spec, notes["labels"])
     for part in (splits.train, splits.validation, splits.test):
         part.keep(notes["labels"])
     test, what = splits.test, "test video"
@@ -223,14 +152,6 @@ def _open_for(options, preset, notes: dict):
     if not len(test):
         raise ValueError(f"{options.data_dir} has no {what} with one of the model's labels; fetch more shards")
     return splits, test.select(range(len(test))[: preset.test_videos])
-
-
-def _check_labels(options, spec, own: list[int]) -> None:
-    wanted = chosen(options.labels, spec, options.data_dir)
-    same = len(own) == wanted if isinstance(wanted, int) else wanted is None or set(wanted) == set(own)
-    if not same:
-        given = f"{len(own)} labels of its own, others than --labels {options.labels}"
-        raise ValueError(f"{options.checkpoint} has {given}; leave the option out")
 
 
 def _surrogates(options, config, notes: dict) -> dict:
@@ -258,12 +179,13 @@ def _told_apart(paths: list[Path]) -> list[str]:
 
 
 def tune(options) -> None:
-    preset = _preset(options)
-    _check_threat(options)
-    names, known = tuning.with_grid(options.data.partition(":")[0], _names(options)), tuning.read_ledger(options.out)
-    splits = _open(options, preset)
+    preset = preset_asked(options)
+    check_threat(options)
+    names = tuning.with_grid(options.data.partition(":")[0], defenses_asked(options))
+    known = tuning.read_ledger(options.out)
+    splits = open_asked(options, preset)
     _reserve(options, options.out.parent, SMALL, name=options.out.name)  # other ledgers may lie beside it
-    threat = _threat(options, splits) or tuning.threat_of(known) or main_job.find_threat(splits, preset)[0]
+    threat = threat_asked(options, splits) or tuning.threat_of(known) or main_job.find_threat(splits, preset)[0]
     for name, trials in tuning.tune(splits, threat, preset, options.out, defenses=names).items():
         best = max(trials, key=lambda found: tuning.merit(found, name))
         gaps = f"GAP {best['pgd']:.3f} at ε, {best['pgd@2']:.3f} at 2ε"
@@ -286,9 +208,9 @@ def download(options) -> None:
 
 
 def convert(options) -> None:
-    preset = _preset(options)
+    preset = preset_asked(options)
     spec = spec_named(options.data.partition(":")[0], preset)
-    check_convertible(spec)
+    converted([], spec, options.out)  # refuses what need not be converted
     if options.data_dir is None:
         raise ValueError(f"{options.data} needs --data-dir, the folder with its shards")
     found = [path for split in ("train", "test") for path in find_shards(spec, options.data_dir, split)]
@@ -303,17 +225,16 @@ def convert(options) -> None:
 
 
 def describe(options) -> None:
-    print(reporting.describe(options.data, options.data_dir, labels=options.labels, preset=_preset(options)))
+    print(described(options.data, options.data_dir, labels=options.labels, preset=preset_asked(options)))
 
 
 def report(options) -> None:
-    results = reporting.read_results(options.results)
-    out = options.out or options.results.parent
-    models = reporting.models_to_show(options.checkpoints, results) if options.checkpoints else None
-    text = reporting.with_results(options.readme, results) if options.readme else None  # all that can fail comes first
+    results, out = read_results(options.results), options.out or options.results.parent
+    models = models_to_show(options.checkpoints, results) if options.checkpoints else None
+    if options.readme:
+        reporting.with_results(options.readme, results)  # what may fail comes before anything is written
     print(reporting.write_report(results, out, options.results.with_suffix(".md").name.replace("results", "report")))
-    if text is not None:
-        with replacing(options.readme) as file:
-            file.write(text.encode())
+    if options.readme:
+        reporting.insert_results(options.readme, results)
     if models:
         draw_attention(models, out)

@@ -286,19 +286,14 @@ def _converted_rows(path: str, rows: np.ndarray, dims: int) -> np.ndarray:
     return table[rows - rows[0]]
 
 
-def check_convertible(spec: DatasetSpec) -> None:
-    """Raises: ValueError."""
-    if spec.video_level or spec.evidence:
-        raise ValueError(f"{spec.name} is small as it is; only frame-level shards of bytes are converted")
-
-
 def convert(paths: Sequence[Path], spec: DatasetSpec, out: Path, skipped: Skipped | None = None) -> list[Path]:
     """Frame-level shards as memory-mapped files with the dimensions used and no others: faster, and often smaller.
 
     Each NAME.tfrecord becomes OUT/NAME.frames (bytes, frame after frame) and OUT/NAME.npz (its index); checksums are
     verified here, once and for all. Returns the new files; those already there are kept. Raises: ValueError.
     """
-    check_convertible(spec)
+    if spec.video_level or spec.evidence:
+        raise ValueError(f"{spec.name} is small as it is; only frame-level shards of bytes are converted")
     made = [Path(out) / Path(path).with_suffix(CONVERTED).name for path in paths]
     if len(set(made)) < len(made):
         raise ValueError("two shards have the same name; convert them into different folders")

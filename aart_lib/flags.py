@@ -3,7 +3,7 @@
 Source: Carlini et al. 2019 and Athalye et al. 2018 for the checks; the thresholds are this project's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from itertools import pairwise
 from operator import getitem
@@ -125,16 +125,17 @@ def flags(defense: str, row: dict, history: list[dict]) -> list[dict]:
     """Every check for which the row has the numbers, raised or not."""
     found = []
     for name, measure, threshold, meaning, *needs in CHECKS:
-        value = measure(row, history) if all(_has(row, keys) for keys in needs) else None
+        value = measure(row, history) if all(has(row, keys) for keys in needs) else None
         if value is not None:
             entry = {"name": name, "defense": defense, "raised": value > threshold, "value": value}
             found.append(entry | {"threshold": threshold, "meaning": meaning})
     return found
 
 
-def _has(inside, keys) -> bool:
+def has(inside, keys: Sequence[str]) -> bool:
+    """Whether keys, one inside the other, lead to something; one that ends in "-" or "@" is a beginning."""
     if not keys or not isinstance(inside, Mapping):
         return not keys and inside is not None
     first, *rest = keys
     begins = first.endswith(("-", "@"))
-    return any(_has(inside[key], rest) for key in inside if key == first or (begins and key.startswith(first)))
+    return any(has(inside[key], rest) for key in inside if key == first or (begins and key.startswith(first)))

@@ -6,7 +6,6 @@ A small model keeps no more than one core busy; several of them, each on a core,
 import concurrent.futures
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from aart_lib.processes import ProcessLost, count
 from aart_lib.running import can_start_processes, on_signals, show_any_text
 
-EXTENDED = ("attacks", "losses", "model", "suites", "synthetic", "threats")  # modules with tables that users add to
+EXTENDED = ("losses", "model", "objectives", "attacks", "suites", "synthetic", "threats")  # with tables users add to
 
 
 def most(tasks: int) -> int:
@@ -81,12 +80,12 @@ def _packed(work: Callable) -> bytes:
         tables[module] = {name: table for name, table in found.items() if name.isupper() and isinstance(table, dict)}
     try:
         return cloudpickle.dumps((tables, work))
-    except (pickle.PicklingError, TypeError, AttributeError) as error:
+    except Exception as error:  # every kind of object refuses in a way of its own
         raise ValueError(f"something of this run cannot be sent to another process ({error}); take jobs=1") from error
 
 
 def _unpack(packed: bytes, task: tuple):
-    tables, work = pickle.loads(packed)
+    tables, work = cloudpickle.loads(packed)  # from this process's own parent
     for module, found in tables.items():
         for name, table in found.items():
             getattr(import_module(f"aart_lib.{module}"), name).update(table)
