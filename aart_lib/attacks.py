@@ -1,117 +1,31 @@
-"""Attacks on frame features: what is allowed (`ThreatModel`), what is aimed at (`OBJECTIVES`), how it is searched.
+"""Attacks on frame features: how the change is searched that `ThreatModel` allows and an objective aims at.
 
 Robustness here is robustness *in feature space*: no pixel is touched. All attacks leave padding as it is and keep
-features inside the box of stored values.
+features inside the threat model's box.
 
-Source: Goodfellow et al. 2015 (FGSM), Madry et al. 2018 (PGD), Dong et al. 2018 (momentum), Croce & Hein 2020 (steps
-that halve themselves), Andriushchenko et al. 2020 (Square, for the gradient-free search), Tramèr et al. 2020 (attacks
+Source: Goodfellow et al. 2015 (FGSM), Madry et al. 2018 (PGD), Croce & Hein 2020 (steps that halve themselves),
+Andriushchenko et al. 2020 (Square, for the gradient-free search), Tramèr et al. 2020 (attacks
 that know the defense).
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from aart_lib.data import Batch
-from aart_lib.losses import attention_divergence, bce, bernoulli_kl
 from aart_lib.model import DetachedAttention, Output, VideoTransformer, evaluating, precision, predict, tempered, wide
+from aart_lib.objectives import OBJECTIVES, Objective
 from aart_lib.processes import Part, drawn
 from aart_lib.threats import NORMS, ThreatModel, store
-
-# ---------------------------------------------------------------- objectives
 
 
 class AttackFailed(ValueError):
     """An attack that could not be searched: what it found must not count as robustness."""
 
 
-@dataclass(frozen=True)
-class Objective:
-    """What the attacker maximizes: ``of(output, clean, batch)`` -> [B], higher = worse for the defender.
-
-    It says itself what it needs: the clean `Output` (else None), attention maps. An objective with one number to choose
-    takes it as a fourth argument, ``value``; each restart adds ``stride`` to it.
-    """
-
-    of: Callable[..., Tensor]
-    needs_clean: bool = True
-    needs_maps: bool = True
-    value: float | None = None
-    stride: int = 0
-
-    def __call__(self, output: Output, clean: Output | None, batch: Batch) -> Tensor:
-        return self.of(output, clean, batch, *(() if self.value is None else (self.value,)))
-
-    def at(self, value: float) -> "Objective":
-        """The same with another number."""
-        return replace(self, value=value)
-
-    def after(self, restarts: int) -> "Objective":
-        return self if self.value is None else self.at(self.value + restarts * self.stride)
-
-
-def _bce(output: Output, clean, batch: Batch) -> Tensor:
-    return bce(output.logits, batch.labels)
-
-
-def _kl(output: Output, clean: Output, batch: Batch) -> Tensor:
-    return bernoulli_kl(clean.logits, output.logits)
-
-
-def _margin(output: Output, clean, batch: Batch) -> Tensor:
-    wrong = output.logits.masked_fill(batch.labels > 0, -torch.inf).amax(1)
-    right = output.logits.masked_fill(batch.labels == 0, torch.inf).amin(1)
-    # Videos without a label, or with all of them, have one side only.
-    return torch.where(wrong.isfinite(), wrong, 0) - torch.where(right.isfinite(), right, 0)
-
-
-def _targeted(output: Output, clean: Output, batch: Batch, rank: float) -> Tensor:
-    """One wrong label, the ``rank``-th most likely on clean frames, shall stand above the weakest right one."""
-    ranked = clean.logits.masked_fill(batch.labels > 0, -torch.inf).argsort(1, descending=True)
-    place = int(rank) % (batch.labels == 0).sum(1, keepdim=True).clamp_min(1)  # after the last wrong label the first
-    target = ranked.gather(1, place)
-    right = output.logits.masked_fill(batch.labels == 0, torch.inf).amin(1)
-    return output.logits.gather(1, target)[:, 0] - torch.where(right.isfinite(), right, 0)
-
-
-def _gap(output: Output, clean, batch: Batch, threshold: float) -> Tensor:
-    above = torch.sigmoid(output.logits - threshold)  # pooled GAP suffers most from confident false positives
-    return (above * (1 - batch.labels) + (1 - above) * batch.labels).sum(1)
-
-
-def _attention(output: Output, clean: Output, batch: Batch) -> Tensor:
-    assert clean.attention is not None and output.attention is not None
-    return attention_divergence(clean.attention, output.attention, batch.mask)
-
-
-def _scores(output: Output, clean: Output, batch: Batch) -> Tensor:
-    """How far the [CLS] row moved before the softmax, where a saturated map still has a gradient."""
-
-    def centered(maps):  # the log of a softmax is its score up to a constant a row
-        real = torch.nn.functional.pad(batch.mask, (1, 0), value=True)[:, None]  # [B,1,T+1]
-        logs = maps[-1][:, :, 0].clamp_min(1e-30).log().masked_fill(~real, 0)
-        return (logs - logs.sum(-1, keepdim=True) / real.sum(-1, keepdim=True)).masked_fill(~real, 0)
-
-    return (centered(output.attention) - centered(clean.attention)).square().sum(-1).mean(1)
-
-
-def _mixed(output: Output, clean: Output, batch: Batch, weight: float) -> Tensor:
-    return _bce(output, clean, batch) + weight * _attention(output, clean, batch)
-
-
-OBJECTIVES: dict[str, Objective] = {
-    "bce": Objective(_bce, needs_clean=False, needs_maps=False),
-    "margin": Objective(_margin, needs_clean=False, needs_maps=False),  # where the BCE's gradient is exactly zero
-    "targeted": Objective(_targeted, needs_maps=False, value=0, stride=1),  # 0: the most likely wrong label
-    "gap": Objective(_gap, needs_clean=False, needs_maps=False, value=0.0),  # the logit that it pushes across
-    "kl": Objective(_kl, needs_maps=False),
-    "attention": Objective(_attention),
-    "attention-scores": Objective(_scores),
-    "bce-attention": Objective(_mixed, value=1.0),  # the weight of the attention; negative keeps attention still
-}
 # What the attacker's gradients are taken from. The perturbation is for the model itself.
 VIEWS = {
     "own": lambda model: model,
@@ -142,7 +56,6 @@ class Attack:
     restarts: int = 1
     start: str = "near"  # one of `STARTS`
     step_size: float | None = None  # in units of ε; None = 2.5 / steps, at most 1
-    momentum: float = 0.0
     keep_best: bool = True  # the best iterate of each video over steps and restarts, not the last
     frames: str = "gradient"  # how the max_frames frames are chosen: one of `CHOICES`; each restart begins one further
     search: str = "gradient"  # or "auto" (the step halves itself when it stops helping) or "random" (no gradient)
@@ -355,13 +268,10 @@ def _start(batch: Batch, attack: Attack, open_: Tensor, generator) -> Tensor:
 def _ascend(model, batch: Batch, attack: Attack, open_: Tensor, clean, delta: Tensor, generator):
     """Yields (perturbation, objective) of every iterate."""
     threat, norm = attack.threat, NORMS[attack.threat.norm]
-    project, velocity = threat.projection(batch.frames), 0.0
+    project = threat.projection(batch.frames)
     for _ in range(attack.steps):
         loss, gradient = loss_and_gradient(model, batch, attack, delta, clean)
         yield delta, loss
-        if attack.momentum:  # gradients of all sizes count alike
-            gradient = gradient / gradient.abs().sum((1, 2), keepdim=True).clamp_min(1e-30)
-            gradient = velocity = attack.momentum * velocity + gradient
         delta = project(norm.ascend(gradient * open_).mul_(attack.size).add_(delta))
     yield delta, _value(model, batch, attack, delta, clean) if attack.keep_best else loss
 

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,15 @@ class Batch:
     def pin_memory(self) -> "Batch":
         """What torch's loader asks for where ``pin_memory=True``."""
         return self._each(Tensor.pin_memory)
+
+    def __getstate__(self) -> dict:
+        # A reader process sends what is not in shared memory as bytes: torch would share it, an open file a tensor.
+        bare = lambda v: isinstance(v, Tensor) and not v.is_shared() and get_worker_info() is not None  # noqa: E731
+        return {key: value.numpy() if bare(value) else value for key, value in vars(self).items()}
+
+    def __setstate__(self, state: dict) -> None:
+        found = {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in state.items()}
+        vars(self).update(found)
 
     def _each(self, change: Callable) -> "Batch":
         return replace(self, **{k: change(v) for k, v in vars(self).items() if isinstance(v, Tensor)})

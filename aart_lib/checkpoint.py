@@ -35,8 +35,9 @@ def save(path, model: VideoTransformer, notes: dict) -> None:
         file.write(to_bytes(tensors, metadata={"aart": description}))
 
 
+@torch.inference_mode(False)  # else what is loaded in it could never be attacked
 def load(path) -> tuple[VideoTransformer, dict]:
-    """A model in eval mode and its notes.
+    """A model in eval mode and its notes, on the CPU and with the numbers of the file: torch's defaults do not matter.
 
     Raises: ValueError if the file is not such a checkpoint, or holds other tensors than its description says, or NaN.
     """
@@ -51,7 +52,8 @@ def load(path) -> tuple[VideoTransformer, dict]:
     except (SafetensorError, json.JSONDecodeError, RecursionError, OSError) as error:
         raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
     model, notes = _build(path, description)
-    expected = model.state_dict()
+    kind = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), torch.float32)
+    expected = model.to(kind).state_dict()
     differ = lambda k: (expected[k].shape, expected[k].dtype) != (tensors[k].shape, tensors[k].dtype)  # noqa: E731
     wrong = sorted(set(expected) ^ set(tensors)) or [name for name in expected if differ(name)]
     if wrong:

@@ -8,8 +8,13 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from aart_lib.running import on_signals
+from aart_lib.running import on_signals, show_any_text
 
+FULL = errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)  # Windows does not know EDQUOT
+READER_ENDED = (
+    "a process that reads was ended from outside, perhaps for want of memory, or of the shared memory of a container "
+    "(docker run --shm-size gives more); --workers 0 needs none"
+)
 DATA = ("synthetic", "audioset", "yt8m-frame", "yt8m-video")
 
 
@@ -66,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     _threat_options(add)
     add.add_argument("--out", type=Path, required=True, metavar="FILE", help="the ledger (.json), gone on with")
 
-    add = _command(commands, "download", "fetch genuine shards or the vocabulary, verified")
+    add = _command(commands, "download", "fetch genuine shards or the vocabulary")
     add.add_argument("dataset", metavar="DATASET", help="yt8m-frame, yt8m-video, audioset or vocabulary")
     add.add_argument("--split", default="train", help="train (default), validate or test")
     add.add_argument("--version", type=int, default=2, help="of YouTube-8M: 2 (default), or 3 with rated segments")
@@ -76,10 +81,10 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--out", type=Path, required=True, metavar="DIR", help="files go here")
 
     add = _command(commands, "convert", "make memory-mapped copies of frame-level shards, read several times faster")
-    _data_options(add)
+    _data_options(add, labels=False)  # a copy keeps all of them
     add.add_argument("--out", type=Path, required=True, metavar="DIR", help="use it as --data-dir afterwards")
 
-    add = _command(commands, "describe", "statistics of a data set, the embedded one beside genuine ones")
+    add = _command(commands, "describe", "statistics of a data set, the synthetic one beside genuine ones")
     _data_options(add)
 
     add = _command(commands, "report", "draw report.md and the figures from results.json")
@@ -96,11 +101,12 @@ def _command(commands, name: str, about: str):
     return add
 
 
-def _data_options(add) -> None:
+def _data_options(add, *, labels: bool = True) -> None:
     add.add_argument("--data", default="synthetic", metavar="NAME", help=f"{', '.join(DATA)} (default synthetic)")
     add.add_argument("--data-dir", type=Path, metavar="DIR", help="folder with the shards (synthetic: not needed)")
-    about = "only the K most frequent labels of the train split, or these names or verticals"
-    add.add_argument("--labels", metavar="K|A,B,...", help=about)
+    if labels:
+        about = "only the K most frequent labels of the train split, or these names or verticals"
+        add.add_argument("--labels", metavar="K|A,B,...", help=about)
     add.add_argument("--preset", default="small", metavar="NAME", help="quick, small (default) or full")
     about = "stop (default), or skip: leave out damaged records, and tell at the end how many, where and why"
     add.add_argument("--on-bad-record", default="stop", choices=("stop", "skip"), help=about)
@@ -125,6 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
     0 = done, 2 = the user's mistake, bad input or a full disk, 1 = a training had to stop, 130 = stopped by Ctrl-C or
     SIGTERM; one sentence on standard error for each but the first.
     """
+    show_any_text()
     options, signals = parser().parse_args(arguments), []
     # Threads that wait for each other spin a little, then sleep: beside any other work, endless spinning makes training
     # ten times slower, and sleeping at once costs half as much again on a quiet machine. GNU's OpenMP reads this.
@@ -143,11 +150,16 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("AART_DEBUG"):
             raise
-        full = f"; make room, then {again} goes on" * (getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT))
+        full = f"; make room, then {again} goes on" * (getattr(error, "errno", None) in FULL)
         print(f"aart: {_sentence(error)}{full}", file=sys.stderr)
         return 2
     except (TrainingStopped, processes.ProcessLost) as error:
         print(f"aart: {'training stopped: ' * isinstance(error, TrainingStopped)}{error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):  # what torch says of reader processes that ended
+            raise
+        print(f"aart: {READER_ENDED}; {again} goes on from there", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\naart: stopped; {again} goes on from there", file=sys.stderr)

@@ -1,6 +1,5 @@
 """What the commands of the command line do; one function each, given the parsed options."""
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,16 +19,26 @@ from aart_lib.flags import flags
 from aart_lib.jobs import most as most_jobs
 from aart_lib.losses import defense
 from aart_lib.model import VideoTransformer
-from aart_lib.pictures import draw_attention
-from aart_lib.presets import default_threat, model_config, open_data, preset_named, settings_hash, spec_named
-from aart_lib.records import Skipped, write_json
+from aart_lib.options import (
+    check_labels,
+    check_model,
+    check_threat,
+    defenses_asked,
+    open_asked,
+    preset_asked,
+    threat_asked,
+)
+from aart_lib.overview import describe as described
+from aart_lib.pictures import draw_attention, models_to_show
+from aart_lib.presets import data_name, default_threat, model_config, open_data, spec_named
+from aart_lib.records import write_json
 from aart_lib.running import reserved
+from aart_lib.steps import TrainConfig
 from aart_lib.suites import suite
-from aart_lib.summary import summarize
+from aart_lib.summary import read_results, summarize
 from aart_lib.threats import ThreatModel
 
 SMALL = 2**20  # bytes: reports and figures
-AT_LEAST_ONE = ("epochs", "test_videos", "batch_size", "accumulate", "jobs")
 
 
 def tell_skipped(options) -> None:
@@ -41,41 +50,6 @@ def tell_skipped(options) -> None:
 def _say(text: str) -> None:
     if processes.is_main():
         print(text)
-
-
-def _open(options, preset):
-    return open_data(options.data, options.data_dir, labels=options.labels, preset=preset)
-
-
-def _preset(options):
-    preset, given = preset_named(options.preset), {k: v for k, v in vars(options).items() if v is not None}
-    for key in AT_LEAST_ONE:
-        if given.get(key, 1) < 1:
-            raise ValueError(f"--{key.replace('_', '-')} must be at least 1, got {given[key]}")
-    if given.get("workers", 0) < 0:
-        raise ValueError(f"--workers must be at least 0, got {given['workers']}")
-    hardware = {key: given[key] for key in ("workers", "accumulate", "recompute") if given.get(key)}
-    if options.on_bad_record == "skip":
-        options.skipped = Skipped()
-        preset = replace(preset, skipped=options.skipped)
-    changes = {k: given[k] for k in ("epochs", "suite", "test_videos", "batch_size", "sampling") if k in given}
-    return replace(preset, hardware=replace(preset.hardware, **hardware), **changes)
-
-
-def _names(options) -> list[str] | None:
-    names = options.defenses.split(",") if options.defenses else None
-    for name in names or ():
-        defense(name)  # an unknown one is told before hours are spent
-    return names
-
-
-def _threat(options, splits):
-    """The threat model of --norm and --epsilon; None if neither is given."""
-    if options.epsilon is None and options.norm is None:
-        return None
-    if options.epsilon is None:
-        raise ValueError("--norm needs --epsilon: the size of a perturbation means something else in every norm")
-    return ThreatModel(options.norm or splits.spec.norm, options.epsilon)
 
 
 def _reserve(options, out: Path, needed: int, *, resume: bool = True, **names) -> None:
@@ -96,15 +70,14 @@ def _bytes(splits, preset, models: int) -> int:
 
 
 def reproduce(options) -> None:
-    preset = _preset(options)
+    preset = preset_asked(options)
     suite(preset.suite, ThreatModel("linf", 0.0))  # unknown names are told before data is touched
-    names = _names(options)
+    names = defenses_asked(options)
     if options.seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {options.seeds}")
-    if options.epsilon is not None:
-        ThreatModel(options.norm or "linf", options.epsilon)
-    splits = _open(options, preset)
-    threat = _threat(options, splits)
+    check_threat(options)
+    splits = open_asked(options, preset)
+    threat = threat_asked(options, splits)
     needed = _bytes(splits, preset, options.seeds * len(names or preset.defenses) + 1)
     _reserve(options, options.out, needed, resume=options.resume)
     jobs = options.jobs or most_jobs(len(names or preset.defenses) * options.seeds)
@@ -119,51 +92,43 @@ def reproduce(options) -> None:
 
 
 def train(options) -> None:
-    preset = _preset(options)
+    preset = preset_asked(options)
     defense(options.defense)
-    if options.epsilon is not None:
-        ThreatModel(options.norm or "linf", options.epsilon)
-    splits = _open(options, preset)
-    threat = _threat(options, splits) or default_threat(splits)
+    TrainConfig(seed=options.seed)
+    check_threat(options)
+    splits = open_asked(options, preset)
+    threat = threat_asked(options, splits) or default_threat(splits)
     _reserve(options, options.out, _bytes(splits, preset, 1), resume=options.resume)
     experiment = Experiment(splits, preset, options.out)
-    _, notes = experiment.model(options.defense, options.seed, threat, path=options.out / "model.safetensors")
+    _, notes = experiment.train(options.defense, options.seed, threat, path=options.out / "model.safetensors")
     last = notes["history"][-1]
     gaps = f"validation GAP {last['clean']:.3f} clean, {last['attacked']:.3f} under PGD-7"
     _say(f"{gaps}; {options.out}/model.safetensors")
 
 
 def evaluate(options) -> None:
-    preset = _preset(options)
+    preset = preset_asked(options)
+    suite(options.suite, ThreatModel("linf", 0.0))  # unknown names are told before data is touched
+    if options.surrogates is not None and options.suite != "strong":
+        raise ValueError(f"the suite {options.suite} tries no --surrogates; take --suite strong, or leave them out")
     model, notes = checkpoint.load(options.checkpoint)
-    if notes["data"] != options.data:
-        trained = f"was trained on {notes['data']}; evaluate it with --data {notes['data']}"
-        raise ValueError(f"{options.checkpoint} {trained}")
-    splits = _open(options, preset)
-    splits.test.keep(notes["labels"])
+    model = model.float().to(processes.device())
+    check_model(options, preset, model.config, notes)
+    others = _surrogates(options, model.config, notes) if options.suite == "strong" else {}
+    splits, test = _open_for(options, replace(preset, max_frames=model.config.max_frames), notes)
     threat = ThreatModel(**notes["threat"])
-    test = splits.test
-    if options.segments:
-        shards = find_shards(splits.spec, options.data_dir, "test")
-        how = {"labels": notes["labels"], "max_frames": model.config.max_frames, "skipped": preset.skipped}
-        test = VideoDataset(shards, splits.spec, segments=True, **how)
-    if not len(test):
-        raise ValueError(f"{options.data_dir} has no test video with one of the model's labels; fetch more shards")
-    test, model = test.select(range(len(test))[: preset.test_videos]), model.to(processes.device())
-    row = {"defense": notes["defense"], "seed": notes["seed"], "train_seconds": notes.get("train_seconds", 0.0)}
-    others = _surrogates(options, model.config) if options.suite == "strong" else {}
-    suite(options.suite, threat)  # unknown names are told before the folder is made
     _reserve(options, options.out, SMALL)
+    row = {"defense": notes["defense"], "seed": notes["seed"], "train_seconds": notes.get("train_seconds", 0.0)}
     row |= judging.evaluate(model, test, threat, name=options.suite, seed=notes["seed"], surrogates=others)
-    videos = {"train": len(splits.train), "validation": len(splits.validation), "test": len(test)}
-    about = {"name": options.data, "labels": notes["labels"], "videos": videos}
-    about["skipped"] = preset.skipped.files if preset.skipped else {}
+    row["history"] = notes.get("history", [])
     results = {
-        "data": about | {"settings_hash": settings_hash(splits)},
+        "data": main_job.described(splits, test, preset) | {"segments": options.segments},
         "threat": notes["threat"] | {"epsilon_levels": threat.levels, "calibration": None},
         "rows": [row],
         "summary": summarize([row]),
-        "flags": flags(notes["defense"], row, notes.get("history", [])),
+        "comparisons": [],
+        "ceiling": [],
+        "flags": [flag | {"seed": row["seed"]} for flag in flags(row["defense"], row, row["history"])],
     }
     processes.write(write_json, options.out / "results.json", results)
     gaps = {key: row[key] for key in ("clean", "worst")} | row["attacked"]
@@ -171,26 +136,56 @@ def evaluate(options) -> None:
     _say(f"GAP {attacked}; {options.out}/results.json")
 
 
-def _surrogates(options, config) -> dict:
+def _open_for(options, preset, notes: dict):
+    """The splits with a model's labels, and the test videos or segments it is judged on."""
+    splits = open_data(options.data, options.data_dir, preset=preset)
+    if data_name(splits) != (trained := notes["data"]):
+        raise ValueError(f"{options.checkpoint} was trained on {trained}; evaluate it with --data {trained}")
+    check_labels(options, splits.spec, notes["labels"])
+    for part in (splits.train, splits.validation, splits.test):
+        part.keep(notes["labels"])
+    test, what = splits.test, "test video"
+    if options.segments:
+        shards, what = find_shards(splits.spec, options.data_dir, "test"), "rated segment (version 3)"
+        how = {"labels": notes["labels"], "max_frames": preset.max_frames, "skipped": preset.skipped}
+        test = VideoDataset(shards, splits.spec, segments=True, **how)
+    if not len(test):
+        raise ValueError(f"{options.data_dir} has no {what} with one of the model's labels; fetch more shards")
+    return splits, test.select(range(len(test))[: preset.test_videos])
+
+
+def _surrogates(options, config, notes: dict) -> dict:
     """Other models by file name; only those that take the same frames and labels can serve."""
     beside = sorted(options.checkpoint.parent.glob("*.safetensors"))
     given = beside if options.surrogates is None else options.surrogates
-    paths = [path for path in given if path.resolve() != options.checkpoint.resolve()]
-    stems = [path.stem for path in paths]  # `train` calls every model "model"
-    unique = lambda p: f"{p.parent.name}-{p.stem}" if stems.count(p.stem) > 1 else p.stem  # noqa: E731
-    models = {unique(path): checkpoint.load(path)[0] for path in paths}
-    fits = lambda other: (other.features, other.labels) == (config.features, config.labels)  # noqa: E731
-    wrong = [name for name, model in models.items() if not fits(model.config)]
+    paths = {path.resolve(): path for path in given}
+    paths.pop(options.checkpoint.resolve(), None)
+    models = {path: checkpoint.load(path) for path in paths.values()}
+    fits = lambda c: c.features == config.features and c.max_frames >= config.max_frames  # noqa: E731
+    wrong = [
+        path for path, (model, found) in models.items() if found["labels"] != notes["labels"] or not fits(model.config)
+    ]
     if wrong and options.surrogates is not None:
         raise ValueError(f"surrogate {wrong[0]} takes other frames or labels than {options.checkpoint}; leave it out")
-    return {name: model for name, model in models.items() if name not in wrong}
+    fitting = [path for path in models if path not in wrong]
+    return {name: models[path][0].float() for path, name in zip(fitting, _told_apart(fitting), strict=True)}
+
+
+def _told_apart(paths: list[Path]) -> list[str]:
+    """Names of files, with as many of their folders as it takes: `train` calls every model "model"."""
+    parts = [path.resolve().with_suffix("").parts for path in paths]
+    ending = lambda depth: ["-".join(part[-depth:]) for part in parts]  # noqa: E731
+    return next(names for depth in range(1, 99) if len(set(names := ending(depth))) == len(names))
 
 
 def tune(options) -> None:
-    preset = _preset(options)
-    splits, names = _open(options, preset), _names(options)
+    preset = preset_asked(options)
+    check_threat(options)
+    names = tuning.with_grid(options.data.partition(":")[0], defenses_asked(options))
+    known = tuning.read_ledger(options.out)
+    splits = open_asked(options, preset)
     _reserve(options, options.out.parent, SMALL, name=options.out.name)  # other ledgers may lie beside it
-    threat = _threat(options, splits) or main_job.calibrated(splits, preset)[0]
+    threat = threat_asked(options, splits) or tuning.threat_of(known) or main_job.find_threat(splits, preset)[0]
     for name, trials in tuning.tune(splits, threat, preset, options.out, defenses=names).items():
         best = max(trials, key=lambda found: tuning.merit(found, name))
         gaps = f"GAP {best['pgd']:.3f} at ε, {best['pgd@2']:.3f} at 2ε"
@@ -198,7 +193,7 @@ def tune(options) -> None:
 
 
 def download(options) -> None:
-    paths = fetching.download(
+    found = fetching.fetch(
         options.dataset,
         split=options.split,
         shards=options.shards,
@@ -207,16 +202,21 @@ def download(options) -> None:
         version=options.version,
         out=options.out,
     )
-    print(f"{len(paths)} files verified in {options.out}")
+    verified = sum(file.verified for file in found)
+    bare = f", {len(found) - verified} came without a checksum to compare" * (verified < len(found))
+    print(f"{len(found)} files in {options.out}: {verified} verified{bare}")
 
 
 def convert(options) -> None:
-    preset = _preset(options)
-    spec = spec_named(options.data, preset)
+    preset = preset_asked(options)
+    spec = spec_named(options.data.partition(":")[0], preset)
+    converted([], spec, options.out)  # refuses what need not be converted
     if options.data_dir is None:
         raise ValueError(f"{options.data} needs --data-dir, the folder with its shards")
     found = [path for split in ("train", "test") for path in find_shards(spec, options.data_dir, split)]
     found = [path for path in found if path.suffix == ".tfrecord"]
+    if not found:
+        raise ValueError(f"{options.data_dir} holds converted shards already; use it as --data-dir")
     share = spec.dims / sum(stored for stored, _ in spec.features.values())
     _reserve(options, options.out, int(share * sum(path.stat().st_size for path in found)))
     made = converted(found, spec, options.out, preset.skipped)
@@ -225,22 +225,16 @@ def convert(options) -> None:
 
 
 def describe(options) -> None:
-    print(reporting.describe(options.data, options.data_dir, labels=options.labels, preset=_preset(options)))
+    print(described(options.data, options.data_dir, labels=options.labels, preset=preset_asked(options)))
 
 
 def report(options) -> None:
-
-    if not options.results.is_file():
-        raise ValueError(f"{options.results} is not a file; give a results.json that `reproduce` wrote")
-    out = options.out or options.results.parent
-    try:
-        results = json.loads(options.results.read_text())
-    except ValueError as error:
-        raise ValueError(f"{options.results} is not JSON: {error}") from error
-    if not isinstance(results, dict) or not {"data", "threat", "rows", "summary", "flags"} <= set(results):
-        raise ValueError(f"{options.results} is not a results.json that `reproduce` wrote")
+    results, out = read_results(options.results), options.out or options.results.parent
+    models = models_to_show(options.checkpoints, results) if options.checkpoints else None
+    if options.readme:
+        reporting.with_results(options.readme, results)  # what may fail comes before anything is written
     print(reporting.write_report(results, out, options.results.with_suffix(".md").name.replace("results", "report")))
     if options.readme:
         reporting.insert_results(options.readme, results)
-    if options.checkpoints:
-        draw_attention(options.checkpoints, out)
+    if models:
+        draw_attention(models, out)

@@ -10,8 +10,8 @@ import hashlib
 import os
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from aart_lib.batch import Batch, Item, collate
-from aart_lib.index import CONVERTED, Entries, Entry, index
+from aart_lib.index import CONVERTED, Entries, Entry, converted_rows, index
 from aart_lib.records import RecordError, Skipped, read_record
+from aart_lib.running import can_start_processes
 from aart_lib.specs import (  # noqa: F401
     BOX,
     LEVEL,
@@ -37,6 +38,7 @@ from aart_lib.specs import (  # noqa: F401
 from aart_lib.tensors import Given, given
 
 CACHE_BYTES = 2**28
+SHARED_BYTES = 2**20  # larger batches are handed over in shared memory, an open file each
 STREAM_BYTES = 2**31  # of files: what is larger is streamed; also the size of a shuffled window
 
 
@@ -157,7 +159,7 @@ class VideoDataset(Dataset):
             rows = entry.offset + self._frames(entry, entry.frames)
             if self._given:
                 return self._given.rows(rows)
-            return _mapped(entry.path, self.spec.dims)[rows], None
+            return converted_rows(entry.path, rows, self.spec.dims), None
         payload = _read(entry)
         try:
             found = features_of(payload, self.spec, lambda total: self._frames(entry, total))
@@ -210,6 +212,7 @@ class VideoDataset(Dataset):
         drawn._sampling, drawn._seed = sampling, seed or 0
         order = np.arange(len(self)) if seed is None else self._order(seed)
         plan = _Plan(order, size, first, pieces, own or (0, pieces))
+        workers = workers if workers and can_start_processes() else 0
         own_seed = torch.Generator()  # so that reading draws nothing from the numbers that dropout draws
         how: dict = {"num_workers": workers, "pin_memory": torch.cuda.is_available(), "generator": own_seed}
         return DataLoader(_Together(drawn), batch_size=None, sampler=plan, collate_fn=_as_it_is, **how)
@@ -257,10 +260,12 @@ class _Plan:
 
 
 def _room_for(*shape: int) -> Tensor:
-    """In a reader process in memory shared with the main one, so that it is not copied again."""
-    if get_worker_info() is None:
-        return torch.from_numpy(np.empty(shape, np.float32))  # numpy asks for huge pages: three times as fast to fill
-    return torch.empty(0).set_(torch.UntypedStorage._new_shared(4 * int(np.prod(shape)))).view(shape)
+    """In a reader process in memory shared with the main one, so that it is not copied again, while there is some."""
+    size = 4 * int(np.prod(shape))
+    if get_worker_info() is not None and size > SHARED_BYTES:
+        with suppress(RuntimeError):  # a container has 64 MB, which is a batch or two
+            return torch.empty(0).set_(torch.UntypedStorage._new_shared(size)).view(shape)
+    return torch.from_numpy(np.empty(shape, np.float32))  # numpy asks for huge pages: three times as fast to fill
 
 
 def _as_it_is(batch):
@@ -270,11 +275,6 @@ def _as_it_is(batch):
 def _read(entry: Entry) -> bytes:
     with open(entry.path, "rb") as file:
         return read_record(file, entry.path, entry.offset, os.fstat(file.fileno()).st_size)
-
-
-@lru_cache(maxsize=256)
-def _mapped(path: str, dims: int) -> np.ndarray:
-    return np.memmap(path, np.uint8, "r").reshape(-1, dims)
 
 
 # ---------------------------------------------------------------- splits

@@ -1,4 +1,4 @@
-"""Fetch the published shards, verified, in parallel, and from where an earlier run stopped.
+"""Fetch the published shards in parallel, verified where there is a checksum, and from where an earlier run stopped.
 
 YouTube-8M names every shard and its md5 in a plan, ``{base}/{version}/download_plans/{frame|video}_{split}.json``,
 and serves it at ``http://{mirror}.data.yt8m.org/{version}/{frame|video}/{split}/NAME``. While a shard is on its
@@ -33,7 +33,9 @@ CHOICES = {
     "dataset": ("yt8m-frame", "yt8m-video", "audioset", "vocabulary"),
     "split": ("train", "validate", "test"),
     "mirror": ("us", "eu", "asia"),
+    "version": (2, 3),
 }
+ONE_FILE = {"vocabulary": ("split", "shards", "version", "mirror"), "audioset": ("split", "shards", "version")}
 TIMEOUT = (10, 60)  # seconds: to connect, between two packets
 ATTEMPTS = 5  # without a single new byte, before the server counts as out of reach
 BACKOFF = 1.0  # seconds, doubled from one attempt to the next
@@ -56,10 +58,20 @@ class _File(NamedTuple):
     md5: str | None = None  # None: the one that the server sends with the file, if any
 
 
-def download(
+class Fetched(NamedTuple):
+    path: Path
+    verified: bool  # whether there was a checksum, which was right
+
+
+def download(dataset, **options) -> list[Path]:
+    """The files in the folder ``out``, fetched unless they are there: all of them, or an error. See `fetch`."""
+    return [file.path for file in fetch(dataset, **options)]
+
+
+def fetch(
     dataset, *, split="train", shards="1/1", mirror="us", base_url=None, out, workers=4, version=2
-) -> list[Path]:
-    """The verified files in the folder ``out``, fetched unless they are there: all of them, or an error.
+) -> list[Fetched]:
+    """What `download` does, and which of the files were compared with a checksum.
 
     dataset: yt8m-frame, yt8m-video, audioset (one archive, from which a train and an eval shard are unpacked,
     whatever the ``split``), or vocabulary (of YouTube-8M). split: train, validate or test. shards: "X/Y", the X-th
@@ -69,9 +81,14 @@ def download(
 
     Raises: DownloadError.
     """
-    for (name, known), value in zip(CHOICES.items(), (dataset, split, mirror), strict=True):
+    for (name, known), value in zip(CHOICES.items(), (dataset, split, mirror, version), strict=True):
         if value not in known:
-            raise DownloadError(f"unknown {name} {value!r}; known are {', '.join(known)}")
+            raise DownloadError(f"unknown {name} {value!r}; known are {', '.join(map(str, known))}")
+    given = {"split": split != "train", "shards": shards != "1/1", "version": version != 2, "mirror": mirror != "us"}
+    for name in ONE_FILE.get(dataset, ["mirror"] if base_url else []):
+        if given[name]:
+            why = "is one file" if dataset in ONE_FILE else "comes from --base-url"
+            raise DownloadError(f"--{name} changes nothing for {dataset}, which {why}; leave it out")
     if base_url is not None and not re.match(r"https?://[^/]", base_url):
         raise DownloadError(f"base_url must begin with http:// or https:// and name a server, got {base_url!r}")
     out, base, session = Path(out), base_url and base_url.rstrip("/"), _session(workers)
@@ -83,7 +100,8 @@ def download(
         if dataset == "audioset":
             path = f"{mirror}_audioset/youtube_corpus/v1/features/features.tar.gz"
             archive = _File("features.tar.gz", f"{base or 'https://storage.googleapis.com'}/{path}")
-            return _unpack_audioset(*_fetch_all(session, [archive], out, workers))
+            (found,) = _fetch_all(session, [archive], out, workers)
+            return [Fetched(path, found.verified) for path in _unpack_audioset(found.path)]
         level = dataset.removeprefix("yt8m-")
         plan = _fetch_plan(session, f"{base or 'http://data.yt8m.org'}/{version}/download_plans/{level}_{split}.json")
         folder = f"{base or f'http://{mirror}.data.yt8m.org'}/{version}/{level}/{split}"
@@ -151,7 +169,7 @@ def _numbered(name: str) -> str:
     return f"{stem}{SHARD_LETTERS.index(first) * len(SHARD_LETTERS) + SHARD_LETTERS.index(second):04d}{rest}"
 
 
-def _fetch_all(session: requests.Session, files: list[_File], out: Path, workers: int) -> list[Path]:
+def _fetch_all(session: requests.Session, files: list[_File], out: Path, workers: int) -> list[Fetched]:
     """Fetch a few files at a time; a missing or wrong one is reported after the others have arrived."""
     from tqdm.auto import tqdm
 
@@ -181,19 +199,19 @@ class _Transfer:
         self.sizes, self.arrived = dict[str, int](), dict[str, int]()  # bytes of each file: in full, so far
         self.lock, self.stop = threading.Lock(), threading.Event()
 
-    def fetch(self, file: _File) -> Path:
+    def fetch(self, file: _File) -> Fetched:
         """The file under its final name: complete, and with the right md5. Raises: DownloadError."""
         final, part = self.out / file.name, self.out / f"{file.name}.part"
         if final.is_file() and file.md5 in (None, _md5(final)):
             self._enter(file.name, _size(final), _size(final))
-            return final
+            return Fetched(final, file.md5 is not None)
         resumed, barren = part.exists(), 0
         while barren < ATTEMPTS:
             before = _size(part)
             complete, md5 = self._receive(file, part)
             if complete and md5 in (None, _md5(part)):
                 os.replace(part, final)
-                return final
+                return Fetched(final, md5 is not None)
             if complete:
                 part.unlink()
                 if not resumed:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -68,6 +69,16 @@ def average_precision_per_video(scores, labels, top_k: int = 20) -> np.ndarray:
     return np.concatenate(values)
 
 
+class _Part(NamedTuple):
+    """What is kept of some videos: n of them, their k best classes."""
+
+    scores: np.ndarray  # [n,k] float64, the best first
+    hits: np.ndarray  # [n,k] bool: true labels among them
+    classes: np.ndarray  # [n,k]
+    precision: np.ndarray  # [n] of PERR
+    first: np.ndarray  # [n] bool: is the best class true?
+
+
 class Accumulator:
     """All four scores of a stream of batches, in memory of ``top_k`` entries a video.
 
@@ -78,7 +89,7 @@ class Accumulator:
         _check_top_k(top_k)
         self.top_k = top_k
         self._positives: np.ndarray | None = None  # [C] true labels of each class
-        self._parts: list[tuple[np.ndarray, ...]] = []  # scores, hits, classes [n,k]; precision, first [n]
+        self._parts: list[_Part] = []
 
     def update(self, scores, labels) -> Accumulator:
         """Add videos: scores and 0/1 labels [N,C]. Returns itself. Raises: ValueError, then nothing is added."""
@@ -106,7 +117,7 @@ class Accumulator:
         """See the function of this name."""
         if self._positives is None:
             return math.nan
-        scores, hits, _ = self._pool()
+        scores, hits = self._pool("scores", "hits")
         ranked, good = np.sort(scores), np.sort(scores[hits])  # two sorts of values are faster than one of places
         found = np.arange(1, len(good) + 1)  # hits so far, the best first
         at_least = len(ranked) - np.searchsorted(ranked, good[::-1])  # entries no worse than each hit
@@ -118,17 +129,17 @@ class Accumulator:
         """See the function of this name, with this accumulator's top_k."""
         if self._positives is None or not self._positives.any():
             return math.nan
-        scores, hits, classes = self._pool()
+        scores, hits, classes = self._pool("scores", "hits", "classes")
         sums = _precision_sums(scores, hits, classes, len(self._positives))
         return float((sums / np.maximum(self._positives, 1))[self._positives > 0].mean())
 
     def hit_at_one(self) -> float:
         """See the function of this name."""
-        return self._mean(4)
+        return self._mean("first")
 
     def perr(self) -> float:
         """See the function of this name."""
-        return self._mean(3)
+        return self._mean("precision")
 
     def _extend(self, parts: list, positives) -> None:
         if positives is None:
@@ -139,18 +150,18 @@ class Accumulator:
         self._parts += parts
         self._positives = positives if self._positives is None else self._positives + positives
 
-    def _pool(self) -> list[np.ndarray]:
-        return [np.concatenate([part[i].ravel() for part in self._parts]) for i in range(3)]
+    def _pool(self, *names: str) -> list[np.ndarray]:
+        return [np.concatenate([getattr(part, name).ravel() for part in self._parts]) for name in names]
 
-    def _mean(self, column: int) -> float:
-        values = [value for part in self._parts for value in part[column].tolist()]
+    def _mean(self, name: str) -> float:
+        values = [value for part in self._parts for value in getattr(part, name).tolist()]
         return math.fsum(values) / len(values) if values else math.nan  # fsum: the same in any order
 
 
-def _summarize(scores: np.ndarray, true: np.ndarray, top_k: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-    """What an accumulator keeps of a block: top scores, hits, classes [n,k]; PERR precision, first hit [n].
+def _summarize(scores: np.ndarray, true: np.ndarray, top_k: int) -> tuple[_Part, np.ndarray]:
+    """What an accumulator keeps of a block, and the true labels of each class, [C].
 
-    Beside it the true labels of each class, [C]. They are rare: found once, they are counted by row and by column.
+    True labels are rare: found once, they are counted by row and by column.
     """
     rows, classes = np.divmod(np.flatnonzero(true), true.shape[1])
     count, positives = np.bincount(rows, minlength=len(true)), np.bincount(classes, minlength=true.shape[1])
@@ -161,7 +172,7 @@ def _summarize(scores: np.ndarray, true: np.ndarray, top_k: int) -> tuple[tuple[
     first = true[np.arange(len(true)), scores.argmax(1)]
     top = ranked[:, :top_k].astype(np.int32)
     top_scores = np.take_along_axis(scores, top, axis=1).astype(np.float64)
-    return (top_scores, hits[:, :top_k].copy(), top, precision, first), positives
+    return _Part(top_scores, hits[:, :top_k].copy(), top, precision, first), positives
 
 
 def _ranking(scores: np.ndarray, true: np.ndarray, k: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from aart_lib.data import collate
 from aart_lib.model import cls_attention, predict
 from aart_lib.presets import open_data
 from aart_lib.scoring import generator_for, probabilities
+from aart_lib.summary import first_seed
 
 # ---------------------------------------------------------------- figures of results.json
 
@@ -30,7 +31,7 @@ def draw(results: dict, out, prefix: str) -> dict[str, str]:
         drawn["attacks"] = _attacks(tried)
     if all(row.get("history") for row in rows):
         drawn["training"] = _training(results)
-    if rows[0]["evidence_share"]:
+    if rows[0].get("evidence_share"):
         drawn["evidence"] = _evidence(results)
     for key, (figure, _) in drawn.items():
         plots.save(figure, Path(out) / f"{prefix}-{key}.png")
@@ -38,10 +39,10 @@ def draw(results: dict, out, prefix: str) -> dict[str, str]:
 
 
 def attacks_of(rows: list[dict]) -> dict[str, dict[str, float]]:
-    """{attack: {defense: GAP}} of seed 0, without the search that got only some of the videos."""
+    """{attack: {defense: GAP}} of the first seed, without the search that got only some of the videos."""
     found: dict[str, dict[str, float]] = {}
-    for row in rows:
-        for attack, result in row["attacked"].items() if row["seed"] == 0 else ():
+    for row in first_seed(rows):
+        for attack, result in row["attacked"].items():
             if attack != "gradient-free":
                 found.setdefault(attack, {})[row["defense"]] = result["gap"]
     return found
@@ -62,9 +63,11 @@ def _bars(results: dict):
     summary, epsilon = results["summary"], results["threat"]["epsilon"]
     best, gaps = _best(summary), {point["epsilon"]: point["gap"] for point in results["ceiling"]}
     lines = {"clean": gaps.get(0.0), "certified at ε": gaps.get(min(gaps, key=lambda e: abs(e - epsilon), default=0))}
-    kept = {name: s["worst_gap"] / s["clean_gap"] for name, s in summary.items()}
-    title = f"Under the worst attack the baseline keeps {kept['standard']:.0%} of its clean GAP"
-    title += f", {best} {kept[best]:.0%}" if best != "standard" else ": no defense keeps a higher GAP"
+    kept = {name: s["worst_gap"] / s["clean_gap"] if s["clean_gap"] else 0.0 for name, s in summary.items()}
+    title = f"Under the worst attack {best} keeps {kept[best]:.0%} of its clean GAP"
+    if "standard" in kept:
+        title = f"Under the worst attack the baseline keeps {kept['standard']:.0%} of its clean GAP"
+        title += f", {best} {kept[best]:.0%}" if best != "standard" else ": no defense keeps a higher GAP"
     about = "Bars: clean, worst attacked and steady-attention GAP of each defense" + "; lines: the ceiling" * bool(gaps)
     return plots.plot_table_bars(results["rows"], ceiling=lines if gaps else None, title=title), f"{about}. {title}"
 
@@ -83,11 +86,13 @@ def lost_by_drift(rows: list[dict]) -> float:
 
 
 def _drift(rows: list[dict]):
-    rho, second = lost_by_drift(rows), "evidence_share" if rows[0]["evidence_share"] else "attention_entropy"
+    rho, second = lost_by_drift(rows), "evidence_share" if rows[0].get("evidence_share") else "attention_entropy"
     finding = "No clear order between drift of attention and GAP lost"
     if abs(rho) >= 0.3:
         finding = f"Where attention drifts more, {'more' if rho > 0 else 'less'} GAP is lost"
     title = f"{finding}: rank correlation {rho:+.2f}, {len(rows)} models"
+    if np.isnan(rho):
+        title = "Drift of attention and GAP lost: too few models to see an order"
     about = f"Points: GAP lost against attention drift, and against {second.replace('_', ' ')}"
     return plots.plot_drift(rows, second=second, title=title), f"{about}. {title}"
 
@@ -95,8 +100,10 @@ def _drift(rows: list[dict]):
 def _epsilon(results: dict):
     rows, summary, threat = results["rows"], results["summary"], results["threat"]
     best, names = _best(summary, "worst@2_gap"), dict.fromkeys(row["defense"] for row in rows)
-    title = f"When ε doubles, the worst attack leaves the baseline {summary['standard']['worst@2_gap']:.2f} GAP"
-    title += f", {best} {summary[best]['worst@2_gap']:.2f}" if best != "standard" else ", and no defense more"
+    title = f"When ε doubles, the worst attack leaves {best} {summary[best]['worst@2_gap']:.2f} GAP"
+    if "standard" in summary:
+        title = f"When ε doubles, the worst attack leaves the baseline {summary['standard']['worst@2_gap']:.2f} GAP"
+        title += f", {best} {summary[best]['worst@2_gap']:.2f}" if best != "standard" else ", and no defense more"
     figure = plots.plot_robustness_curve(
         {name: _curve([row for row in rows if row["defense"] == name]) for name in names},
         calibrated=threat["epsilon"],
@@ -119,7 +126,7 @@ def _curve(rows: list[dict]):
 
 def _attacks(tried: dict[str, dict[str, float]]):
     attack, times = Counter(strongest(tried).values()).most_common(1)[0]
-    title = f"Of {len(tried)} attacks {attack} hurts most {times} of {len(strongest(tried))} defenses (seed 0)"
+    title = f"Of {len(tried)} attacks {attack} hurts most {times} of {len(strongest(tried))} defenses (one seed)"
     about = "Table of shades: GAP of each defense under each attack, the lowest in a ring"
     return plot_attacks(tried, title=title), f"{about}. {title}"
 
@@ -139,13 +146,16 @@ def _training(results: dict):
 def _evidence(results: dict):
     summary = results["summary"]
     best = _best(summary)
-    shares = {n: (summary[n]["evidence_clean"], summary[n]["evidence_attacked"]) for n in ("standard", best)}
+    shares = {
+        n: (summary[n]["evidence_clean"], summary[n]["evidence_attacked"]) for n in ("standard", best) if n in summary
+    }
     told = ", ".join(f"of {'the baseline' if n == 'standard' else n} {a:.2f} → {b:.2f}" for n, (a, b) in shares.items())
     title = f"Attention on evidence, clean → attacked: {told}"
     about = "Lines: share of attention on evidence, clean and attacked, of each defense"
     return plots.plot_evidence_share(results["rows"], title=title), f"{about}. {title}"
 
 
+@plots.styled
 def plot_attacks(gaps: dict[str, dict[str, float]], *, title: str = "", ax=None) -> Figure:
     """GAP of defenses under single attacks, darker for lower; a ring marks the attack that hurts a defense most.
 
@@ -166,15 +176,28 @@ def plot_attacks(gaps: dict[str, dict[str, float]], *, title: str = "", ax=None)
 # ---------------------------------------------------------------- attention under attack
 
 
-def draw_attention(folder, out) -> None:
+def models_to_show(folder, results: dict) -> dict:
+    """{defense: (model, notes)} of a folder's baseline and A-ART. Raises: ValueError unless the results are of them."""
+    paths = {name: Path(folder) / f"{name}-seed0.safetensors" for name in ("standard", "a-art")}
+    if bare := [path.name for path in paths.values() if not path.is_file()]:
+        raise ValueError(f"{folder} has no {bare[0]}; attention is drawn of seed 0's baseline and A-ART")
+    models = {name: checkpoint.load(path) for name, path in paths.items()}
+    wanted, made_for = results["data"], [(notes["data"], notes["labels"]) for _, notes in models.values()]
+    if not wanted["name"].startswith("synthetic"):
+        raise ValueError(f"attention is drawn beside evidence, which {wanted['name']} has not; leave out --checkpoints")
+    if made_for != 2 * [(wanted["name"], wanted["labels"])]:
+        raise ValueError(f"{folder} holds models of other data or labels than the results; leave out --checkpoints")
+    return models
+
+
+def draw_attention(models: dict, out) -> None:
     """The README's pictures: one test video, its attention before and under a one-frame attack, baseline and A-ART.
 
     Shown is the video of the 100 first test videos that misleads the baseline most: a strong example, not a typical
     one.
     """
-    models = {name: checkpoint.load(Path(folder) / f"{name}-seed0.safetensors") for name in ("standard", "a-art")}
     notes = models["a-art"][1]
-    splits = open_data(notes["data"])
+    splits = open_data(notes["data"], labels=notes["labels"])
     names = synthetic.names(synthetic.SETTINGS["default"])
     threat = ThreatModel(**notes["threat"])
     attack = pgd(threat.few())

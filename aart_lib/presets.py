@@ -53,12 +53,12 @@ def preset_named(name: str) -> Preset:
 
 
 def open_data(
-    name: str, data_dir=None, *, labels: int | str | None = None, preset: Preset = PRESETS["small"]
+    name: str, data_dir=None, *, labels: int | str | list[int] | None = None, preset: Preset = PRESETS["small"]
 ) -> Splits:
-    """The splits of a data set by name; the embedded one is generated on first use. Raises: ValueError.
+    """The splits of a data set by name; the synthetic one is generated on first use. Raises: ValueError.
 
-    labels: how many, the most frequent; or names of labels or verticals, see `vocabulary.chosen`.
-    "synthetic:short" and its like are the unseen variants of the embedded data, on which nothing is tuned.
+    labels: how many, the most frequent; or names of labels or verticals, see `vocabulary.chosen`; or class indices.
+    "synthetic:short" and its like are the unseen variants of the synthetic data, on which nothing is tuned.
     """
     name, _, variant = name.partition(":")
     spec = spec_named(name, preset)
@@ -70,7 +70,10 @@ def open_data(
     elif data_dir is None:
         raise ValueError(f"{name} needs --data-dir, the folder with its shards; `python -m aart_lib download` fetches")
     kept = chosen(labels, spec, data_dir)
-    return open_splits(spec, data_dir, labels=kept, max_frames=preset.max_frames, skipped=preset.skipped)
+    splits = open_splits(spec, data_dir, labels=kept, max_frames=preset.max_frames, skipped=preset.skipped)
+    if variant and variant_of(splits) != variant:
+        raise ValueError(f"{data_dir} was not generated as {name}:{variant}; leave out the variant, or --data-dir")
+    return splits
 
 
 def spec_named(name: str, preset: Preset = PRESETS["small"]) -> DatasetSpec:
@@ -98,18 +101,18 @@ def default_threat(splits: Splits) -> ThreatModel:
 
 
 def settings_hash(splits: Splits) -> str | None:
-    """Of the generator's settings, which its folder is named after; None for genuine data and other folders."""
-    folder = Path(splits.train.entries[0].path).parent.name
-    return folder.removeprefix("synthetic-") if folder.startswith("synthetic-") else None
+    """Of what the videos were generated with; None for genuine data, and where nothing is known of that."""
+    generated = splits.spec.name == "synthetic"
+    return synthetic.made_with(Path(splits.train.entries[0].path).parent) if generated else None
 
 
 def data_name(splits: Splits) -> str:
-    """The name by which `open_data` opens these videos, "synthetic:short" for a variant of the embedded data."""
+    """The name by which `open_data` opens these videos, "synthetic:short" for a variant of the synthetic data."""
     variant = variant_of(splits)
     return splits.spec.name if variant in (None, "default") else f"{splits.spec.name}:{variant}"
 
 
 def variant_of(splits: Splits) -> str | None:
-    """Name of the generator's settings that made the videos; None for genuine data and other folders."""
+    """Name of the generator's settings that made the videos; None where it has no name."""
     known: dict = {synthetic.settings_hash(settings): name for name, settings in synthetic.SETTINGS.items()}
     return known.get(settings_hash(splits))

@@ -6,7 +6,7 @@ All run the same program. They differ in which videos they read, and only the ma
 import os
 from collections.abc import Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
@@ -80,21 +80,33 @@ def write(call, *arguments) -> None:
     gathered(None)
 
 
-class Part(NamedTuple):
-    """A generator for some of the videos of a batch: they get the noise that they would get within the whole batch.
+@dataclass
+class Part:
+    """A generator for some of the videos of a batch: they get the numbers that they get within the whole batch.
 
-    So the number of processes that share a batch changes nothing. All must draw as often.
+    So it changes nothing how a batch is cut: each draw is made once, for all its videos, and every part takes its rows.
     """
 
     generator: torch.Generator
     videos: int  # in the whole batch
     frames: int  # of its longest video
-    first: int  # place of this part's first video
+    first: int = 0  # place of this part's first video
+    made: list[torch.Tensor] = field(default_factory=list)  # the draws so far, which all parts of the batch share
+    taken: int = 0  # of them, by this part
+
+    def at(self, first: int) -> "Part":
+        """Another part of the same batch."""
+        return replace(self, first=first, taken=0)
+
+    def draw(self, shape: Sequence[int]) -> torch.Tensor:
+        if self.taken == len(self.made):
+            self.made.append(drawn((self.videos, self.frames, *shape[2:]), self.generator))
+        self.taken += 1
+        return self.made[self.taken - 1][self.first : self.first + shape[0], : shape[1]]
 
 
 def drawn(shape: Sequence[int], generator: torch.Generator | Part | None) -> torch.Tensor:
     """Uniform numbers in [0,1) of a shape [B,T,...], on the generator's device."""
     if isinstance(generator, Part):
-        whole = drawn((generator.videos, generator.frames, *shape[2:]), generator.generator)
-        return whole[generator.first : generator.first + shape[0], : shape[1]]
+        return generator.draw(shape)
     return torch.rand(tuple(shape), generator=generator, device=generator.device if generator else "cpu")

@@ -1,17 +1,14 @@
-"""From results to paper: report.md and its tables, made from results.json alone; what `describe` prints."""
+"""From results to paper: report.md and its tables, made from results.json alone."""
 
-import math
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-
-from aart_lib import synthetic
 from aart_lib.flags import CHECKS
 from aart_lib.losses import TUNED
 from aart_lib.pictures import attacks_of, draw, strongest
-from aart_lib.presets import PRESETS, open_data
 from aart_lib.records import replacing
+from aart_lib.specs import LEVEL
+from aart_lib.summary import first_seed
 
 COLUMNS = (
     ("defense", lambda name, s: name),
@@ -70,10 +67,12 @@ def table(summary: dict) -> str:
 
 def heading(results: dict) -> str:
     """What was measured, on what, with what."""
-    data, threat, seeds = results["data"], results["threat"], max(row["seed"] for row in results["rows"]) + 1
-    videos, calibration = data["videos"], threat["calibration"] or {}
-    about = f"ε given by hand; the calibration target {calibration.get('target_ratio')} was not used"
-    if calibration.get("reached"):
+    data, threat, seeds = results["data"], results["threat"], sorted({row["seed"] for row in results["rows"]})
+    videos, calibration = data["videos"], threat.get("calibration")
+    about = "the one that is stored with the model"
+    if calibration:
+        about = f"ε given by hand; the calibration target {calibration.get('target_ratio')} was not used"
+    if calibration and calibration.get("reached"):
         about = (
             f"chosen on the validation split so that the baseline of seed 0 keeps {calibration['reached']:.3f} of its "
             f"clean GAP under PGD (target {calibration['target_ratio']}), then frozen"
@@ -82,15 +81,15 @@ def heading(results: dict) -> str:
     if (variant := data.get("variant")) not in (None, "default"):
         stands_in += f", variant *{variant}*, on which nothing was tuned"
     if data["name"].partition(":")[0] not in TUNED:
-        stands_in += " (nothing was tuned on it: every defense has the settings of the trials on embedded data)"
+        stands_in += " (nothing was tuned on it: every defense has the settings of the trials on synthetic data)"
     if bad := data.get("skipped"):
         stands_in += f", without {sum(found['records'] for found in bad.values())} bad records"
     return (
         f"Data: {data['name']}{stands_in}, {len(data['labels'])} labels, {videos['train']} training, "
-        f"{videos['validation']} validation and {videos['test']} test videos. "
-        f"Seeds: {', '.join(map(str, range(seeds)))}.\n"
-        f"Threat, in feature space: {threat['norm']}, ε = {threat['epsilon']:.4g} ({threat['epsilon_levels']:.2f} byte "
-        f"steps of 4/255), {about}."
+        f"{videos['validation']} validation and {videos['test']} test "
+        f"{'segments' if data.get('segments') else 'videos'}. Seeds: {', '.join(map(str, seeds))}.\n"
+        f"Threat, in feature space: {threat['norm']}, ε = {threat['epsilon']:.4g} ({threat['epsilon'] / LEVEL:.2f} "
+        f"byte steps of 4/255), {about}."
     )
 
 
@@ -118,14 +117,19 @@ def write_report(results: dict, out, name: str = "report.md") -> str:
 
 def insert_results(readme, results: dict) -> None:
     """Put heading and table between ``<!-- results:NAME -->`` and ``<!-- end -->`` of a text. Raises: ValueError."""
-    readme, mark = Path(readme), f"<!-- results:{results['data']['name']} -->"
-    before, found, rest = readme.read_text(encoding="utf-8").partition(mark)
+    text = with_results(readme, results)
+    with replacing(readme) as file:
+        file.write(text.encode())
+
+
+def with_results(readme, results: dict) -> str:
+    """What `insert_results` writes. Raises: ValueError."""
+    mark = f"<!-- results:{results['data']['name']} -->"
+    before, found, rest = Path(readme).read_text(encoding="utf-8").partition(mark)
     if not found or "<!-- end -->" not in rest:
         raise ValueError(f"{readme} has no place for the table; it needs the lines {mark} and <!-- end -->")
     after = rest.partition("<!-- end -->")[2]
-    text = f"{before}{mark}\n{heading(results)}\n\n{table(results['summary'])}\n<!-- end -->{after}"
-    with replacing(readme) as file:
-        file.write(text.encode())
+    return f"{before}{mark}\n{heading(results)}\n\n{table(results['summary'])}\n<!-- end -->{after}"
 
 
 # ---------------------------------------------------------------- sections: each a list of paragraphs
@@ -146,12 +150,13 @@ def _ceiling(results: dict) -> list[str]:
 
 
 def _attacks(rows: list[dict]) -> list[str]:
-    first, tried, parts = [row for row in rows if row["seed"] == 0], attacks_of(rows), []
+    first, tried, parts = first_seed(rows), attacks_of(rows), []
     names, lowest = [row["defense"] for row in first], strongest(tried)
     if len(tried) > 3:
         mark = lambda a, n: f"**{tried[a][n]:.3f}**" if lowest[n] == a else f"{tried[a][n]:.3f}"  # noqa: E731
         lines = [[a, *(mark(a, n) if n in tried[a] else "–" for n in names)] for a in tried]
-        parts = ["GAP under each attack within ε, seed 0; bold: the lowest of the column.", _grid(["", *names], lines)]
+        about = f"GAP under each attack within ε, seed {first[0]['seed']}; bold: the lowest of the column."
+        parts = [about, _grid(["", *names], lines)]
     else:
         parts = [f"Tried within ε: {', '.join(tried)}. The suite *strong* tries some thirty attacks on seed 0."]
     free = {row["defense"]: row["attacked"].get("gradient-free") for row in first}
@@ -174,7 +179,8 @@ def _verdict(entry: dict) -> str:
 def _comparisons(results: dict) -> list[str]:
     found, seeds = results["comparisons"], len({row["seed"] for row in results["rows"]})
     if not found:
-        return ["A-ART was not trained in this run."]
+        alone = "no other defense was judged beside A-ART" if "a-art" in results["summary"] else "A-ART was not trained"
+        return [f"Nothing is compared: {alone} in this run."]
     others, cells = dict.fromkeys(entry["with"] for entry in found), {(e["with"], e["measure"]): e for e in found}
     show = lambda e: "{:+.3f} ({:+.3f} to {:+.3f}), p {:.3f}".format(e["difference"], *e["ci95"], e["p_holm"])  # noqa: E731
     lines = [[other, *(show(cells[other, measure]) for measure in SIZES)] for other in others]
@@ -200,7 +206,7 @@ def _reasons(flags: list[dict]) -> list[str]:
     for name, found in raised.items():
         values = ", ".join(f"{flag['defense']} seed {flag.get('seed', 0)}: {flag['value']:.3f}" for flag in found)
         lines += [f"- **{name}**, {found[0]['meaning']} (above {found[0]['threshold']:g}): {values}"] if found else []
-    known = _grid(["check", "raised above", "meaning"], [[name, f"{at:g}", what] for name, _, at, what in CHECKS])
+    known = _grid(["check", "raised above", "meaning"], [[name, f"{at:g}", what] for name, _, at, what, *_ in CHECKS])
     folded = f"<details><summary>All {len(CHECKS)} checks</summary>\n\n{known}\n\n</details>"
     return ["\n".join(lines) or f"None of {len(flags)} checks raised a flag.", folded]
 
@@ -234,7 +240,7 @@ def _doubts(results: dict) -> str:
     points = [
         f"An attack within ε, beyond the {tried} tried, that takes {lead:.3f} GAP more from {best} than from {second}: "
         "then the first place changes hands."
-    ]
+    ] * (len(ranked) > 1)
     if "a-art" in summary:
         room = summary["a-art"]["steady_gap"] - summary["a-art"]["worst_gap"]
         points.append(
@@ -245,58 +251,8 @@ def _doubts(results: dict) -> str:
         points.append(f"More seeds or test videos: at ε A-ART is not told apart from {', '.join(undecided)}.")
     if raised:
         points.append(f"Whatever clears or confirms what the checks raised: {', '.join(raised)}.")
-    real = "Genuine YouTube-8M frames: these videos are generated" if name == "synthetic" else "Data other than these"
+    generated = name.startswith("synthetic")
+    real = "Genuine YouTube-8M frames: these videos are generated" if generated else "Data other than these"
     points.append(f"{real}; another order of the defenses there would count for more than this table.")
     points.append("The authors' code, attack or ε: our reconstruction of the attention term may not be theirs.")
     return "\n".join(f"- {point}" for point in points)
-
-
-# ---------------------------------------------------------------- describe
-
-
-def describe(name: str, data_dir=None, *, labels: int | None = None, preset=PRESETS["small"], videos: int = 500) -> str:
-    """Statistics of a data set as text; the embedded one stands beside genuine YouTube-8M figures."""
-    splits = open_data(name, data_dir, labels=labels, preset=preset)
-    sizes = f"{len(splits.train)} training, {len(splits.validation)} validation, {len(splits.test)} test videos"
-    left_out = splits.train.left_out + splits.test.left_out
-    counts = Counter(min(len(set(entry.labels) & set(splits.labels)), 6) for entry in splits.train.entries)
-    total = sum(counts.values())
-    lines = [
-        f"{name}: {sizes}, {len(splits.labels)} labels, {splits.spec.dims} numbers a frame; {left_out} left out",
-        "labels a video: " + ", ".join(f"{k}{'+' if k == 6 else ''}: {counts[k] / total:.1%}" for k in sorted(counts)),
-    ]
-    if name == "synthetic":
-        lines.insert(0, "Generated data that stands in for YouTube-8M, calibrated on facts about genuine videos.")
-    if splits.spec.video_level:
-        return "\n".join(lines)
-    items = [splits.test[i] for i in range(min(videos, len(splits.test)))]
-    dims = {key: used for key, (_, used) in splits.spec.features.items()}
-    window = min(24, max(len(item.frames) for item in items))
-    found = synthetic.statistics([item.frames.numpy() for item in items], dims, window=window)
-    genuine = synthetic.facts()["frame_level"]["windows"]
-    lines.append(
-        f"frame statistics of {len(items)} test videos, in windows of {window} frames; genuine: one video, n = 1"
-    )
-    for part, here in found.items():
-        if isinstance(here, dict):
-            lines += _beside(part, here, genuine.get(part) if name != "audioset" else None)
-    if items[0].evidence is not None:
-        pairs = [(i.evidence, c) for i in items if i.evidence is not None for c in np.flatnonzero(i.labels.numpy())]
-        shares = [float(evidence[:, c].float().mean()) for evidence, c in pairs]
-        brief = sum(share < 0.2 for share in shares) / len(shares)
-        lines.append(
-            f"evidence: a label is visible in {np.mean(shares):.0%} of the frames; {brief:.0%} of them in under a fifth"
-        )
-    return "\n".join(lines)
-
-
-def _beside(part: str, here: dict, genuine: dict | None) -> list[str]:
-    lines = [f"  {part:16} {'here':>8} {'genuine':>8}"]
-    for key, value in here.items():
-        pairs = value.items() if isinstance(value, dict) else [("", value)]
-        for lag, number in pairs:
-            other = (genuine or {}).get(key, math.nan)
-            other = other.get(lag, math.nan) if isinstance(other, dict) else other
-            shown = "–" if math.isnan(other) else f"{other:.3f}"
-            lines.append(f"    {key + (' lag ' + lag if lag else ''):20} {number:>8.3f} {shown:>8}")
-    return lines

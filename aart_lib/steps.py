@@ -3,8 +3,9 @@
 With a single-step attack the clean forward pass is shared: its backward pass fills the gradients of the parameters
 and of the frames, the latter make the attack, and one more forward and backward pass learns from it.
 
-A batch may be cut into parts, over processes and over smaller steps one after another; gradients are added up, weighted
-so that they are those of the whole batch.
+A batch may be cut into parts, over processes and over smaller steps one after another, and that changes no result but
+for rounding: gradients are added up, weighted so that they are those of the whole batch, and what is drawn for a video,
+or decided by its place, is what it would be within the whole batch.
 """
 
 import math
@@ -12,7 +13,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from aart_lib import processes
@@ -23,6 +23,8 @@ from aart_lib.model import ModelConfig, Output, VideoTransformer
 from aart_lib.processes import Part, drawn
 from aart_lib.specs import SAMPLINGS
 from aart_lib.threats import ThreatModel
+
+LARGEST_SEED = 2**40  # each epoch has a seed of its own, 100,003 times this and more
 
 
 class TrainingStopped(RuntimeError):
@@ -44,6 +46,8 @@ class TrainConfig:
     def __post_init__(self):
         if min(self.epochs, self.batch_size) < 1 or not self.rate > 0:
             raise ValueError(f"epochs, batch_size and rate must be positive, got {self}")
+        if not 0 <= self.seed < LARGEST_SEED:
+            raise ValueError(f"seed must be from 0 to {LARGEST_SEED - 1}, got {self.seed}")
         if self.sampling not in SAMPLINGS:
             raise ValueError(f"unknown sampling {self.sampling!r}; known: {', '.join(SAMPLINGS)}")
 
@@ -76,7 +80,13 @@ class Learner:
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, config.rate, total_steps=max(steps, 2))
         self.parts = max(hardware.accumulate, accelerator.gradient_accumulation_steps)
         accelerator.gradient_accumulation_steps = 1  # they are counted here
-        self.generator = torch.Generator()
+        pieces = processes.count() * self.parts
+        if pieces > 1 and (dropout := self.network.config.dropout):
+            raise ValueError(
+                f"dropout={dropout:g} draws a mask for each part of a batch, and this run cuts its batches into "
+                f"{pieces} parts; take dropout=0, or one process and accumulate=1"
+            )
+        self.generator = torch.Generator(accelerator.device)
         self.share = 1.0
         self.stopped, self.ending = False, False  # a signal came to this process; all processes know
 
@@ -84,32 +94,29 @@ class Learner:
         """One update from this process's parts of a batch of so many videos; the unweighted loss terms of all."""
         self.optimizer.zero_grad()
         sums: Counter = Counter()
-        for batch, noise in self._with_noise(parts, videos):
+        for batch, part in self._placed(parts, videos):
             self.share = len(batch) / videos
-            losses = self._gradients(batch.to(self.accelerator.device), threat, noise)
+            losses = self._gradients(batch.to(self.accelerator.device), threat, part)
             sums.update({name: float(value.detach()) * self.share for name, value in losses.items()})
         return self._update(sums)
 
-    def _with_noise(self, parts: list[Batch | None], videos: int):
-        """The parts that hold a video, each with its generator."""
-        if processes.count() * self.parts == 1 or self.generator.device.type != "cpu":
-            yield from ((batch, self.generator) for batch in parts if batch)
-            return
+    def _placed(self, parts: list[Batch | None], videos: int):
+        """The parts that hold a video, each with its place in the whole batch."""
+        each, more = divmod(videos, processes.count() * self.parts)  # the first parts hold one video more
+        own = processes.rank() * self.parts
         frames = max(processes.gathered(max((b.frames.shape[1] for b in parts if b), default=0)))
-        sizes = [len(piece) for piece in np.array_split(np.arange(videos), processes.count() * self.parts)]
-        begin, first = self.generator.get_state(), sum(sizes[: processes.rank() * self.parts])
+        whole = Part(self.generator, videos, frames, first=own * each + min(own, more))
         for batch in filter(None, parts):
-            self.generator.set_state(begin)
-            yield batch, Part(self.generator, videos, frames, first)
-            first += len(batch)
+            yield batch, whole
+            whole = whole.at(whole.first + len(batch))
 
-    def _gradients(self, batch: Batch, threat: ThreatModel, noise) -> dict[str, torch.Tensor]:
+    def _gradients(self, batch: Batch, threat: ThreatModel, part: Part) -> dict[str, torch.Tensor]:
         """Add the gradients of a part; returns its unweighted loss terms."""
         if not self.defense.pairs:
             return self._learn(self._forward(batch.frames, batch), None, batch, list(self.defense.weights))
         if self.defense.shares_clean_pass:
             return self._shared(batch, threat)
-        return self._crafted(batch, threat, noise)
+        return self._crafted(batch, threat, part)
 
     def _update(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Add up gradients and losses over the processes, and take the step."""
@@ -128,12 +135,13 @@ class Learner:
             return dict(sums)
         names, own = list(self.defense.weights), list(self.network.parameters())
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in own]
-        told = torch.tensor([*(sums.get(name, 0.0) for name in names), float(self.stopped)])
+        used = [float(p.grad is not None) for p in own]  # what no process used must stay without, or it would decay
+        told = torch.tensor([*used, float(self.stopped), *(sums.get(name, 0.0) for name in names)])
         whole = processes.added(torch.cat([*(g.flatten() for g in gradients), told.to(gradients[0])]))
-        for parameter, gradient in zip(own, whole[: -len(told)].split([p.numel() for p in own]), strict=True):
-            parameter.grad = gradient.view_as(parameter)
-        *losses, stop = whole[-len(told) :].tolist()
-        self.ending = stop > 0
+        found = whole[-len(told) :].tolist()
+        for i, gradient in enumerate(whole[: -len(told)].split([p.numel() for p in own])):
+            own[i].grad = gradient.view_as(own[i]) if found[i] else None
+        self.ending, losses = found[len(own)] > 0, found[len(own) + 1 :]
         return dict(zip(names, losses, strict=True))
 
     def _shared(self, batch: Batch, threat: ThreatModel) -> dict:
@@ -152,16 +160,16 @@ class Learner:
         rest = [name for name in self.defense.weights if name != "task"]
         return losses | self._learn(_detached(clean), attacked, batch, rest)
 
-    def _crafted(self, batch: Batch, threat: ThreatModel, generator) -> dict:
+    def _crafted(self, batch: Batch, threat: ThreatModel, part: Part) -> dict:
         defense, size = self.defense, 1.0 if self.defense.steps == 1 else None
         if defense.objective == "shuffled":
-            frames = _shuffled(batch, generator)
+            frames = _shuffled(batch, part)
         else:
             attack = Attack(threat, steps=0)
             if defense.objective != "noise":
                 how: dict = {"start": defense.start, "step_size": size, "keep_best": False}
                 attack = Attack(threat, defense.objective, defense.steps, **how)
-            frames = self._attacked(batch, attack, generator)
+            frames = self._attacked(batch, attack, part)
         clean = self._forward(batch.frames, batch)
         attacked = self._forward(frames, batch)
         if defense.two_sided:
@@ -171,13 +179,17 @@ class Learner:
         rest = [name for name in defense.weights if name not in first]
         return losses | self._learn(_detached(clean), attacked, batch, rest)
 
-    def _attacked(self, batch: Batch, attack: Attack, generator) -> torch.Tensor:
-        """Attacked frames [B,T,D]; the last of the videos meet an attacker of one frame, if the defense wants some."""
-        count = len(batch) - round(self.defense.few * len(batch))
+    def _attacked(self, batch: Batch, attack: Attack, part: Part) -> torch.Tensor:
+        """Attacked frames [B,T,D]; the last videos of the whole batch meet an attacker of one frame, where wanted."""
+        before = part.videos - round(self.defense.few * part.videos) - part.first
+        count = min(max(before, 0), len(batch))  # of this part's videos, whose attacker has all frames
         one = attack.threat.few().times(1 / self.defense.epsilon_scale)
-        parts = [(_part(batch, slice(count)), attack), (_part(batch, slice(count, None)), replace(attack, threat=one))]
+        turns = [
+            (_rows(batch, slice(count)), attack, part),
+            (_rows(batch, slice(count, None)), replace(attack, threat=one), part.at(part.first + count)),
+        ]
         try:
-            return torch.cat([perturb(self.model, part, how, generator=generator) for part, how in parts if len(part)])
+            return torch.cat([perturb(self.model, few, how, generator=own) for few, how, own in turns if len(few)])
         except AttackFailed as error:
             raise TrainingStopped(f"{error}; lower the rate or β") from error
 
@@ -191,7 +203,7 @@ class Learner:
         return losses
 
 
-def _part(batch: Batch, rows: slice) -> Batch:
+def _rows(batch: Batch, rows: slice) -> Batch:
     return Batch(batch.frames[rows], batch.mask[rows], batch.labels[rows], batch.ids[rows])
 
 

@@ -1,15 +1,27 @@
 """From rows to conclusions: means over seeds, recovered shares, intervals, paired comparisons, and the ceiling."""
 
+import json
 import statistics
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 
 from aart_lib import synthetic
 from aart_lib.data import VideoDataset
+from aart_lib.flags import has
 from aart_lib.metrics import gap
 from aart_lib.uncertainty import Judged, holm, interval, paired_bootstrap
 
+OPTIONAL: dict = {"comparisons": [], "ceiling": [], "flags": []}
+NEEDED = (
+    "data.name data.labels data.videos.train data.videos.validation data.videos.test threat.norm threat.epsilon rows"
+)
+NEEDED_IN_ROW = (
+    "defense seed clean.gap worst.gap attacked.fgsm.gap attacked.pgd.gap other.pgd@2.threat.epsilon other.pgd@2.gap "
+    "other.worst@2.gap other.frames-1.threat.epsilon other.frames-1.gap steady_attention.gap steady_attention.gap@2 "
+    "attention_drift attention_entropy attention_hijacked train_seconds"
+)
 MEASURES = ("worst", "worst@2", "frames-1")  # what A-ART is compared by: at ε, at 2ε, one attacked frame
 
 
@@ -66,6 +78,35 @@ def compare(judged: Callable, rows: list[dict], ours: str = "a-art") -> list[dic
     return found
 
 
+def read_results(path) -> dict:
+    """A results.json of `reproduce` or `evaluate`, its summary made anew, what is optional in it filled in.
+
+    Raises: ValueError for another file, and for one of an older version that lacks what is shown today.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{path} is not a file; give a results.json that `reproduce` or `evaluate` wrote")
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    rows = results.get("rows") if isinstance(results, dict) else None
+    rows = rows if isinstance(rows, list) and rows else [{}]
+    lacking = [keys for keys in NEEDED.split() if not has(results, keys.split("."))]
+    lacking += [f"rows {keys}" for row in rows for keys in NEEDED_IN_ROW.split() if not has(row, keys.split("."))]
+    if lacking:
+        raise ValueError(
+            f"{path} is no results.json of this version: it lacks {lacking[0]}; run `reproduce --resume` again"
+        )
+    known = results.get("summary") or {}
+    summary = summarize(rows, {name: found.get("ci95") for name, found in known.items()})
+    return OPTIONAL | {key: value for key, value in results.items() if value is not None} | {"summary": summary}
+
+
+def first_seed(rows: list[dict]) -> list[dict]:
+    """The rows of the lowest seed, which met every attack."""
+    return [row for row in rows if row["seed"] == min(row["seed"] for row in rows)]
+
+
 def summarize(rows: list[dict], intervals: Mapping[str, list[float] | None] | None = None) -> dict:
     """Means over seeds for each defense. Recovered share = (worst - baseline worst) / (baseline clean - baseline
     worst), baselines of the same seed; ci95 is taken from ``intervals``."""
@@ -91,7 +132,7 @@ def _summary(group: list[dict], base: dict[int, dict]) -> dict:
     }
     for key in ("fgsm", "pgd", "worst@2", "frames-1"):
         summary[f"{key}_gap"] = mean(lambda row, key=key: (row["attacked"] | row["other"])[key]["gap"])
-    if group[0]["evidence_share"]:
+    if group[0].get("evidence_share"):
         for side in ("clean", "attacked", "chance"):
             summary[f"evidence_{side}"] = mean(lambda row, side=side: row["evidence_share"][side])
     recovered = {

@@ -9,7 +9,6 @@ generator's own truth about timing. Every video depends on (seed, split, index) 
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -18,12 +17,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from aart_lib.records import cache_folder, encode_sequence_example, write_records
+from aart_lib.records import cache_folder, encode_sequence_example, read_json, write_json, write_records
+from aart_lib.running import beside
 from aart_lib.specs import dequantize, quantize
 
 GENERATOR = 1  # raise it when the same settings give other bytes
 SPLITS = ("train", "test")
 PARTS = ("rgb", "audio")
+NOTE = "generator.json"  # beside the shards: what they were generated with
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,15 @@ def names(settings: Settings) -> list[str]:
 
 def settings_hash(settings: Settings) -> str:
     """12 hexadecimal digits that change with any setting and with the generator's version."""
-    text = json.dumps({"generator": GENERATOR} | asdict(settings), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return _hash(_about(settings))
+
+
+def _about(settings: Settings) -> dict:
+    return {"generator": GENERATOR} | asdict(settings)
+
+
+def _hash(about: dict) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
 
 
 # ---------------------------------------------------------------- what a label looks like
@@ -213,21 +221,46 @@ def _encode(video: Video) -> bytes:
 
 
 def write(settings: Settings, folder) -> None:
-    """Write both splits as TFRecord shards; ``folder`` appears when all are complete, or not at all."""
+    """Write both splits as TFRecord shards, and beside them what they were generated with.
+
+    ``folder`` appears when all are complete, or not at all.
+    """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    temporary = beside(folder)
+    temporary.mkdir()
     total = settings.train_videos + settings.test_videos
     try:
         with tqdm(total=total, desc="generating the embedded data", unit="video") as bar:
             for name, split, indices in _shards(settings):
                 write_records(temporary / name, (_encode(generate(settings, split, index)) for index in indices))
                 bar.update(len(indices))
-        temporary.chmod(0o755)
+        write_json(temporary / NOTE, _about(settings))
         temporary.rename(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def made_with(folder) -> str | None:
+    """`settings_hash` of what a folder's shards were generated with, whatever it is called; None for other shards.
+
+    Folders of earlier versions have no note: those of `SETTINGS` are known by their files and their first video.
+    """
+    if about := read_json(Path(folder) / NOTE):
+        return _hash(about)
+    return next((settings_hash(settings) for settings in SETTINGS.values() if _holds(Path(folder), settings)), None)
+
+
+def _holds(folder: Path, settings: Settings) -> bool:
+    """Are these shards of a folder without a note what the settings give?"""
+    shards = list(_shards(settings))
+    if {path.name for path in folder.glob("*.tfrecord")} != {name for name, *_ in shards}:
+        return False
+    name, split, indices = shards[0]
+    payload = _encode(generate(settings, split, indices[0]))
+    with open(folder / name, "rb") as file:
+        return file.read(12 + len(payload))[12:] == payload  # behind its length and the length's checksum
 
 
 def ensure(settings: Settings = _DEFAULT, cache=None) -> Path:

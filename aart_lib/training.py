@@ -30,6 +30,8 @@ CHECK_VIDEOS = 256
 SAVE_SECONDS = 120  # between two saved states
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train(
     defense: Defense,
     splits: Splits,
@@ -98,7 +100,7 @@ class _Run(Learner):
         self.splits, self.threat, self.shape = splits, threat, model
         self.checked = splits.validation.select(range(min(CHECK_VIDEOS, len(splits.validation))))
         self.epoch, self.step, self.history, self.seconds = 0, 0, [], 0.0
-        self.sums, self.resumed = Counter[str](), None
+        self.sums = Counter[str]()
 
     def fingerprint(self) -> str:
         return fingerprint(self.defense, self.splits, self.shape, self.threat, self.config)
@@ -115,7 +117,9 @@ class _Run(Learner):
             "epoch": self.epoch,
             "step": self.step,
             "sums": dict(self.sums),
-            "noise": [torch.get_rng_state(), self.generator.get_state()],
+            "noise": [self.generator.get_state()],
+            "device": self.generator.device.type,
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
             "history": self.history,
             "seconds": self.seconds + time.perf_counter() - self.started,
             "model": self.network.state_dict(),
@@ -133,14 +137,20 @@ class _Run(Learner):
             self.epoch, self.step, self.history, self.seconds = (
                 state[key] for key in ("epoch", "step", "history", "seconds")
             )
-            self.sums, self.resumed = Counter(state["sums"]), state["noise"] if state["step"] else None
+            self.sums = Counter(state["sums"])
+            self.generator.manual_seed(self._seed())
+            if state.get("device", "cpu") == self.generator.device.type:  # each kind of device draws its own numbers
+                self.generator.set_state(state["noise"][-1])  # older states hold another one before it
+            if self.accelerator.scaler and state.get("scaler"):
+                self.accelerator.scaler.load_state_dict(state["scaler"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # torch's own kinds
             raise ValueError(f"{path} is damaged; delete it to start the training anew") from error
 
     def one_epoch(self, bar, state: Path | None = None) -> None:
         """Train to the end of the epoch, from wherever the run stands in it."""
-        seed = self.config.seed * 100_003 + self.epoch  # of this epoch alone, so that a resumed run sees the same
-        self._seed(seed)
+        seed = self._seed()
+        if self.step == 0:
+            self.generator.manual_seed(seed)
         loader = iter(self._loader(seed))
         self.model.train()
         self.started = saved = time.perf_counter()
@@ -149,6 +159,8 @@ class _Run(Learner):
             first = self.step * self.config.batch_size
             videos = min(self.config.batch_size, len(self.splits.train) - first)
             parts = [next(loader) for _ in range(self.parts)]
+            if self.network.config.dropout:  # drawn by the device; seeded step by step, nothing of it needs to be kept
+                torch.manual_seed((seed * 1_000_003 + self.step) % 2**63)
             try:
                 losses = self._step(parts, videos, threat)
             except TrainingStopped as error:
@@ -173,17 +185,9 @@ class _Run(Learner):
         done = (self.epoch + step / self.steps_per_epoch) / self.config.epochs
         return self.threat.times(self.defense.epsilon_scale * min(1.0, 2 * done))
 
-    def _seed(self, seed: int) -> None:
-        """Dropout and noise. Processes on CPUs draw the same numbers and take their part; others draw their own."""
-        cpu = self.accelerator.device.type == "cpu"
-        torch.manual_seed(seed)
-        self.generator = torch.Generator(self.accelerator.device)
-        self.generator.manual_seed(seed if cpu else hash((seed, self.step, processes.rank())))
-        if self.resumed:
-            torch.set_rng_state(self.resumed[0])
-            if cpu:
-                self.generator.set_state(self.resumed[1])
-            self.resumed = None
+    def _seed(self) -> int:
+        """Of this epoch's order and noise, the same in every process, so that a resumed run sees the same."""
+        return self.config.seed * 100_003 + self.epoch
 
     def _loader(self, seed: int):
         """This process's parts of the epoch's batches, from the step where the run stands."""

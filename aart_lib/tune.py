@@ -3,7 +3,6 @@
 A trial is a defense with other weights, another training ε or other settings of the loop. None sees the test split.
 """
 
-import json
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -11,10 +10,9 @@ from pathlib import Path
 from aart_lib.attacks import ThreatModel, pgd
 from aart_lib.data import Splits
 from aart_lib.losses import changed
-from aart_lib.presets import Preset, model_config, train_config
-from aart_lib.records import write_json
+from aart_lib.presets import Preset, data_name, model_config, train_config
+from aart_lib.records import read_json, write_json
 from aart_lib.scoring import score
-from aart_lib.threats import few_frames_epsilon
 from aart_lib.training import train
 
 _MIXED, _MOSTLY = {"task": 0.5, "robust": 0.5}, {"task": 0.2, "robust": 0.8}
@@ -59,8 +57,9 @@ def trial(name: str, changes: dict, splits: Splits, threat: ThreatModel, preset:
     """Train one setting (seed 0) and measure it on the validation split: clean, PGD-10 at ε and 2ε, one frame."""
     recipe, settings = changed(name, changes)
     config = train_config(splits, preset, **settings)
-    model, _ = train(recipe, splits, model_config(splits, preset), threat, config, progress=name)
-    one_frame = ThreatModel(threat.norm, few_frames_epsilon(threat), 1)
+    how: dict = {"hardware": preset.hardware, "progress": name}
+    model, _ = train(recipe, splits, model_config(splits, preset), threat, config, **how)
+    one_frame = threat.few()
     attacks: dict = {"clean": None, "pgd": threat, "pgd@2": threat.times(2), "frames-1": one_frame}
     gaps = {
         key: score(model, splits.validation, found and pgd(found, steps=10, restarts=1))["gap"]
@@ -74,17 +73,55 @@ def merit(result: dict, name: str) -> float:
     return result["clean"] if name == "standard" else (result["pgd"] + result["pgd@2"]) / 2
 
 
+def with_grid(data: str, names: Sequence[str] | None = None) -> list[str]:
+    """The defenses to tune: those named, or all. Raises: ValueError for one that has no grid."""
+    plan = grid(data)
+    if bare := [name for name in names or () if name not in plan]:
+        raise ValueError(f"{bare[0]} has no grid of trials on {data}; those with one: {', '.join(plan)}")
+    return list(names or plan)
+
+
+def read_ledger(path) -> dict:
+    """A ledger that `tune` wrote; {} if there is none yet. Raises: ValueError if it is something else."""
+    found = read_json(path)
+    if Path(path).exists() and not {"data", "threat", "trials"} <= set(found):
+        raise ValueError(f"{path} is not a ledger that `tune` wrote; choose another --out")
+    return found
+
+
+def threat_of(ledger: dict) -> ThreatModel | None:
+    """The threat model that all trials of a ledger meet; None if it is empty."""
+    return ThreatModel(ledger["threat"]["norm"], ledger["threat"]["epsilon"]) if ledger else None
+
+
+def _check_same(path: Path, ledger: dict, header: dict, epochs: int) -> None:
+    """Trials of one ledger must be comparable. Raises: ValueError."""
+    known = {"data": ledger["data"], "labels": ledger.get("labels", header["labels"])} | ledger["threat"]
+    done = [trial for trials in ledger["trials"].values() for trial in trials]
+    known |= {"epochs": done[0]["epochs"]} if done else {}
+    wanted = {"data": header["data"], "labels": header["labels"], "epochs": epochs} | header["threat"]
+    for key in wanted:
+        if known.get(key, wanted[key]) != wanted[key]:
+            raise ValueError(f"{path} has trials with {key} {known[key]}, not {wanted[key]}; choose another --out")
+
+
 def tune(splits: Splits, threat: ThreatModel, preset: Preset, out, *, defenses: Sequence[str] | None = None) -> dict:
-    """Run the trials of `grid`; ``out`` (JSON) is written after each, and what it holds already is not run again."""
-    path, plan = Path(out), grid(splits.spec.name)
+    """Run the trials of `grid`; ``out`` (JSON) is written after each, and what it holds already is not run again.
+
+    Raises: ValueError for a defense without a grid, and for a ledger of other data, labels, ε or epochs.
+    """
+    path, plan, names = Path(out), grid(splits.spec.name), with_grid(splits.spec.name, defenses)
     about = {"norm": threat.norm, "epsilon": threat.epsilon, "split": "validation", "seed": 0}
-    ledger = json.loads(path.read_text())["trials"] if path.exists() else {}
-    for name in defenses or plan:
+    header = {"data": data_name(splits), "labels": len(splits.labels), "threat": about}
+    if known := read_ledger(path):
+        _check_same(path, known, header, train_config(splits, preset).epochs)
+    ledger = known.get("trials", {})
+    for name in names:
         done = ledger.setdefault(name, [])
         for changes in plan[name]:
             if not any(known["changes"] == changes for known in done):
                 done.append(trial(name, changes, splits, threat, preset))
             best = {key: max(found, key=lambda t: merit(t, key)) for key, found in ledger.items() if found}
             chosen = {key: found["changes"] for key, found in best.items()}
-            write_json(path, {"data": splits.spec.name, "threat": about, "chosen": chosen, "trials": ledger})
+            write_json(path, header | {"chosen": chosen, "trials": ledger})
     return ledger

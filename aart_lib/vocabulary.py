@@ -66,13 +66,15 @@ def vocabulary(spec: DatasetSpec, data_dir) -> Vocabulary:
     raise ValueError(f"{data_dir} has no {FILES[0]} with {spec.classes} classes, which label names need; {fetch}")
 
 
-def chosen(labels: int | str | None, spec: DatasetSpec, data_dir) -> int | list[int] | None:
+def chosen(labels: int | str | list[int] | None, spec: DatasetSpec, data_dir) -> int | list[int] | None:
     """Which labels are kept: None = all, a number = the most frequent, text = names or verticals with commas between.
 
     Raises: ValueError for a name that is not there.
     """
-    if labels is None or isinstance(labels, int) or labels.removeprefix("-").isdigit():
-        return labels if labels is None else int(labels)
+    if not isinstance(labels, str):
+        return labels
+    if labels.removeprefix("-").isdecimal():
+        return int(labels)
     known = vocabulary(spec, data_dir)
-    wanted = next(csv.reader([labels], skipinitialspace=True))  # "a, b" in quotes is one name
+    wanted = next(csv.reader([labels], skipinitialspace=True)) or [""]  # "a, b" in quotes is one name
     return list(dict.fromkeys(k for name in wanted for k in known.classes(name)))

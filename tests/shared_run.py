@@ -3,9 +3,11 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 
 from aart_lib import processes, scoring, training
 from aart_lib.data import DatasetSpec, open_splits
@@ -16,11 +18,30 @@ from aart_lib.steps import Hardware, TrainConfig
 from aart_lib.threats import ThreatModel
 
 SPEC = DatasetSpec("tiny", {"rgb": (6, 6)}, 3, ("train*.tfrecord",), ("test*.tfrecord",), max_frames=5)
+SHAPE = ModelConfig(6, 3, max_frames=5, width=8, heads=2, layers=2)
+
+
+def stepped(name: str, splits, accumulate: int = 1, size: int = 7) -> dict[str, torch.Tensor]:
+    """Weights after an epoch of steps in float64, where rounding is far from every difference that counts."""
+    config, hardware = TrainConfig(batch_size=size, seed=1), Hardware(accumulate=accumulate)
+    made = training._Run(DEFENSES[name], splits, SHAPE, ThreatModel("linf", 0.2), config, Accelerator(), hardware)
+    made.model.double().train()
+    made.generator.manual_seed(3)
+    loader = iter(made._loader(3))
+    for first in range(0, len(splits.train), size):
+        parts = [next(loader) for _ in range(accumulate)]
+        double = [p and replace(p, frames=p.frames.double(), labels=p.labels.double()) for p in parts]
+        made._step(double, min(size, len(splits.train) - first), made.threat)
+    return made.model.state_dict()
 
 
 def main(folder: str, out: str, name: str, **options) -> None:
     torch.set_num_threads(1)
     processes.start()
+    if name == "every defense":
+        weights = {key: stepped(key, open_splits(SPEC, folder), **options) for key in DEFENSES}
+        torch.save(weights, Path(out) / f"rank{processes.rank()}.pt")
+        return
     losses, own = [], training._Run._step
 
     def step(self, parts, videos, threat):
@@ -35,16 +56,15 @@ def main(folder: str, out: str, name: str, **options) -> None:
     training._Run._step = step
     threat, splits = ThreatModel("linf", 0.1), open_splits(SPEC, folder)
     config = TrainConfig(epochs=options.get("epochs", 13), batch_size=8, seed=1)
-    shape = ModelConfig(6, 3, max_frames=5, width=8, heads=2, layers=2)
     hardware = Hardware(accumulate=options.get("accumulate", 1), workers=options.get("workers", 0))
     state, history = Path(out) / "run.state", []
     try:
         if name == "untrained":
             torch.manual_seed(0)
-            model = VideoTransformer(shape)
+            model = VideoTransformer(SHAPE)
         else:
             go = {"state": state, "hardware": hardware, "progress": None}
-            model, history = training.train(DEFENSES[name], splits, shape, threat, config, **go)
+            model, history = training.train(DEFENSES[name], splits, SHAPE, threat, config, **go)
     except processes.ProcessLost as error:
         sys.exit(f"aart: {error}")
     except KeyboardInterrupt:

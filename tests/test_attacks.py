@@ -105,7 +105,6 @@ attack_values = st.builds(
     restarts=st.integers(1, 2),
     start=st.sampled_from(list(attacks.STARTS)),
     step_size=st.sampled_from([None, 0.3, 1.0]),
-    momentum=st.sampled_from([0.0, 0.75]),
     keep_best=st.booleans(),
     frames=st.sampled_from(attacks.CHOICES),
     search=st.sampled_from(["gradient", "auto", "random"]),
@@ -355,7 +354,7 @@ def test_on_a_linear_model_one_step_does_all_that_any_attack_could():
     }
     for norm, most in dual.items():
         threat = ThreatModel(norm, epsilon)
-        for attack in (fgsm(threat), pgd(threat, 40, 1), pgd(threat, 40, 1, momentum=0.75)):
+        for attack in (fgsm(threat), pgd(threat, 40, 1)):
             frames = perturb(model, batch, attack, generator=generator())
             shift = (model(frames, batch.mask).logits - model(batch.frames, batch.mask).logits)[:, 0]
             expected = epsilon * most * (1 - 2 * batch.labels[:, 0])  # down where the label is right
@@ -364,57 +363,22 @@ def test_on_a_linear_model_one_step_does_all_that_any_attack_could():
             torch.testing.assert_close(shift, expected, atol=1e-4, rtol=tolerance)
 
 
-def test_momentum_changes_the_path_and_is_no_weaker_by_much():
-    model, threat = network(), ThreatModel("linf", 0.2)
-    batch = learned(model, videos(40))
-    plain, heavy = (
-        perturb(model, batch, pgd(threat, 10, 1, momentum=momentum), generator=generator()) for momentum in (0.0, 0.9)
-    )
-    assert not torch.equal(plain, heavy)
-    assert loss_of(model, batch, heavy).mean() > 0.9 * loss_of(model, batch, plain).mean()
-
-
-def test_momentum_keeps_going_where_the_gradient_turns():
-    # The gradient of the second step has the other sign, momentum 2 overrules it.
-    options = {"steps": 2, "start": "zero", "step_size": 0.1, "keep_best": False}
-    ends = [
-        float(perturb(Peak(), SPOT, Attack(ThreatModel("linf", 1.0), momentum=momentum, **options)))
-        for momentum in (0.0, 2.0)
-    ]
-    assert ends == pytest.approx([0.0, 0.2], abs=1e-6)
-
-
 def double(model, batch: Batch):
     """In double precision, where two ways to the same numbers do not drift apart."""
     return model.double(), replace(batch, frames=batch.frames.double(), labels=batch.labels.double())
 
 
-class Faint(nn.Module):
-    """A model with logits, and so gradients, a thousandth of another's."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, frames, mask, **options) -> Output:
-        return Output(self.model(frames, mask).logits / 1000, None)
-
-
-@pytest.mark.parametrize("made", [lambda model: model, Faint], ids=["plain", "faint"])
 @pytest.mark.parametrize("norm", NORMS)
-def test_momentum_adds_gradients_of_equal_length_as_dong_et_al_do(norm, made):
-    model, batch = double(made(network()), videos(lengths=[5, 3, 4], spread=0.3))
-    attack = Attack(ThreatModel(norm, 0.5), steps=4, step_size=0.2, momentum=0.9)
-    zero = torch.zeros_like(batch.frames)
-    path = [delta for delta, _ in attacks._ascend(model, batch, attack, batch.mask[..., None], None, zero, None)]
-    point = velocity = zero
+def test_pgd_takes_equal_steps_uphill_as_madry_et_al_do(norm):
+    model, batch = double(network(), videos(lengths=[5, 3, 4], spread=0.3))
+    attack = Attack(ThreatModel(norm, 0.5), steps=4, step_size=0.2)
+    point = torch.zeros_like(batch.frames)
+    path = [delta for delta, _ in attacks._ascend(model, batch, attack, batch.mask[..., None], None, point, None)]
     assert len(path) == 5
     for delta in path:
         torch.testing.assert_close(delta, point)
         _, gradient = loss_and_gradient(model, batch, attack, point)
-        lengths = torch.stack([video.abs().sum() for video in gradient])
-        velocity = 0.9 * velocity + gradient / lengths[:, None, None]
-        step = 0.2 * 0.5 * NORMS[norm].ascend(velocity * batch.mask[..., None])
+        step = 0.2 * 0.5 * NORMS[norm].ascend(gradient * batch.mask[..., None])
         point = attack.threat.project(point + step, batch.frames)
 
 

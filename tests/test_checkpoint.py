@@ -85,6 +85,22 @@ def test_loading_does_not_disturb_the_random_numbers_of_a_run(saved):
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("around", [torch.float32, torch.float64, torch.bfloat16, "meta", "inference"])
+def test_torchs_defaults_do_not_change_what_is_loaded(tmp_path, kind, around):
+    model, path = network().to(kind), tmp_path / "model.safetensors"
+    checkpoint.save(path, model, NOTES)
+    try:
+        if isinstance(around, torch.dtype):
+            torch.set_default_dtype(around)
+        with torch.device("meta" if around == "meta" else "cpu"), torch.inference_mode(around == "inference"):
+            loaded, _ = checkpoint.load(path)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert not any(parameter.is_inference() for parameter in loaded.parameters())
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
 # ---------------------------------------------------------------- writing
 
 
@@ -125,6 +141,10 @@ BROKEN = {
     "unknown tensor": (lambda p: forge(p, tensors=changed(extra=torch.zeros(1))), "tensor 'extra'"),
     "wrong shape": (lambda p: forge(p, tensors=changed(cls=torch.zeros(9))), "tensor 'cls'"),
     "wrong type": (lambda p: forge(p, tensors=changed(cls=torch.zeros(8, dtype=torch.int64))), "tensor 'cls'"),
+    "two types": (
+        lambda p: forge(p, tensors=changed(cls=torch.zeros(8, dtype=torch.float64))),
+        "is not what the model",
+    ),
     "NaN weight": (lambda p: forge(p, tensors=changed(cls=torch.full((8,), torch.nan))), "'cls' holds NaN or inf"),
     "infinite weight": (
         lambda p: forge(p, tensors=changed(cls=torch.full((8,), -torch.inf))),

@@ -13,6 +13,7 @@ import pytest
 from aart_lib import attacks, checkpoint, commands, suites, synthetic
 from aart_lib.cli import main, parser
 from aart_lib.model import VideoTransformer
+from aart_lib.options import preset_asked
 from aart_lib.records import encode_example, encode_sequence_example, write_records
 
 TINY = replace(synthetic.SETTINGS["default"], train_videos=40, test_videos=12, shard_size=40, frames=(3, 5))
@@ -145,7 +146,7 @@ def test_a_surrogate_of_another_shape_is_named(pair, trained, tiny, tmp_path, ca
     wrong = other_shape(tmp_path / "five.safetensors", trained)
     options = ["--data-dir", tiny, "--suite", "strong", "--out", tmp_path / "out", "--surrogates", wrong]
     said = answer(capsys, "evaluate", pair[0], *options)
-    assert f"surrogate five takes other frames or labels than {pair[0]}; leave it out" in said
+    assert f"surrogate {wrong} takes other frames or labels than {pair[0]}; leave it out" in said
     options[-1] = tmp_path / "gone.safetensors"
     assert "gone.safetensors is not a file" in answer(capsys, "evaluate", pair[0], *options)
     assert not (tmp_path / "out").exists()
@@ -157,7 +158,8 @@ def test_surrogates_of_the_same_file_name_are_all_tried(pair, trained, tmp_path)
         (tmp_path / folder / "model.safetensors").write_bytes(trained.read_bytes())
     given = [tmp_path / folder / "model.safetensors" for folder in ("a", "b")]
     options = parser().parse_args(["evaluate", str(pair[0]), "--out", "x", "--surrogates", *map(str, given)])
-    assert len(commands._surrogates(options, checkpoint.load(pair[0])[0].config)) == 2
+    model, notes = checkpoint.load(pair[0])
+    assert set(commands._surrogates(options, model.config, notes)) == {"a-model", "b-model"}
 
 
 def test_a_model_of_an_unseen_variant_is_evaluated_on_that_variant_and_no_other(tmp_path, monkeypatch, capsys):
@@ -170,8 +172,10 @@ def test_a_model_of_an_unseen_variant_is_evaluated_on_that_variant_and_no_other(
     assert main(["evaluate", model, *data, "--suite", "quick", "--out", str(tmp_path / "eval")]) == 0
     about = json.loads((tmp_path / "eval" / "results.json").read_text())["data"]
     assert about["settings_hash"] == synthetic.settings_hash(synthetic.SETTINGS["short"])
-    said = answer(capsys, "evaluate", model, "--data", "synthetic:short2", "--out", tmp_path / "x")
-    assert "synthetic:short" in said
+    for other in ("synthetic:long", "synthetic"):
+        monkeypatch.setitem(synthetic.SETTINGS, "long", replace(TINY, seed=2))
+        said = answer(capsys, "evaluate", model, "--data", other, "--out", tmp_path / "x")
+        assert "was trained on synthetic:short; evaluate it with --data synthetic:short" in said
 
 
 def test_a_label_subset_is_kept_by_the_checkpoint(tiny, tmp_path):
@@ -184,8 +188,10 @@ def test_a_label_subset_is_kept_by_the_checkpoint(tiny, tmp_path):
     assert len(results["data"]["labels"]) == 5 and results["threat"]["epsilon"] == 0.1
 
 
-def test_describe_says_what_the_data_is(tiny, capsys):
-    assert main(["describe", "--data-dir", str(tiny)]) == 0
+@pytest.mark.parametrize("data", ["synthetic", "synthetic:short"])
+def test_describe_says_what_the_data_is(tiny, capsys, monkeypatch, data):
+    monkeypatch.setitem(synthetic.SETTINGS, "short", TINY)
+    assert main(["describe", "--data", data, "--data-dir", str(tiny)]) == 0
     said = capsys.readouterr().out
     assert "stands in for YouTube-8M" in said and "20 training, 20 validation, 12 test videos" in said
 
@@ -300,9 +306,33 @@ def test_empty_and_missing_folders_are_named(tmp_path, capsys):
         (["train", "--labels", "0"], "--labels must be between 1 and the"),
         (["train", "--labels", "-3"], "--labels must be between 1 and the"),
         (["train", "--frobnicate"], "--frobnicate"),
+        (["train", "--epsilon", "inf"], "epsilon must be a number of at least 0, got inf"),
+        (["reproduce", "--epsilon", "0"], "--epsilon must be above 0"),
+        (["tune", "--epsilon", "1e30"], "--epsilon must be above 0 and at most 10000"),
+        (["tune", "--norm", "linf"], "--norm needs --epsilon"),
+        (["train", "--seed", "-1"], "seed must be from 0"),
+        (["train", "--seed", str(2**63)], "seed must be from 0"),
+        (["reproduce", "--defenses", ""], "unknown defense ''"),
+        (["reproduce", "--test-videos", "0"], "--test-videos must be at least 1, got 0"),
+        (["train", "--workers", "-1"], "--workers must be at least 0, got -1"),
+        (["train", "--sampling", "last"], "unknown sampling 'last'; known: uniform, random, contiguous"),
+        (["train", "--data", "yt8m-video", "--sampling", "random"], "--sampling changes nothing"),
+        (["train", "--data", "audioset", "--sampling", "random"], "--sampling changes nothing"),
+        (["train", "--data", "synthetic", "--sampling", "random"], "--sampling changes nothing"),
+        (["train", "--labels", ""], "no label or vertical is called ''"),
+        (["train", "--labels", "²"], "no label or vertical is called '²'"),
+        (["train", "--data", "synthetic:short", "--data-dir", "{tiny}"], "was not generated as synthetic:short"),
+        (["convert", "--labels", "5"], "--labels"),
+        (["convert"], "synthetic is small as it is"),
+        (["evaluate", "{trained}", "--labels", "5"], "40 labels of its own, others than --labels 5"),
+        (["evaluate", "{trained}", "--labels", "Game"], "40 labels of its own, others than --labels Game"),
+        (["evaluate", "{trained}", "--segments"], "--segments judges the rated segments of yt8m-frame"),
+        (["evaluate", "{trained}", "--surrogates", "{trained}"], "tries no --surrogates; take --suite strong"),
+        (["evaluate", "{trained}", "--suite", "quick", "--surrogates"], "tries no --surrogates"),
     ],
 )
-def test_bad_arguments_are_named(tiny, tmp_path, capsys, arguments, words):
+def test_bad_arguments_are_named(tiny, trained, tmp_path, capsys, arguments, words):
+    arguments = [argument.format(tiny=tiny, trained=trained) for argument in arguments]
     data = [] if "--data" in arguments else ["--data-dir", tiny]
     assert words in answer(capsys, *arguments, *data, "--out", tmp_path / "out")
     assert no_file(tmp_path / "out")
@@ -325,6 +355,11 @@ def test_a_folder_in_use_is_not_overwritten(tiny, tmp_path, capsys):
 def test_an_out_that_is_a_file_is_named(tiny, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert str(tmp_path / "file") in answer(capsys, "train", "--data-dir", tiny, "--out", tmp_path / "file")
+
+
+def test_workers_can_be_taken_away_from_a_preset():
+    options = parser().parse_args(["train", "--preset", "full", "--workers", "0", "--out", "x"])
+    assert preset_asked(options).hardware.workers == 0
 
 
 # ---------------------------------------------------------------- bad checkpoints and results

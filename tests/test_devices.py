@@ -14,10 +14,12 @@ from unittest import mock
 
 import pytest
 import torch
+from accelerate import Accelerator as Here
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from aart_lib import checkpoint, processes
+from aart_lib import training as loop
 from aart_lib.attacks import CHOICES, OBJECTIVES, VIEWS, Attack, perturb
 from aart_lib.data import Batch, VideoDataset
 from aart_lib.experiment.judge import evaluate
@@ -30,7 +32,7 @@ from aart_lib.presets import default_threat, model_config, open_data, preset_nam
 from aart_lib.scoring import calibrate, score
 from aart_lib.steps import Hardware, Learner, TrainConfig
 from aart_lib.threats import NORMS, ThreatModel
-from aart_lib.training import _Run
+from aart_lib.training import _Run, train
 
 ROOT = Path(__file__).parent.parent
 
@@ -80,7 +82,7 @@ def _run(function, args, kwargs):
         kwargs = kwargs | {"device": torch.device("cpu")}
     inside = tree_map(lambda x: x.inner if isinstance(x, Elsewhere) else x, (args, kwargs))
     result = function(*inside[0], **inside[1])
-    if name.split(".")[1].endswith("_"):  # in place: the same tensor
+    if name.split(".")[1].endswith("_") and isinstance(args[0], torch.Tensor):  # in place: the same tensor
         return args[0]
     return tree_map(lambda x: Elsewhere(x) if isinstance(x, torch.Tensor) else x, result) if away else result
 
@@ -109,6 +111,7 @@ def home(x: torch.Tensor) -> torch.Tensor:
 
 
 CONFIG = ModelConfig(features=6, labels=5, max_frames=8, width=8, heads=2, layers=2)
+THREAT = ThreatModel("linf", 0.1)
 
 
 def make(config=CONFIG):
@@ -194,7 +197,7 @@ def test_few_frames_are_chosen_alike_elsewhere(elsewhere, frames):
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_views_and_predicted_labels_work_elsewhere(elsewhere, view):
-    attacked_alike(Attack(ThreatModel("linf", 0.1), view=view, labels="predicted", steps=2, momentum=0.5))
+    attacked_alike(Attack(ThreatModel("linf", 0.1), view=view, labels="predicted", steps=2))
 
 
 def test_measures_and_scores_accept_tensors_from_elsewhere(elsewhere):
@@ -225,10 +228,11 @@ class Accelerator:
     device, scaler, gradient_accumulation_steps = AWAY, None, 1
 
     def prepare_model(self, model, **_):
-        return moved(model)
+        self.model = moved(model)
+        return self.model
 
-    def prepare(self, optimizer):
-        return optimizer
+    def prepare(self, optimizer):  # a real device keeps the parameters; this one has made new ones
+        return torch.optim.SGD(self.model.parameters(), 0.1, foreach=False)
 
     def backward(self, loss, **options):
         loss.backward(**options)
@@ -236,27 +240,109 @@ class Accelerator:
     def clip_grad_norm_(self, parameters, norm):
         return torch.nn.utils.clip_grad_norm_(list(parameters), norm, foreach=False)
 
+    def unwrap_model(self, model, **_):
+        return model
+
+
+class Anywhere(torch.Generator):
+    """A generator of any device; the other one's has numbers of its own, and a state of another length."""
+
+    def __new__(cls, device="cpu"):
+        made = super().__new__(cls)
+        made.place, made.away = torch.device(device), int(torch.device(device) == AWAY)
+        return made
+
+    device = property(lambda self: self.place)
+
+    def manual_seed(self, seed):
+        return super().manual_seed(seed + self.away)
+
+    def get_state(self):
+        return torch.cat([super().get_state(), torch.zeros(self.away, dtype=torch.uint8)])
+
+    def set_state(self, state):
+        return super().set_state(state[: len(state) - self.away])
+
+
+@pytest.fixture
+def training(elsewhere):
+    """What a run makes for its device is made for the other one."""
+    plain = lambda parameters, rate, **_: torch.optim.SGD(parameters, rate, foreach=False)  # noqa: E731
+    with mock.patch("torch.Generator", Anywhere), mock.patch("torch.optim.AdamW", plain):
+        yield
+
+
+def learner(name: str) -> Learner:
+    return Learner(DEFENSES[name], CONFIG, TrainConfig(rate=0.1), 10, Accelerator(), Hardware())
+
 
 @pytest.mark.parametrize(
     "name", ["standard", "adversarial", "trades", "vat", "a-art", "a-art-few", "attention-shuffled"]
 )
-def test_a_training_step_keeps_everything_elsewhere(elsewhere, name):
-    with mock.patch(
-        "torch.optim.AdamW", lambda parameters, rate, **_: torch.optim.SGD(parameters, rate, foreach=False)
-    ):
-        learner = Learner(DEFENSES[name], CONFIG, TrainConfig(), 10, Accelerator(), Hardware())
-        learner.optimizer = torch.optim.SGD(learner.model.parameters(), 0.1, foreach=False)
-    before = [home(p) for p in learner.model.parameters()]
-    losses = learner._step([batch_of()], 4, ThreatModel("linf", 0.1))
+def test_a_training_step_keeps_everything_elsewhere(training, name):
+    made = learner(name)
+    before = [home(p) for p in made.model.parameters()]
+    losses = made._step([batch_of()], 4, THREAT)
     assert set(losses) == set(DEFENSES[name].weights)
-    after = [home(p) for p in learner.model.parameters()]
+    after = [home(p) for p in made.model.parameters()]
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def noise_of(rank: int, count: int) -> torch.Tensor:
+    """What one of some processes draws for its share of four videos."""
+    made, share = learner("a-art"), batch_of(4 // count)
+    told = {"rank": lambda: rank, "count": lambda: count, "gathered": lambda frames: [frames]}
+    with mock.patch.multiple(processes, **told):
+        ((_, part),) = made._placed([share], 4)
+    return home(processes.drawn(share.frames.shape, part))
+
+
+def test_processes_elsewhere_draw_the_noise_of_one(training):
+    assert torch.equal(torch.cat([noise_of(0, 2), noise_of(1, 2)]), noise_of(0, 1))
 
 
 @pytest.fixture(scope="module")
 def videos() -> VideoDataset:
     splits = open_data("synthetic")
     return splits.test.select(range(12))
+
+
+def trained(videos, kept: dict, stop=None, accelerator=Accelerator) -> dict[str, torch.Tensor]:
+    """Weights after two epochs of three steps; ``kept`` is the file of the state, the stop-th step gets a signal."""
+    own, steps = _Run._step, []
+
+    def step(self, *rest):
+        steps.append(1)
+        self.stopped = len(steps) == stop
+        return own(self, *rest)
+
+    splits = SimpleNamespace(train=videos, validation=videos.select(range(2)))
+    shape, config = ModelConfig(320, 40, width=8, heads=2, layers=1), TrainConfig(epochs=2, batch_size=4)
+    copied = lambda state: tree_map(lambda x: home(x) if torch.is_tensor(x) else x, state)  # noqa: E731
+    file = {"save_state": lambda _, state: kept.update(copied(state)), "load_state": lambda _: kept}
+    with (
+        mock.patch.multiple(loop, Accelerator=accelerator, Path=lambda state: state, **file),
+        mock.patch.multiple(_Run, _step=step, fingerprint=lambda self: "same"),
+    ):
+        go = {"state": SimpleNamespace(exists=lambda: bool(kept)), "progress": None}
+        model, _ = train(DEFENSES["a-art"], splits, shape, THREAT, config, **go)
+    return copied(model.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")
+def test_a_run_elsewhere_goes_on_with_the_noise_it_would_have_drawn(training, videos):
+    whole, kept = trained(videos, {}), {}
+    with pytest.raises(KeyboardInterrupt):
+        trained(videos, kept, stop=5)
+    resumed = trained(videos, kept)
+    assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
+
+
+def test_a_run_from_elsewhere_can_be_finished_here(training, videos):
+    kept: dict = {}
+    with pytest.raises(KeyboardInterrupt):
+        trained(videos, kept, stop=5)
+    assert all(weight.isfinite().all() for weight in trained(videos, kept, accelerator=Here).values())
 
 
 def test_judging_brings_batches_and_surrogates_to_the_model(videos):
@@ -306,17 +392,6 @@ def test_the_device_is_the_best_that_there_is(kind):
     assert told.stdout.split() == [kind], told.stderr
 
 
-@pytest.mark.parametrize("kind", ["cpu", "cuda", "mps"])
-def test_noise_of_training_is_drawn_on_its_device(kind):
-    run = object.__new__(_Run)
-    run.accelerator, run.step, run.resumed = SimpleNamespace(device=torch.device(kind)), 0, None
-    with mock.patch("torch.Generator") as generator:
-        run._seed(5)
-    generator.assert_called_once_with(torch.device(kind))
-    (seed,) = generator.return_value.manual_seed.call_args.args
-    assert (seed == 5) == (kind == "cpu")  # on a GPU each process draws its own
-
-
 def test_a_model_from_a_checkpoint_goes_where_the_run_computes(tmp_path):
     splits, preset = open_data("synthetic"), preset_named("quick")
     experiment, threat = Experiment(splits, preset, tmp_path, progress=False), default_threat(splits)
@@ -328,7 +403,7 @@ def test_a_model_from_a_checkpoint_goes_where_the_run_computes(tmp_path):
         mock.patch("aart_lib.experiment.reproduce.fingerprint", return_value="same"),
         mock.patch("aart_lib.processes.device", return_value=AWAY),
     ):
-        model, _ = experiment.model("standard", 0, threat, path=tmp_path / "model.safetensors")
+        model, _ = experiment.train("standard", 0, threat, path=tmp_path / "model.safetensors")
     assert all(isinstance(parameter, Elsewhere) for parameter in model.parameters())
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from aart_lib import download as module
+from aart_lib.cli import main
 from aart_lib.download import DownloadError, download
 
 PLAN = "/2/download_plans/frame_train.json"
@@ -124,6 +125,15 @@ def test_vocabulary_arrives_under_its_own_name(server, tmp_path):
     server.files["/youtube8m/csv/2/vocabulary.csv"] = b"Index,Name\n0,Game\n"
     assert download("vocabulary", base_url=server.url, out=tmp_path) == [tmp_path / "vocabulary.csv"]
     assert contents(tmp_path) == {"vocabulary.csv": b"Index,Name\n0,Game\n"}
+
+
+def test_only_what_was_compared_with_a_checksum_is_called_verified(server, audioset, tmp_path, capsys):
+    server.files["/youtube8m/csv/2/vocabulary.csv"] = b"Index,Name\n0,Game\n"
+    words = {"yt8m-frame": "4 verified\n", "vocabulary": "0 verified, 1 came without", "audioset": "2 verified\n"}
+    for dataset, said in words.items():
+        out = str(tmp_path / dataset)
+        assert main(["download", dataset, "--base-url", server.url, "--out", out]) == 0
+        assert said in capsys.readouterr().out
 
 
 def test_shards_are_numbered_where_the_file_system_ignores_case(server, tmp_path, monkeypatch):
@@ -304,6 +314,12 @@ def test_a_plan_that_is_none_is_named(server, tmp_path, plan):
         ({"shards": "half"}, "1 <= X <= Y"),
         ({"shards": "1/1000000"}, "none of the 4 shards"),
         ({"base_url": "ftp://example.org"}, "base_url must begin with http"),
+        ({"version": 1}, "unknown version 1; known are 2, 3"),
+        ({"mirror": "eu"}, "--mirror changes nothing .* comes from --base-url; leave it out"),
+        ({"dataset": "audioset", "split": "test"}, "--split changes nothing for audioset, which is one file"),
+        ({"dataset": "audioset", "version": 3}, "--version changes nothing for audioset"),
+        ({"dataset": "vocabulary", "shards": "1/1000"}, "--shards changes nothing for vocabulary"),
+        ({"dataset": "vocabulary", "mirror": "asia"}, "--mirror changes nothing for vocabulary"),
     ],
 )
 def test_wrong_arguments_are_named(server, tmp_path, options, sentence):

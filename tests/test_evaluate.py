@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from aart_lib import suites
-from aart_lib.attacks import Attack, fgsm, noise, perturb, pgd
+from aart_lib import scoring, suites
+from aart_lib.attacks import Attack, AttackFailed, fgsm, noise, perturb, pgd
 from aart_lib.data import BOX, Batch, Item, collate
 from aart_lib.experiment import judge as evaluation
 from aart_lib.experiment.judge import _WorstCase, evaluate, judge
@@ -141,6 +141,42 @@ def test_scores_are_those_of_the_metrics_on_all_videos_at_once(model, dataset):
     (batch,) = dataset.batches(len(dataset))
     logits = model(batch.frames, batch.mask).logits
     assert score(model, dataset)["gap"] == pytest.approx(gap(probabilities(logits), batch.labels))
+
+
+@pytest.mark.parametrize("outside", [torch.inference_mode, torch.no_grad])
+def test_a_score_is_the_same_whatever_the_caller_switched_off(model, dataset, row, outside):
+    plain, attack = score(model, dataset, pgd(THREAT, 5, 1)), pgd(THREAT, 5, 1)
+    with outside():
+        assert score(model, dataset, attack) == plain
+        assert evaluate(model, dataset, THREAT, name="quick", progress=False) == row
+
+
+def test_models_come_back_in_the_mode_they_came_in(model, dataset):
+    shown, few = copy.deepcopy(model).train(), Videos(dataset[:4])
+    shown.blocks[0].eval()
+    modes = [module.training for module in shown.modules()]
+    score(shown, few, fgsm(THREAT))
+    evaluate(shown, few, THREAT, name="quick", progress=False)
+    assert [module.training for module in shown.modules()] == modes
+
+
+@pytest.mark.parametrize("wrong", [torch.no_grad(), torch.inference_mode()])
+def test_a_model_without_a_gradient_gets_no_score_under_attack(model, dataset, wrong):
+    class Frozen(VideoTransformer):
+        forward = wrong(VideoTransformer.forward)
+
+    shown = Frozen(model.config).eval()
+    assert 0 <= score(shown, dataset)["gap"] <= 1
+    for call in (lambda: score(shown, dataset, pgd(THREAT, 2, 1)), lambda: evaluate(shown, dataset, THREAT)):
+        with pytest.raises(AttackFailed, match="no gradient of the objective 'bce'"):
+            call()
+
+
+def test_a_model_without_maps_is_scored_and_its_attention_is_not_measured(model, dataset):
+    plain = lambda frames, mask: model(frames, mask).logits  # noqa: E731
+    assert score(plain, dataset, pgd(THREAT, 3, 1)) == score(model, dataset, pgd(THREAT, 3, 1))
+    with pytest.raises(ValueError, match="takes no `return_attention=`"):
+        evaluate(plain, dataset, THREAT, progress=False)
 
 
 def test_probabilities_of_confident_logits_stay_apart():
@@ -435,7 +471,7 @@ def test_the_strong_suite_finds_more_than_pgd_and_more_at_a_larger_epsilon(stron
 @pytest.mark.parametrize("count, free", [(50, 30), (12, 12)])
 def test_a_share_of_each_batch_is_searched_without_gradients(model, dataset, monkeypatch, count, free):
     brief(monkeypatch, 3)
-    monkeypatch.setattr(evaluation, "BATCH", 20)
+    monkeypatch.setattr(scoring, "BATCH", 20)
     monkeypatch.setattr(evaluation, "FREE_VIDEOS", 30)
     seen, original = defaultdict(list), evaluation._Judging._attacked
 

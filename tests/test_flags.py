@@ -126,3 +126,16 @@ def test_an_attack_without_effect_has_nothing_to_lose_in_bytes():
     row = changed("attacked pgd gap", 0.89)
     (found,) = (flag for flag in flags("a-art", row, HISTORY) if flag["name"] == "lost-in-bytes")
     assert found["value"] == 0
+
+
+def test_a_mistake_inside_a_check_is_not_taken_for_a_missing_attack(monkeypatch):
+    def slip(row, history):
+        return row["attacked"]["pdg"]["gap"]
+
+    monkeypatch.setattr("aart_lib.flags.CHECKS", (("slip", slip, 0.0, "a typo", ("attacked", "pgd")),))
+    with pytest.raises(KeyError, match="pdg"):
+        flags("a-art", HONEST, HISTORY)
+
+
+def test_a_number_that_is_none_is_not_there():
+    assert "flat-attention" not in names(HONEST | {"attention_entropy": None}, only_raised=False)

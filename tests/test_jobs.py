@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from aart_lib import jobs, synthetic
+from aart_lib import jobs, losses, synthetic
 from aart_lib.cli import main
 from aart_lib.jobs import side_by_side
 from aart_lib.processes import ProcessLost
@@ -96,6 +96,38 @@ def test_a_job_that_is_killed_is_told_in_a_sentence():
         list(side_by_side(killed, [(0,), (1,)], 2))
 
 
+PROGRAM = """
+from aart_lib import losses
+from aart_lib.jobs import side_by_side
+losses.TERMS["mine"] = lambda defense, clean, attacked, labels, mask: twice(clean.logits.sum(1))
+losses.DEFENSES["mine"] = losses.Defense({"task": 1.0, "mine": 0.5})
+twice = lambda x: 2 * x
+def work(number):
+    return number, losses.defense("mine").weights["mine"], twice(losses.TERMS["mine"].__code__.co_argcount)
+print(sorted(found for _, found in side_by_side(work, [(0,), (1,)], 2)))
+"""
+
+
+@pytest.mark.parametrize("source", ["a script without a guard", "standard input"])
+def test_what_a_script_defines_and_registers_is_known_to_its_jobs(tmp_path, source):
+    (tmp_path / "mine.py").write_text(PROGRAM)
+    line, given = ([sys.executable, "mine.py"], None) if "script" in source else ([sys.executable, "-"], PROGRAM)
+    how = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
+    done = subprocess.run(line, input=given, check=False, **how)
+    assert done.stdout == "[(0, 0.5, 10), (1, 0.5, 10)]\n", done.stderr
+
+
+def test_what_cannot_be_sent_is_told_in_a_sentence(tmp_path):
+    with open(tmp_path / "x", "w") as file, pytest.raises(ValueError, match=r"cannot be sent .* take jobs=1"):
+        list(side_by_side(partial(fails, folder=file), [(0,), (1,)], 2))
+
+
+def test_jobs_and_processes_of_one_run_are_not_mixed(monkeypatch):
+    monkeypatch.setattr(jobs, "count", lambda: 2)
+    with pytest.raises(ValueError, match=r"2 processes share this run.*leave out --jobs 2"):
+        list(side_by_side(squared, [(0,), (1,)], 2))
+
+
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked up in /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_job_outlives_its_parent(tmp_path, number):
@@ -141,9 +173,12 @@ def results(out: Path) -> dict:
     return found
 
 
-def test_the_table_is_the_same_side_by_side(data, tmp_path, capsys):
+def test_the_table_is_the_same_side_by_side(data, tmp_path, capsys, monkeypatch):
+    """With a term and a defense that are known in this process alone."""
+    monkeypatch.setitem(losses.TERMS, "mine", lambda d, clean, attacked, labels, mask: attacked.logits.square().sum(1))
+    monkeypatch.setitem(losses.DEFENSES, "mine", losses.Defense({"task": 0.5, "robust": 0.5, "mine": 0.01}))
     for count in ("1", "2"):
-        assert main(command(data, tmp_path / count, "--jobs", count, "--seeds", "2", "--defenses", "adversarial")) == 0
+        assert main(command(data, tmp_path / count, "--jobs", count, "--seeds", "2", "--defenses", "mine")) == 0
     assert results(tmp_path / "1") == results(tmp_path / "2")
     for path in sorted((tmp_path / "1" / "checkpoints").iterdir()):
         one, two = load_file(path), load_file(tmp_path / "2" / "checkpoints" / path.name)
@@ -162,7 +197,7 @@ def test_the_strong_suite_trains_what_it_borrows_first(data, tmp_path):
     preset = replace(PRESETS["quick"], suite="strong")
     experiment = Experiment(open_data("synthetic", data), preset, tmp_path, names=["standard", "a-art"])
     (train, models), (judge, first), (_, others) = experiment.stages(2, default_threat(experiment.splits))
-    assert train.func == experiment._trained and judge.func == experiment.row
+    assert train.func == experiment._train and judge.func == experiment.judge
     assert set(models) == {("standard", 0), ("a-art", 0), ("standard", 1), ("a-art", 1), ("standard", 2)}
     assert (first, others) == ([("standard", 0), ("a-art", 0)], [("standard", 1), ("a-art", 1)])
 

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from shared_run import SPEC, stepped
 from test_train import write_videos
 
 from aart_lib import scoring
+from aart_lib.data import open_splits
+from aart_lib.losses import DEFENSES
 from aart_lib.processes import Part, drawn, gathered
 
 PROGRAM = Path(__file__).with_name("shared_run.py")
@@ -74,6 +77,16 @@ def test_three_processes_with_parts_give_the_losses_of_one(videos, tmp_path):
     (one,) = run(videos, tmp_path / "one", 1, "a-art-fast")
     first, *_ = run(videos, tmp_path / "three", 3, "a-art-fast", accumulate=3)  # nine parts of eight videos
     same_losses(one["losses"], first["losses"])
+
+
+def test_every_defense_takes_the_same_steps_in_two_processes_with_parts(videos, tmp_path):
+    done = start(videos, tmp_path, 2, "every defense", accumulate=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    for name in DEFENSES:
+        for key, weight in stepped(name, open_splits(SPEC, videos)).items():
+            assert torch.equal(first[name][key], second[name][key])
+            torch.testing.assert_close(first[name][key], weight, rtol=0, atol=1e-9, msg=f"{name}: {key}")
 
 
 def test_judging_is_shared_exactly(videos, tmp_path):

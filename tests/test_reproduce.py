@@ -239,9 +239,9 @@ def test_surrogates_are_the_other_defenses_of_the_same_seed_and_a_baseline_of_th
     experiment = Experiment(open_data("synthetic", folder), STRONG, tmp_path, names=NAMES)
     assert experiment._others("trades") == ["other-seed", "standard", "a-art"]
     asked = []
-    monkeypatch.setattr(experiment, "_trained", lambda name, seed, threat: asked.append((name, seed)) or (None, {}))
+    monkeypatch.setattr(experiment, "_train", lambda name, seed, threat: asked.append((name, seed)) or (None, {}))
     for key in experiment._others("standard"):
-        experiment._other(key, 1, ThreatModel("linf", 0.1))
+        experiment._train_other(key, 1, ThreatModel("linf", 0.1))
     assert asked == [("standard", 2), ("trades", 1), ("a-art", 1)]
 
 

@@ -13,7 +13,7 @@ import pytest
 from aart_lib import records, synthetic
 from aart_lib.data import BOX, LEVEL, SPECS, VideoDataset
 from aart_lib.metrics import gap
-from aart_lib.records import read_records
+from aart_lib.records import read_records, write_records
 
 DEFAULT = synthetic.SETTINGS["default"]
 SMALL = replace(DEFAULT, train_videos=5, test_videos=2, shard_size=3)
@@ -233,7 +233,18 @@ def test_data_is_generated_once_and_reused(tmp_path, monkeypatch):
     assert folder == tmp_path / f"synthetic-{synthetic.settings_hash(SMALL)}"
     monkeypatch.delattr(synthetic, "write")
     assert synthetic.ensure(SMALL) == folder
-    assert sum(1 for path in folder.iterdir() for _ in read_records(path)) == 7
+    assert sum(1 for path in folder.glob("*.tfrecord") for _ in read_records(path)) == 7
+
+
+def test_a_folder_is_known_by_what_is_in_it_and_not_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setitem(synthetic.SETTINGS, "short", SMALL)
+    folder = synthetic.ensure(SMALL, tmp_path).rename(tmp_path / "synthetic-000000000000")
+    assert synthetic.made_with(folder) == synthetic.settings_hash(SMALL)
+    (folder / synthetic.NOTE).unlink()  # as an earlier version left it
+    assert synthetic.made_with(folder) == synthetic.settings_hash(SMALL)
+    shard = next(folder.glob("train-00000*"))
+    write_records(shard, list(read_records(shard))[1:])
+    assert synthetic.made_with(folder) is None is synthetic.made_with(tmp_path)
 
 
 def test_without_a_writable_home_the_cache_is_a_temporary_folder(tmp_path, monkeypatch):

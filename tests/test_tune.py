@@ -1,13 +1,20 @@
 """The committed ledger: no defense with fewer trials than A-ART, the best kept, and the README's table from it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from aart_lib import synthetic
+from aart_lib import tune as tuning
+from aart_lib.cli import main
 from aart_lib.losses import TUNED, changed
+from aart_lib.presets import PRESETS, open_data
 from aart_lib.report import heading, table
+from aart_lib.steps import Hardware
 from aart_lib.summary import summarize
+from aart_lib.threats import ThreatModel
 from aart_lib.tune import grid, merit
 
 ROOT = Path(__file__).parent.parent
@@ -58,3 +65,66 @@ def test_readme_shows_the_stored_results(data):
     assert results["summary"] == summarize(results["rows"], intervals)
     assert heading(results) in readme
     assert table(results["summary"]) in readme
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    settings = replace(synthetic.SETTINGS["default"], train_videos=40, test_videos=12, shard_size=40, frames=(3, 5))
+    folder = tmp_path_factory.mktemp("tiny") / "data"
+    synthetic.write(settings, folder)
+    return folder
+
+
+@pytest.fixture
+def tried(monkeypatch) -> list:
+    """The ε of each trial; trials cost nothing."""
+    found, gaps = [], {"clean": 0.9, "pgd": 0.8, "pgd@2": 0.7, "frames-1": 0.6}
+
+    def trial(name, changes, splits, threat, preset):
+        found.append(threat.epsilon)
+        return {"changes": changes, "epochs": preset.epochs or splits.spec.epochs} | gaps
+
+    monkeypatch.setattr(tuning, "trial", trial)
+    return found
+
+
+def test_a_ledger_is_gone_on_with_at_its_own_epsilon_and_never_at_another(tiny, tmp_path, tried, capsys):
+    ledger = tmp_path / "trials.json"
+    line = ["tune", "--data-dir", str(tiny), "--out", str(ledger), "--epochs", "2", "--defenses"]
+    assert main([*line, "vat", "--epsilon", "0.05"]) == 0
+    assert main([*line, "trades"]) == 0 and set(tried) == {0.05}
+    before = ledger.read_bytes()
+    others = (["--epsilon", "0.1"], ["--epsilon", "0.05", "--norm", "l2-clip"], ["--labels", "5"], ["--epochs", "3"])
+    for other in others:
+        capsys.readouterr()
+        assert main([*line, "a-art", *other]) == 2
+        assert "trials.json has trials with" in capsys.readouterr().err and ledger.read_bytes() == before
+
+
+def test_what_cannot_be_tuned_is_told_before_anything_is_done(tiny, tmp_path, tried, capsys):
+    ledger = tmp_path / "out" / "trials.json"
+    line = ["tune", "--data-dir", str(tiny), "--out", str(ledger), "--defenses", "a-art-fast"]
+    assert main(line) == 2 and "a-art-fast has no grid of trials on synthetic" in capsys.readouterr().err
+    assert not ledger.parent.exists()
+    ledger.parent.mkdir()
+    for text in ("{", "[]", "{}"):
+        ledger.write_text(text)
+        assert main([*line[:-1], "vat"]) == 2 and "trials.json is not a ledger" in capsys.readouterr().err
+        assert ledger.read_text() == text and not tried
+
+
+def test_a_trial_trains_on_the_hardware_of_the_preset(tiny, monkeypatch):
+    given = {}
+
+    def train(*arguments, **options):
+        given.update(options)
+        raise InterruptedError
+
+    monkeypatch.setattr(tuning, "train", train)
+    preset = replace(PRESETS["quick"], hardware=Hardware(workers=3))
+    with pytest.raises(InterruptedError):
+        tuning.trial("vat", {}, open_data("synthetic", tiny), ThreatModel("linf", 0.1), preset)
+    assert given["hardware"] == preset.hardware

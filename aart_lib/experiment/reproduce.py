@@ -15,7 +15,7 @@ from safetensors.torch import save as to_bytes
 from tqdm import tqdm
 
 from aart_lib import checkpoint, processes
-from aart_lib.data import Splits
+from aart_lib.data import Splits, VideoDataset
 from aart_lib.experiment.judge import judge
 from aart_lib.flags import flags
 from aart_lib.jobs import side_by_side
@@ -43,7 +43,7 @@ TARGET_RATIO = 0.80  # the paper's baseline falls from about 91 (assumed) to 72.
 EVERYWHERE = {"noise", "fgsm", "pgd", "pgd-10", "pgd-50", "pgd-100", "gradient-free"}
 
 
-def calibrated(splits: Splits, preset: Preset, model=None) -> tuple[ThreatModel, float]:
+def find_threat(splits: Splits, preset: Preset, model=None) -> tuple[ThreatModel, float]:
     """ε at which a baseline (trained here with seed 0 if not given) keeps `TARGET_RATIO` of its validation GAP."""
     start = default_threat(splits)
     if model is None:
@@ -63,8 +63,9 @@ class Experiment:
         order = range(len(splits.test))
         self.test = splits.test.select(order[: preset.test_videos]) if preset.test_videos else splits.test
 
-    def model(self, name: str, seed: int, threat: ThreatModel, *, path: Path | None = None):
-        """A trained model and its notes, from its checkpoint (or ``path``) if that was made with the same settings."""
+    def train(self, name: str, seed: int, threat: ThreatModel, *, path: Path | None = None):
+        """A trained model and its notes; what its checkpoint (or ``path``) holds is not trained again with the same
+        settings."""
         recipe, settings = tuned(self.splits.spec.name, name)
         config = train_config(self.splits, self.preset, seed=seed, **settings)
         shape = model_config(self.splits, self.preset)
@@ -94,34 +95,32 @@ class Experiment:
         processes.write(checkpoint.drop_state, path)
         return model, notes
 
-    def calibrated(self) -> tuple[ThreatModel, float]:
-        """The threat model all defenses meet, and the ratio reached: `calibrated` on seed 0's baseline, kept."""
-        model, notes = self.model("standard", 0, default_threat(self.splits))
+    def calibrate(self) -> tuple[ThreatModel, float]:
+        """The threat model all defenses meet, and the ratio reached: `find_threat` on seed 0's baseline, kept."""
+        model, notes = self.train("standard", 0, default_threat(self.splits))
         start, path = default_threat(self.splits), self.out / "threat.json"
         if (known := read_json(path)).get("fingerprint") == notes["fingerprint"]:
             return replace(start, epsilon=known["epsilon"]), known["reached"]
-        threat, reached = calibrated(self.splits, self.preset, model)
-        processes.write(write_json, path, _noted(threat) | {"reached": reached} | {"fingerprint": notes["fingerprint"]})
+        threat, reached = find_threat(self.splits, self.preset, model)
+        processes.write(write_json, path, _noted(threat) | {"reached": reached, "fingerprint": notes["fingerprint"]})
         return threat, reached
 
-    def row(self, name: str, seed: int, threat: ThreatModel) -> tuple[dict, list[dict]]:
-        """A row of results and its flags; trained and evaluated only if that was not done before.
+    def judge(self, name: str, seed: int, threat: ThreatModel) -> tuple[dict, list[dict]]:
+        """Train and judge what was not trained and judged before; returns the row of results and its flags.
 
         In the strong suite seed 0 meets every attack, the other seeds the standard ones and seed 0's three worst.
         """
-        model, notes = self._trained(name, seed, threat)
+        model, notes = self._train(name, seed, threat)
         path = self.out / "rows" / f"{name}-seed{seed}.json"
-        if notes["threat"] != _noted(threat):  # so that `evaluate` attacks the baseline as this table does
-            notes["threat"] = _noted(threat)
-            processes.write(checkpoint.save, self.out / "checkpoints" / f"{name}-seed{seed}.safetensors", model, notes)
+        self._note_threat(name, seed, threat, model, notes)
         only, others = None, []
         if self.preset.suite == "strong":
-            only = three_worst(self.row(name, 0, threat)[0]) if seed else None
+            only = three_worst(self.judge(name, 0, threat)[0]) if seed else None
             others = [key for key in self._others(name) if only is None or f"transfer-{key}" in only]
         mark = [notes["fingerprint"], self.preset.suite, threat.described(), len(self.test), only, others]
         if (known := read_json(path)).get("mark") == mark:
             return known["row"], known["flags"]
-        options: dict = {"only": only, "surrogates": {key: self._other(key, seed, threat) for key in others}}
+        options: dict = {"only": only, "surrogates": {key: self._train_other(key, seed, threat) for key in others}}
         found = judge(model, self.test, threat, name=self.preset.suite, seed=seed, progress=self.progress, **options)
         row = {"defense": name, "seed": seed} | found.row
         row |= {"train_seconds": notes["train_seconds"], "history": notes["history"]}
@@ -129,26 +128,32 @@ class Experiment:
         processes.write(_write_row, path, {"mark": mark, "row": row, "flags": raised}, found.scores)
         return row, raised
 
+    def _note_threat(self, name: str, seed: int, threat: ThreatModel, model, notes: dict) -> None:
+        """Keep the table's ε with a baseline, which was trained before it was known: `evaluate` shall use it too."""
+        known, notes["threat"] = notes["threat"], _noted(threat)
+        if known != notes["threat"]:
+            processes.write(checkpoint.save, self.out / "checkpoints" / f"{name}-seed{seed}.safetensors", model, notes)
+
     def stages(self, seeds: int, threat: ThreatModel) -> list[tuple]:
         """(work, tasks) one after the other; the tasks of one need nothing of each other, only what came before."""
         tasks = [(name, seed) for seed in range(seeds) for name in self.names]
-        judging = partial(self.row, threat=threat)
+        judging = partial(self.judge, threat=threat)
         stages = [(judging, [task for task in tasks if task[1] == 0]), (judging, [task for task in tasks if task[1]])]
         if self.preset.suite == "strong":  # each row attacks by the other models, and by a baseline of the next seed
-            stages.insert(0, (partial(self._trained, threat=threat), [*tasks, ("standard", seeds)]))
+            stages.insert(0, (partial(self._train, threat=threat), [*tasks, ("standard", seeds)]))
         return stages
 
-    def _trained(self, name: str, seed: int, threat: ThreatModel):
+    def _train(self, name: str, seed: int, threat: ThreatModel):
         # The baseline is trained before ε is known; ε only serves to watch it.
-        return self.model(name, seed, default_threat(self.splits) if name == "standard" else threat)
+        return self.train(name, seed, default_threat(self.splits) if name == "standard" else threat)
 
     def _others(self, name: str) -> list[str]:
         """Models whose attacks are tried on ``name``: every other defense, and a baseline of another seed."""
         return ["other-seed", *(other for other in self.names if other != name)]
 
-    def _other(self, key: str, seed: int, threat: ThreatModel):
+    def _train_other(self, key: str, seed: int, threat: ThreatModel):
         name, seed = ("standard", seed + 1) if key == "other-seed" else (key, seed)
-        return self._trained(name, seed, threat)[0]
+        return self._train(name, seed, threat)[0]
 
     def judged(self, name: str, seed: int, measure: str) -> Judged:
         """What resampling needs of a finished row: "clean", "worst", "worst@2" or "frames-1"."""
@@ -185,39 +190,26 @@ def reproduce(
 
     ``jobs`` defenses are trained and judged side by side, each in a process of its own.
     """
-    names = list(defenses or preset.defenses)
+    names = list(dict.fromkeys(defenses or preset.defenses))
     names = names if "standard" in names else ["standard", *names]
     for name in names:
         defense(name)  # an unknown name is told before hours are spent
     experiment = Experiment(splits, preset, out, names=names, progress=progress)
     calibration = {"target_ratio": TARGET_RATIO, "reached": None, "seed": 0, "attack": "pgd"}
     if threat is None:
-        threat, calibration["reached"] = experiment.calibrated()
+        threat, calibration["reached"] = experiment.calibrate()
     found = {}
     for work, tasks in experiment.stages(seeds, threat):
         tasks = tasks[::-1] if jobs > 1 else tasks  # those named last take longest
         for task, done in side_by_side(work, tasks, jobs):
             found[task] = done
-            if progress and work.func == experiment.row and processes.is_main():
+            if progress and work.func == experiment.judge and processes.is_main():
                 tqdm.write(_line(done[0]))
     rows = [found[name, seed][0] for seed in range(seeds) for name in names]
     raised = [flag for seed in range(seeds) for name in names for flag in found[name, seed][1]]
     epochs = preset.epochs or splits.spec.epochs
     results = {
-        "data": {
-            "name": data_name(splits),
-            "labels": splits.labels,
-            "videos": {
-                "train": len(splits.train),
-                "validation": len(splits.validation),
-                "test": len(experiment.test),
-                "test_available": len(splits.test),
-                "left_out": splits.train.left_out + splits.test.left_out,
-            },
-            "settings_hash": settings_hash(splits),
-            "variant": variant_of(splits),
-            "skipped": preset.skipped.files if preset.skipped else {},
-        },
+        "data": described(splits, experiment.test, preset),
         "train": {"epochs": epochs, "batch_size": preset.batch_size, "suite": preset.suite},
         "threat": _noted(threat) | {"epsilon_levels": threat.levels, "calibration": calibration},
         "rows": rows,
@@ -233,6 +225,20 @@ def reproduce(
 def _noted(threat: ThreatModel) -> dict:
     """What checkpoints and results say of it: norm, ε, and the box if it is not that of stored features."""
     return {key: value for key, value in threat.described().items() if key != "max_frames"}
+
+
+def described(splits: Splits, test: VideoDataset, preset: Preset) -> dict:
+    """What results.json says of the data: ``test`` are the videos that were attacked."""
+    videos = {"train": len(splits.train), "validation": len(splits.validation), "test": len(test)}
+    videos |= {"test_available": len(splits.test), "left_out": splits.train.left_out + splits.test.left_out}
+    return {
+        "name": data_name(splits),
+        "labels": splits.labels,
+        "videos": videos,
+        "settings_hash": settings_hash(splits),
+        "variant": variant_of(splits),
+        "skipped": preset.skipped.files if preset.skipped else {},
+    }
 
 
 def _line(row: dict) -> str:

@@ -1,0 +1,101 @@
+"""From the options of a command to settings; what is wrong with them is told before data is touched."""
+
+from dataclasses import replace
+
+from aart_lib.losses import defense
+from aart_lib.presets import PRESETS, open_data, preset_named, spec_named
+from aart_lib.records import Skipped
+from aart_lib.specs import BOX, SAMPLINGS
+from aart_lib.threats import ThreatModel
+from aart_lib.vocabulary import chosen
+
+AT_LEAST_ONE = ("epochs", "test_videos", "batch_size", "accumulate", "jobs")
+LARGEST_EPSILON = 1e4
+
+
+def open_asked(options, preset):
+    return open_data(options.data, options.data_dir, labels=options.labels, preset=preset)
+
+
+def preset_asked(options):
+    """The preset of --preset with what other options change in it. Raises: ValueError."""
+    preset, given = preset_named(options.preset), {k: v for k, v in vars(options).items() if v is not None}
+    for key in AT_LEAST_ONE:
+        if given.get(key, 1) < 1:
+            raise ValueError(f"--{key.replace('_', '-')} must be at least 1, got {given[key]}")
+    if given.get("workers", 0) < 0:
+        raise ValueError(f"--workers must be at least 0, got {given['workers']}")
+    if given.get("sampling", "uniform") != "uniform":
+        _check_sampling(options)
+    hardware = {key: given[key] for key in ("workers", "accumulate") if key in given}
+    hardware |= {"recompute": True} if given.get("recompute") else {}
+    if options.on_bad_record == "skip":
+        options.skipped = Skipped()
+        preset = replace(preset, skipped=options.skipped)
+    changes = {k: given[k] for k in ("epochs", "suite", "test_videos", "batch_size", "sampling") if k in given}
+    return replace(preset, hardware=replace(preset.hardware, **hardware), **changes)
+
+
+def _check_sampling(options) -> None:
+    if options.sampling not in SAMPLINGS:
+        raise ValueError(f"unknown sampling {options.sampling!r}; known: {', '.join(SAMPLINGS)}")
+    if options.data in ("audioset", "yt8m-video") or (options.data.startswith("synthetic") and not options.data_dir):
+        longest = spec_named(options.data.partition(":")[0]).max_frames
+        raise ValueError(
+            f"--sampling changes nothing: no video of {options.data} has over {longest} frames; leave it out"
+        )
+
+
+def defenses_asked(options) -> list[str] | None:
+    """The names of --defenses, each once; None if it is not given. Raises: ValueError."""
+    if options.defenses is None:
+        return None
+    names = [name.strip() for name in options.defenses.split(",")]
+    for name in names:
+        defense(name)  # an unknown one is told before hours are spent
+    return list(dict.fromkeys(names))
+
+
+def check_threat(options) -> None:
+    """What is wrong with --norm and --epsilon is told before data is touched."""
+    if options.epsilon is None and options.norm is not None:
+        raise ValueError("--norm needs --epsilon: the size of a perturbation means something else in every norm")
+    if options.epsilon is not None:
+        ThreatModel(options.norm or "linf", options.epsilon)
+        if not 0 < options.epsilon <= LARGEST_EPSILON:
+            unit = f"feature units, of which features span {BOX[1] - BOX[0]:g}"
+            raise ValueError(
+                f"--epsilon must be above 0 and at most {LARGEST_EPSILON:g} {unit}, got {options.epsilon:g}"
+            )
+
+
+def threat_asked(options, splits):
+    """The threat model of --norm and --epsilon; None if neither is given."""
+    return None if options.epsilon is None else ThreatModel(options.norm or splits.spec.norm, options.epsilon)
+
+
+def check_model(options, preset, config, notes: dict) -> None:
+    """Whether the data and the preset are those that a model was made for."""
+    name, trained = options.data.partition(":")[0], notes["data"]
+    if name != trained.partition(":")[0]:
+        raise ValueError(f"{options.checkpoint} was trained on {trained}; evaluate it with --data {trained}")
+    if options.segments and name != "yt8m-frame":
+        raise ValueError(
+            f"--segments judges the rated segments of yt8m-frame, version 3; {name} has none: leave it out"
+        )
+    sizes = {known: spec_named(name, found).dims for known, found in PRESETS.items()}
+    if spec_named(name, preset).dims != config.features:
+        fitting = next(
+            (f"--preset {known}" for known, size in sizes.items() if size == config.features), "another model"
+        )
+        got = f"--preset {options.preset} gives {sizes[options.preset]}"
+        raise ValueError(f"{options.checkpoint} takes {config.features} numbers a frame, {got}; take {fitting}")
+
+
+def check_labels(options, spec, own: list[int]) -> None:
+    """Whether --labels, if given, names a model's own."""
+    wanted = chosen(options.labels, spec, options.data_dir)
+    same = len(own) == wanted if isinstance(wanted, int) else wanted is None or set(wanted) == set(own)
+    if not same:
+        given = f"{len(own)} labels of its own, others than --labels {options.labels}"
+        raise ValueError(f"{options.checkpoint} has {given}; leave the option out")
