@@ -8,17 +8,16 @@ called context, and lists over time: one byte string for each frame).
 Source: tensorflow/core/lib/io/record_writer.h, tensorflow/core/example/{example,feature}.proto.
 """
 
-import json
 import os
 import struct
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from pathlib import Path
 
 import google_crc32c
 import numpy as np
 
+from aart_lib import foreign
+from aart_lib.exact import byte_table, numbers
 from aart_lib.running import replacing
 
 HEADER = struct.Struct("<QI")
@@ -26,6 +25,7 @@ FOOTER = struct.Struct("<I")
 HEAD = 4096  # bytes read of a record to find its context
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3
+INTEGERS = {"labels", "segment_labels", "segment_start_times"}
 
 
 class RecordError(ValueError):
@@ -67,33 +67,6 @@ def refuse(error: RecordError, skipped: Skipped | None, lost: int = 0) -> None:
     skipped.add(error, lost)
 
 
-def cache_folder() -> Path:
-    """$AART_CACHE, else ~/.cache/aart, else (home not writable) a folder for temporary files."""
-    if os.environ.get("AART_CACHE"):
-        return Path(os.environ["AART_CACHE"]).expanduser()
-    folder = Path("~/.cache/aart").expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return Path(tempfile.gettempdir()) / "aart"
-    return folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir()) / "aart"
-
-
-def write_json(path, value) -> None:
-    """JSON under a temporary name, then renamed; NaN is refused, since no other reader takes it."""
-    with replacing(path) as file:
-        file.write(json.dumps(value, indent=1, allow_nan=False).encode())
-
-
-def read_json(path) -> dict:
-    """What `write_json` wrote; nothing, {}, if the file is not there, damaged or another's."""
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 # ---------------------------------------------------------------- framing
 
 
@@ -123,13 +96,22 @@ def _length(file, path, offset: int, size: int, check: bool) -> int:
     file.seek(offset)
     header = file.read(HEADER.size)
     if len(header) < HEADER.size:
-        raise RecordError(path, offset, "the file ends inside a record header; fetch the file again")
+        raise RecordError(path, offset, "the file ends inside a record header; fetch it again" + _instead(file, offset))
     length, length_crc = HEADER.unpack(header)
     if check and _masked_crc(header[:8]) != length_crc:
-        raise RecordError(path, offset, "wrong checksum of the length: not a TFRecord file, or damaged")
+        reason = "wrong checksum of the length: not a TFRecord file, or damaged"
+        raise RecordError(path, offset, reason + _instead(file, offset))
     if length > size - offset - HEADER.size - FOOTER.size:  # before anything is allocated
-        raise RecordError(path, offset, f"the record claims {length} bytes, the file ends before; fetch it again")
+        reason = f"the record claims {length} bytes, the file ends before; fetch it again"
+        raise RecordError(path, offset, reason + _instead(file, offset))
     return length
+
+
+def _instead(file, offset: int) -> str:
+    """What the file is if it is no record file from its first byte on."""
+    file.seek(0)
+    what = "" if offset else foreign.told(file.read(512))
+    return what and f"; it is {what}"
 
 
 def scan_heads(path) -> Iterator[tuple[int, bytes]]:
@@ -259,7 +241,7 @@ def _packed_varints(buffer) -> Iterator[int]:
         yield value
 
 
-def _frames(buffer) -> np.ndarray:
+def _frames(buffer, name: str) -> np.ndarray:
     """A ``FeatureList`` with one byte string a frame, as uint8 [T, n].
 
     Frames of one size have the same header bytes in front. Where that holds (it is checked), the
@@ -276,7 +258,8 @@ def _frames(buffer) -> np.ndarray:
                 return table[:, len(header) :]
     values = [_feature(body) for number, kind, body in _fields(buffer) if number == 1 and kind == _BYTES]
     if any(len(value) != 1 or not isinstance(value[0], bytes) for value in values):
-        raise ValueError("a frame that is not exactly one byte string")
+        strange = next(value for value in values if len(value) != 1 or not isinstance(value[0], bytes))
+        raise ValueError(f"`{name:.40}` must be one byte string a frame, got {_words(strange)}; quantize makes bytes")
     if len({len(value[0]) for value in values}) > 1:
         raise ValueError("frames of different sizes in one feature list")
     return np.stack([np.frombuffer(value[0], np.uint8) for value in values]) if values else np.zeros((0, 0), np.uint8)
@@ -285,7 +268,7 @@ def _frames(buffer) -> np.ndarray:
 @lru_cache(maxsize=64)
 def _frame_header(size: int) -> bytes:
     """What protobuf writes in front of a frame of ``size`` bytes."""
-    return _message(1, _encode_feature(bytes(size)))[:-size]
+    return _message(1, _encode_bytes(bytes(size)))[:-size]
 
 
 def decode_example(payload: bytes) -> dict:
@@ -305,12 +288,32 @@ def decode_lists(payload: bytes, names: Iterable[str]) -> dict[str, np.ndarray]:
     """
     wanted = set(names)
     return {
-        name: _frames(frames)
+        name: _frames(frames, name)
         for number, kind, lists in _fields(memoryview(payload))
         if number == 2 and kind == _BYTES
         for name, frames in _entries(lists)
         if name in wanted
     }
+
+
+def contents(payload: bytes) -> dict[str, str]:
+    """What a record holds by name, in words: "3 integers", "1024 bytes a frame"; as far as it can be read."""
+    found = dict[str, str]()
+    try:
+        found |= {name: _words(value) for name, value in decode_example(payload).items()}
+        for number, kind, lists in _fields(memoryview(payload)):
+            for name, frames in _entries(lists) if number == 2 and kind == _BYTES else ():
+                first = next((body for number, kind, body in _fields(frames) if number == 1 and kind == _BYTES), b"")
+                found[name] = f"{_words(_feature(first))} a frame"
+    except ValueError:
+        pass  # the rest is not such a message
+    return found
+
+
+def _words(values) -> str:
+    if isinstance(values, list):
+        return f"{len(values[0])} bytes" if len(values) == 1 else f"{len(values)} byte strings"
+    return f"{len(values)} {'floats' if values.dtype.kind == 'f' else 'integers'}"
 
 
 def decode_sequence_example(payload: bytes, lists: Iterable[str] = ()) -> tuple[dict, dict[str, np.ndarray]]:
@@ -334,28 +337,45 @@ def _message(number: int, *parts: bytes) -> bytes:
     return _varint(number << 3 | _BYTES) + _varint(len(body)) + body
 
 
-def _encode_feature(value) -> bytes:
+def _encode_bytes(*values: bytes) -> bytes:
+    return _message(_BYTES_LIST, *(_message(1, value) for value in values))
+
+
+def _encode_feature(name: str, value) -> bytes:
     if isinstance(value, (bytes, str)):
-        return _message(_BYTES_LIST, _message(1, value.encode() if isinstance(value, str) else value))
-    array = np.asarray(value)
+        return _encode_bytes(_utf8(value))
+    array = numbers(name, value, whole=name in INTEGERS)
     if array.dtype.kind == "f":
         return _message(_FLOAT_LIST, _message(1, array.astype("<f4").tobytes()))
     return _message(_INT64_LIST, _message(1, *(_varint(int(i) & 0xFFFFFFFFFFFFFFFF) for i in array)))
 
 
+def _utf8(text: bytes | str) -> bytes:
+    try:
+        return text.encode() if isinstance(text, str) else text
+    except UnicodeEncodeError:
+        raise ValueError(f"{text!r} is no Unicode text; a record can hold it as bytes") from None
+
+
 def _encode_map(encoded: Mapping[str, bytes]) -> list[bytes]:
-    return [_message(1, _message(1, name.encode()), _message(2, body)) for name, body in encoded.items()]
+    return [_message(1, _message(1, _utf8(name)), _message(2, body)) for name, body in encoded.items()]
 
 
 def encode_example(features: Mapping) -> bytes:
-    """An ``Example`` from {name: bytes | str | floats | integers}."""
-    return _message(1, *_encode_map({name: _encode_feature(value) for name, value in features.items()}))
+    """An ``Example`` from {name: bytes | str | list of floats | list of integers}; floats are stored in 32 bits.
+
+    Raises: ValueError that names what would not be read back as it is.
+    """
+    return _message(1, *_encode_map({name: _encode_feature(name, value) for name, value in features.items()}))
 
 
 def encode_sequence_example(context: Mapping, lists: Mapping[str, np.ndarray]) -> bytes:
-    """A ``SequenceExample`` from a context (as in `encode_example`) and byte lists, uint8 [T, n] each."""
+    """A ``SequenceExample`` from a context (as in `encode_example`) and byte lists, uint8 [T,n] each.
+
+    Raises: ValueError that names what would not be read back as it is; features become bytes by `quantize`.
+    """
     frames = {
-        name: b"".join(_message(1, _encode_feature(row.tobytes())) for row in np.asarray(table, np.uint8))
+        name: b"".join(_message(1, _encode_bytes(row.tobytes())) for row in byte_table(name, table))
         for name, table in lists.items()
     }
     return encode_example(context) + _message(2, *_encode_map(frames))

@@ -1,5 +1,6 @@
 """What a running command needs of its machine: a folder to itself with room in it, whole files, word of signals."""
 
+import json
 import multiprocessing
 import os
 import secrets
@@ -7,6 +8,7 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import weakref
 from contextlib import contextmanager, suppress
@@ -111,7 +113,7 @@ def _remove_left(path: Path) -> None:
 
 
 def _own(folder: Path, lock: Path):
-    """The open lock file, which tells others who is here, from its second byte: on Windows nobody reads a locked one."""
+    """The open lock file, which tells who is here, from its second byte on: on Windows nobody reads a locked one."""
     try:
         file = open(lock, "a+b", buffering=0)
         if _locked(file) is False:
@@ -146,3 +148,30 @@ def _check_room(folder: Path, needed: int) -> None:
     if free < needed and free < needed - sum(there()):  # a run that is gone on with has written some of it
         sizes = f"room for {free / 1e6:,.1f} MB, and about {needed / 1e6:,.1f} MB will be written in all"
         raise ValueError(f"{folder} has {sizes}; make room, or choose another --out")
+
+
+def cache_folder() -> Path:
+    """$AART_CACHE, else ~/.cache/aart, else (home not writable) a folder for temporary files."""
+    if os.environ.get("AART_CACHE"):
+        return Path(os.environ["AART_CACHE"]).expanduser()
+    folder = Path("~/.cache/aart").expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.gettempdir()) / "aart"
+    return folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir()) / "aart"
+
+
+def write_json(path, value) -> None:
+    """JSON under a temporary name, then renamed; NaN is refused, since no other reader takes it."""
+    with replacing(path) as file:
+        file.write(json.dumps(value, indent=1, allow_nan=False).encode())
+
+
+def read_json(path) -> dict:
+    """What `write_json` wrote; nothing, {}, if the file is not there, damaged or another's."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
