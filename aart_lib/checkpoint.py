@@ -89,7 +89,7 @@ def _build(path: Path, description) -> tuple[VideoTransformer, dict]:
             raise KeyError(*missing)
         if len(notes["labels"]) != config.labels or {type(label) for label in notes["labels"]} != {int}:
             raise ValueError(f"labels {str(notes['labels'])[:80]} for a model of {config.labels}")
-        ThreatModel(notes["threat"]["norm"], notes["threat"]["epsilon"])
+        ThreatModel(**notes["threat"])
         with torch.device("meta"):  # allocates nothing, whatever sizes the description claims
             return VideoTransformer(config), notes
     except (TypeError, KeyError, ValueError, ArithmeticError, RuntimeError) as error:

@@ -80,7 +80,8 @@ def fingerprint(defense: Defense, splits: Splits, model: ModelConfig, threat: Th
         "\n".join(f"{entry.id} {entry.labels}" for entry in splits.train.entries).encode()
     ).hexdigest()
     parts = [_changed(part) for part in (defense, model, threat, config)]
-    text = json.dumps([parts, asdict(splits.spec), splits.labels, videos], sort_keys=True, default=dict)
+    spec = {key: value for key, value in asdict(splits.spec).items() if value is not None}  # as before there were these
+    text = json.dumps([parts, spec, splits.labels, videos], sort_keys=True, default=dict)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
