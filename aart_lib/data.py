@@ -277,17 +277,17 @@ def _read(entry: Entry) -> bytes:
 
 
 def _converted_rows(path: str, rows: np.ndarray, dims: int) -> np.ndarray:
-    """Ascending rows [T,D] of a converted file, in one read. It is opened anew: maps kept would each keep a file open."""
+    """Ascending rows [T,D] of a converted file, in one read. Maps of files would keep each of them open."""
     table = np.empty((rows[-1] + 1 - rows[0], dims), np.uint8)
     with open(path, "rb", buffering=0) as file:
         file.seek(int(rows[0]) * dims)
-        if file.readinto(table) < table.nbytes:
+        if file.readinto(table.data) < table.nbytes:
             raise RecordError(path, int(rows[0]) * dims, "the file ends inside the video; convert again")
     return table[rows - rows[0]]
 
 
 def convert(paths: Sequence[Path], spec: DatasetSpec, out: Path, skipped: Skipped | None = None) -> list[Path]:
-    """Frame-level shards as memory-mapped files with the dimensions used and no others: faster, and often smaller.
+    """Frame-level shards as plain bytes with the dimensions used and no others: faster, and often smaller.
 
     Each NAME.tfrecord becomes OUT/NAME.frames (bytes, frame after frame) and OUT/NAME.npz (its index); checksums are
     verified here, once and for all. Returns the new files; those already there are kept. Raises: ValueError.
@@ -295,7 +295,7 @@ def convert(paths: Sequence[Path], spec: DatasetSpec, out: Path, skipped: Skippe
     if spec.video_level or spec.evidence:
         raise ValueError(f"{spec.name} is small as it is; only frame-level shards of bytes are converted")
     made = [Path(out) / Path(path).with_suffix(CONVERTED).name for path in paths]
-    if len(set(made)) < len(made):
+    if len({path.name.casefold() for path in made}) < len(made):  # not every file system tells A from a
         raise ValueError("two shards have the same name; convert them into different folders")
     for path, target in zip(map(Path, paths), made, strict=True):
         if target.exists() and target.with_suffix(".npz").exists():

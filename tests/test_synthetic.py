@@ -236,11 +236,14 @@ def test_data_is_generated_once_and_reused(tmp_path, monkeypatch):
     assert sum(1 for path in folder.iterdir() for _ in read_records(path)) == 7
 
 
-def test_without_a_writable_home_the_cache_is_a_temporary_folder(tmp_path, monkeypatch):
+@pytest.mark.parametrize("home", ["file", "none"])
+def test_without_a_writable_home_the_cache_is_a_temporary_folder(tmp_path, monkeypatch, home):
     (tmp_path / "file").write_text("")
     monkeypatch.delenv("AART_CACHE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(synthetic.tempfile, "tempdir", os.fspath(tmp_path))
+    if home == "none":  # as in a container whose user has no entry
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.setattr(records.tempfile, "tempdir", os.fspath(tmp_path))
     assert records.cache_folder() == tmp_path / "aart"
 
 
