@@ -71,10 +71,10 @@ def cache_folder() -> Path:
     """$AART_CACHE, else ~/.cache/aart, else (home not writable) a folder for temporary files."""
     if os.environ.get("AART_CACHE"):
         return Path(os.environ["AART_CACHE"]).expanduser()
-    folder = Path("~/.cache/aart").expanduser()
     try:
+        folder = Path("~/.cache/aart").expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # not writable, or a user without a home, as in containers
         return Path(tempfile.gettempdir()) / "aart"
     return folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir()) / "aart"
 

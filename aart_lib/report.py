@@ -124,12 +124,13 @@ def insert_results(readme, results: dict) -> None:
 
 def with_results(readme, results: dict) -> str:
     """What `insert_results` writes. Raises: ValueError."""
-    mark = f"<!-- results:{results['data']['name']} -->"
-    before, found, rest = Path(readme).read_text(encoding="utf-8").partition(mark)
+    mark, stored = f"<!-- results:{results['data']['name']} -->", Path(readme).read_bytes().decode()
+    before, found, rest = stored.replace("\r\n", "\n").partition(mark)
     if not found or "<!-- end -->" not in rest:
         raise ValueError(f"{readme} has no place for the table; it needs the lines {mark} and <!-- end -->")
     after = rest.partition("<!-- end -->")[2]
-    return f"{before}{mark}\n{heading(results)}\n\n{table(results['summary'])}\n<!-- end -->{after}"
+    text = f"{before}{mark}\n{heading(results)}\n\n{table(results['summary'])}\n<!-- end -->{after}"
+    return text.replace("\n", "\r\n") if "\r\n" in stored else text
 
 
 # ---------------------------------------------------------------- sections: each a list of paragraphs

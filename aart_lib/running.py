@@ -111,7 +111,7 @@ def _remove_left(path: Path) -> None:
 
 
 def _own(folder: Path, lock: Path):
-    """The open lock file, which tells others who is here, from its second byte: on Windows nobody reads a locked one."""
+    """The open lock file, which tells others who is here; not in its first byte, which Windows locks."""
     try:
         file = open(lock, "a+b", buffering=0)
         if _locked(file) is False:

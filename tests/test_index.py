@@ -253,6 +253,11 @@ def test_converted_folders_are_opened_like_the_others(converted, tmp_path):
     assert len(open_splits(spec, tmp_path / "c").train) == 5
 
 
+def test_shards_whose_names_differ_in_case_alone_are_not_converted_into_one_folder(tmp_path):
+    with pytest.raises(ValueError, match="two shards have the same name"):
+        convert([tmp_path / "a" / "train0.tfrecord", tmp_path / "b" / "Train0.tfrecord"], TINY, tmp_path / "c")
+
+
 def test_what_is_converted_is_not_converted_again(converted, tmp_path, monkeypatch):
     spec, shards, made = converted
     monkeypatch.setattr(converting, "save_converted", lambda *a: pytest.fail("converted again"))

@@ -84,6 +84,15 @@ def test_as_many_jobs_as_threads_but_one_on_gpus_and_beside_other_processes(monk
     assert jobs.most(9) == 1
 
 
+def test_where_no_processes_can_start_all_is_done_in_this_one(monkeypatch):
+    def refused(*arguments, **options):
+        raise OSError("no shared memory")
+
+    monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", refused)
+    found = list(side_by_side(squared, [(3,), (1,)], 2))
+    assert [task for task, _ in found] == [(3,), (1,)] and {pid for _, (_, pid, _) in found} == {os.getpid()}
+
+
 def test_an_error_of_one_ends_all(tmp_path):
     with pytest.raises(ValueError, match="the first one is bad"):
         list(side_by_side(partial(fails, folder=tmp_path), [(0,), (1,), (2,)], 2))

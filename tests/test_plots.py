@@ -90,6 +90,24 @@ def test_every_figure_is_white_titled_handed_back_closed_and_drawable(draw, tmp_
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
 
 
+OTHERS = {"text.usetex": True, "savefig.dpi": 30, "savefig.bbox": "tight", "savefig.format": "pdf", "font.size": 30}
+OTHERS |= {"axes.grid": True, "lines.linewidth": 9, "figure.dpi": 20, "savefig.facecolor": "red", "xtick.top": True}
+
+
+@pytest.mark.parametrize("name", ["loss", "attacked", "heads", "drift"])
+def test_a_users_own_settings_change_no_figure_and_stay_as_they_are(name, tmp_path):
+    draw = (SINGLE | WHOLE)[name]
+    plots.save(draw(), tmp_path / "plain.png")
+    with plt.rc_context(OTHERS):
+        before, fig = dict(plt.rcParams), draw()
+        plots.save(fig, tmp_path / "other.png")
+        shown = fig._repr_png_()  # in a notebook
+        fig.savefig(tmp_path / "shown")
+        assert dict(plt.rcParams) == before
+    assert (tmp_path / "other.png").read_bytes() == (tmp_path / "plain.png").read_bytes()
+    assert shown[:4] == (tmp_path / "shown.png").read_bytes()[:4] == b"\x89PNG"
+
+
 @pytest.mark.parametrize("draw", SINGLE.values(), ids=SINGLE)
 def test_axes_that_are_given_are_drawn_on(draw):
     fig, ax = plt.subplots()

@@ -128,12 +128,14 @@ def test_the_heading_names_a_variant_and_only_a_variant():
     assert "variant *short*" in heading(results)
 
 
-def test_results_go_between_their_marks_and_nowhere_else(tmp_path):
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_results_go_between_their_marks_and_nowhere_else(tmp_path, end):
     readme, results = tmp_path / "README.md", results_of()
-    readme.write_text("a\n<!-- results:synthetic -->\nold\n<!-- end -->\nb\n")
+    readme.write_text("ä\n<!-- results:synthetic -->\nold\n<!-- end -->\nb\n", encoding="utf-8", newline=end)
     insert_results(readme, results)
-    text = readme.read_text()
-    assert text.startswith("a\n") and text.endswith("<!-- end -->\nb\n") and "old" not in text
+    text = readme.read_text(encoding="utf-8")
+    assert readme.read_bytes().count(end.encode()) == text.count("\n")
+    assert text.startswith("ä\n") and text.endswith("<!-- end -->\nb\n") and "old" not in text
     assert table(results["summary"]) in text
     readme.write_text("nothing")
     with pytest.raises(ValueError, match="no place for the table"):
