@@ -105,6 +105,8 @@ def test_a_trained_model_is_evaluated_on_the_same_data(trained, tiny, tmp_path, 
     assert row["defense"] == "a-art" and set(row["attacked"]) == {"noise", "fgsm", "pgd"}
     assert results["data"]["videos"]["test"] == 12 and results["threat"]["norm"] == "linf"
     assert f"worst {row['worst']['gap']:.3f}" in capsys.readouterr().out
+    assert main(["report", str(out / "results.json")]) == 0
+    assert "| a-art |" in (out / "report.md").read_text()
 
 
 @pytest.fixture
@@ -172,9 +174,9 @@ def test_a_model_of_an_unseen_variant_is_evaluated_on_that_variant_and_no_other(
     assert main(["evaluate", model, *data, "--suite", "quick", "--out", str(tmp_path / "eval")]) == 0
     about = json.loads((tmp_path / "eval" / "results.json").read_text())["data"]
     assert about["settings_hash"] == synthetic.settings_hash(synthetic.SETTINGS["short"])
-    for other in ("synthetic:long", "synthetic"):
-        monkeypatch.setitem(synthetic.SETTINGS, "long", replace(TINY, seed=2))
-        said = answer(capsys, "evaluate", model, "--data", other, "--out", tmp_path / "x")
+    folder = synthetic.ensure(synthetic.SETTINGS["default"])
+    for other in (["synthetic:long"], ["synthetic"], ["synthetic", "--data-dir", folder]):
+        said = answer(capsys, "evaluate", model, "--data", *other, "--out", tmp_path / "x")
         assert "was trained on synthetic:short; evaluate it with --data synthetic:short" in said
 
 
@@ -387,7 +389,7 @@ def test_an_unknown_suite_is_told_before_evaluation(trained, tiny, tmp_path, cap
 def test_missing_and_broken_results_are_named(tmp_path, capsys):
     path = tmp_path / "results.json"
     assert "results.json is not a file" in answer(capsys, "report", path)
-    for text in ("{", "[]", '{"rows": []}'):
+    for text in ("{", "[]", "[" * 10**6, '{"rows": []}', '{"rows": [{}]}'):
         path.write_text(text)
         assert "results.json" in answer(capsys, "report", path)
     assert [found.name for found in tmp_path.iterdir()] == ["results.json"]
