@@ -12,7 +12,9 @@ _HOME = {
     "records": ("read_records", "write_records", "RecordError"),
     "metrics": ("gap", "hit_at_one", "perr", "mean_average_precision", "Accumulator"),
     "model": ("ModelConfig", "Output", "SteadyAttention", "VideoTransformer", "cls_attention", "rollout"),
-    "data": ("BOX", "LEVEL", "SPECS", "Batch", "VideoDataset", "collate", "dequantize", "open_splits", "quantize"),
+    "specs": ("BOX", "LEVEL", "SPECS", "dequantize", "quantize"),
+    "batch": ("Batch", "Item", "collate"),
+    "data": ("Splits", "VideoDataset", "open_splits"),
     "losses": ("DEFENSES", "Defense", "attention_divergence", "attention_entropy", "bce", "bernoulli_kl"),
     "threats": ("ThreatModel",),
     "attacks": ("Attack", "fgsm", "noise", "perturb", "pgd"),
@@ -21,7 +23,7 @@ _HOME = {
     "experiment.judge": ("evaluate", "judge"),
     "measures": ("evidence_share",),
     "training": ("TrainConfig", "train"),
-    "presets": ("open_data",),
+    "presets": ("default_threat", "model_config", "open_data"),
     "experiment.reproduce": ("reproduce",),
 }
 _MODULES = {"checkpoint", "download", "experiment", "pictures", "plots", "report", "synthetic", "widgets"}

@@ -8,8 +8,13 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from aart_lib.running import on_signals
+from aart_lib.running import on_signals, show_any_text
 
+FULL = errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)  # Windows does not know EDQUOT
+READER_ENDED = (
+    "a process that reads was ended from outside, perhaps for want of memory, or of the shared memory of a container "
+    "(docker run --shm-size gives more); --workers 0 needs none"
+)
 DATA = ("synthetic", "audioset", "yt8m-frame", "yt8m-video")
 
 
@@ -126,6 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
     0 = done, 2 = the user's mistake, bad input or a full disk, 1 = a training had to stop, 130 = stopped by Ctrl-C or
     SIGTERM; one sentence on standard error for each but the first.
     """
+    show_any_text()
     options, signals = parser().parse_args(arguments), []
     # Threads that wait for each other spin a little, then sleep: beside any other work, endless spinning makes training
     # ten times slower, and sleeping at once costs half as much again on a quiet machine. GNU's OpenMP reads this.
@@ -144,11 +150,16 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("AART_DEBUG"):
             raise
-        full = f"; make room, then {again} goes on" * (getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT))
+        full = f"; make room, then {again} goes on" * (getattr(error, "errno", None) in FULL)
         print(f"aart: {_sentence(error)}{full}", file=sys.stderr)
         return 2
     except (TrainingStopped, processes.ProcessLost) as error:
         print(f"aart: {'training stopped: ' * isinstance(error, TrainingStopped)}{error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):  # what torch says of reader processes that ended
+            raise
+        print(f"aart: {READER_ENDED}; {again} goes on from there", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\naart: stopped; {again} goes on from there", file=sys.stderr)

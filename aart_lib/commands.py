@@ -10,8 +10,8 @@ from aart_lib import checkpoint, processes
 from aart_lib import download as fetching
 from aart_lib import report as reporting
 from aart_lib import tune as tuning
+from aart_lib.convert import convert as converted
 from aart_lib.data import VideoDataset, find_shards
-from aart_lib.data import convert as converted
 from aart_lib.experiment import judge as judging
 from aart_lib.experiment import reproduce as main_job
 from aart_lib.experiment.reproduce import Experiment
@@ -116,7 +116,7 @@ def evaluate(options) -> None:
     check_model(options, preset, model.config, notes)
     others = _surrogates(options, model.config, notes) if options.suite == "strong" else {}
     splits, test = _open_for(options, replace(preset, max_frames=model.config.max_frames), notes)
-    threat = ThreatModel(notes["threat"]["norm"], notes["threat"]["epsilon"])
+    threat = ThreatModel(**notes["threat"])
     _reserve(options, options.out, SMALL)
     row = {"defense": notes["defense"], "seed": notes["seed"], "train_seconds": notes.get("train_seconds", 0.0)}
     row |= judging.evaluate(model, test, threat, name=options.suite, seed=notes["seed"], surrogates=others)

@@ -5,12 +5,13 @@ beyond `STREAM_BYTES` are not cached, and are shuffled window by window: the sha
 the videos of these in random order. The order depends on the seed alone, however many processes share the work.
 """
 
+import copy
 import hashlib
 import os
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,57 +19,38 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from aart_lib.index import CONVERTED, Entries, Entry, index, save_converted
-from aart_lib.records import RecordError, Skipped, read_record, replacing
-from aart_lib.specs import BOX, LEVEL, SAMPLINGS, SPECS, DatasetSpec, chosen_frames, dequantize, features_of, quantize  # noqa: F401
+from aart_lib.batch import Batch, Item, collate
+from aart_lib.index import CONVERTED, Entries, Entry, converted_rows, index
+from aart_lib.records import RecordError, Skipped, read_record
+from aart_lib.running import can_start_processes
+from aart_lib.specs import (  # noqa: F401
+    BOX,
+    LEVEL,
+    SAMPLINGS,
+    SPECS,
+    DatasetSpec,
+    chosen_frames,
+    dequantize,
+    features_of,
+    integers,
+    quantize,
+)
+from aart_lib.tensors import Given, given
 
 CACHE_BYTES = 2**28
+SHARED_BYTES = 2**20  # larger batches are handed over in shared memory, an open file each
 STREAM_BYTES = 2**31  # of files: what is larger is streamed; also the size of a shuffled window
 
 
-@dataclass(frozen=True)
-class Item:
-    """One video."""
+class _Cache(dict):
+    """Videos read before, up to so many bytes, shared by the parts of a data set; another process gets an empty one."""
 
-    frames: Tensor  # [T,D] float32
-    labels: Tensor  # [C] float32, multi-hot
-    id: str
-    evidence: Tensor | None = None  # [T,C] bool: frames that show a label
+    def __init__(self, room: int):
+        super().__init__()
+        self.room = self.left = room
 
-
-@dataclass(frozen=True)
-class Batch:
-    """Videos side by side, padded with zeros to the longest."""
-
-    frames: Tensor  # [B,T,D] float32
-    mask: Tensor  # [B,T] bool, True = real frame
-    labels: Tensor  # [B,C] float32, multi-hot
-    ids: tuple[str, ...]
-    evidence: Tensor | None = None  # [B,T,C] bool
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def to(self, device) -> "Batch":
-        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if hasattr(v, "to")})
-
-
-def collate(items: Sequence[Item]) -> Batch:
-    """A `Batch` of videos of any lengths; evidence only if all have it. Raises: ValueError without a video."""
-    if not items:
-        raise ValueError("a batch needs at least one video, got none")
-    lengths = torch.tensor([len(item.frames) for item in items])
-    if not lengths.all():
-        raise ValueError(f"video {items[int((lengths == 0).nonzero()[0])].id!r} has no frame; leave it out")
-    pad = lambda parts: torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)  # noqa: E731
-    evidence = pad([i.evidence for i in items]) if all(i.evidence is not None for i in items) else None
-    return Batch(
-        frames=pad([item.frames for item in items]),
-        mask=torch.arange(int(lengths.max())) < lengths[:, None],
-        labels=torch.stack([item.labels for item in items]),
-        ids=tuple(item.id for item in items),
-        evidence=evidence,
-    )
+    def __reduce__(self):
+        return _Cache, (self.room,)
 
 
 class VideoDataset(Dataset):
@@ -94,30 +76,47 @@ class VideoDataset(Dataset):
         segments: bool = False,
         skipped: Skipped | None = None,
     ):
-        paths = list(paths)
-        self.spec, self.max_frames = spec, max_frames or spec.max_frames
-        self.streamed = sum(os.path.getsize(path) for path in paths) > STREAM_BYTES
-        self.entries: Entries = index(paths, spec, segments=segments, check=not self.streamed, skipped=skipped)
-        self.left_out, self._cache = 0, dict[tuple, tuple]()
-        self._room = [0 if self.streamed else CACHE_BYTES]  # a list, so that selections fill one cache together
+        if max_frames is not None and max_frames < 1:
+            raise ValueError(f"max_frames must be at least 1, got {max_frames}")
+        self.spec, self.max_frames, self._given = spec, max_frames or spec.max_frames, None
+        self.entries: Entries
+        if isinstance(paths, Given):
+            self._given, self.entries, self.streamed = paths, paths.entries, False
+        else:
+            paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+            self.streamed = sum(os.path.getsize(path) for path in paths) > STREAM_BYTES
+            self.entries = index(paths, spec, segments=segments, check=not self.streamed, skipped=skipped)
+        self.left_out, self._cache = 0, _Cache(0 if self.streamed else CACHE_BYTES)
         self._sampling, self._seed = "uniform", 0
         self.labels = list(range(spec.classes))
         self._column = {label: label for label in self.labels}
         if labels is not None:
             self.keep(labels)
 
-    def __getstate__(self) -> dict:
-        # For another process: the cache stays here.
-        return self.__dict__ | {"_cache": {}, "_room": [0 if self.streamed else CACHE_BYTES]}
+    @classmethod
+    def from_tensors(cls, frames, labels, *, keep=None, max_frames: int | None = None, **more) -> "VideoDataset":
+        """Somebody's own features, in memory and of any range; nothing is quantized, a model sees float32.
+
+        Args:
+            frames: [N,T,D], or N tables [T,D] of any lengths; floats of any width, tensors or arrays.
+            labels: [N,C] of 0 and 1, of any dtype; with ``classes`` (their number) the class indices of each video.
+            keep, max_frames: ``labels`` and ``max_frames`` as above; None = all classes, the longest video.
+            more: ids: N texts, by default "0", "1", …; evidence: frames that show a label, 0 and 1, [N,T,C] or N
+                tables [T,C]; mask: bool [N,T], True = real frame, or lengths: [N], for frames [N,T,D];
+                name: of the data, in results.
+        Raises: ValueError that names the argument or the video.
+        """
+        found = given(frames, labels, **more)
+        return cls(found, found.spec, labels=keep, max_frames=max_frames)
 
     def keep(self, labels: Sequence[int]) -> None:
         """Narrow to these classes, in column order; videos without any of them leave. Raises: ValueError."""
-        unknown = [label for label in labels if not 0 <= label < self.spec.classes]
-        if unknown or len(set(labels)) != len(labels):
+        kept = integers(labels, "labels").tolist()
+        if not all(0 <= label < self.spec.classes for label in kept) or len(set(kept)) != len(kept):
             raise ValueError(f"labels must be different class indices below {self.spec.classes}, got {list(labels)}")
-        self.labels, everything = list(labels), len(self.entries)
-        self._column = {label: column for column, label in enumerate(labels)}
-        self.entries = self.entries.take(self.entries.showing(labels))
+        self.labels, everything = kept, len(self.entries)
+        self._column = {label: column for column, label in enumerate(kept)}
+        self.entries = self.entries.take(self.entries.showing(kept))
         self.left_out = everything - len(self.entries)
 
     def __len__(self) -> int:
@@ -126,15 +125,15 @@ class VideoDataset(Dataset):
     def __getitem__(self, index: int) -> Item:
         entry = self.entries[index]
         stored, evidence = self._stored(entry)
-        frames = stored.copy() if self.spec.video_level else dequantize(stored)
+        frames = dequantize(stored) if stored.dtype == np.uint8 else stored.copy()
         shown = torch.from_numpy(evidence[:, self.labels] > 0) if evidence is not None else None
         return Item(torch.from_numpy(frames), self._labels(entry), entry.id, shown)
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch | None:
-        """What torch's loader asks for: `collate` of these items, but bytes become features in the batch itself."""
+    def batch(self, indices: Sequence[int]) -> Batch | None:
+        """`collate` of these items, but bytes become features in the batch itself; None without an index."""
         if not len(indices):
             return None
-        if self.spec.video_level or self.spec.evidence:
+        if self._given or self.spec.video_level or self.spec.evidence:
             return collate([self[i] for i in indices])
         entries = [self.entries[i] for i in indices]
         stored = [self._stored(entry)[0] for entry in entries]
@@ -152,22 +151,24 @@ class VideoDataset(Dataset):
         return labels
 
     def _stored(self, entry: Entry):
-        """Bytes [T,D] and evidence or None, from the cache or the file."""
+        """Bytes (or floats) [T,D] and evidence or None, from the cache, the file or the tensors given."""
         key = entry.path, entry.offset, entry.start
         if key in self._cache and self._sampling == "uniform":
             return self._cache[key]
         if entry.path.endswith(CONVERTED):
             rows = entry.offset + self._frames(entry, entry.frames)
-            return _mapped(entry.path, self.spec.dims)[rows], None
+            if self._given:
+                return self._given.rows(rows)
+            return converted_rows(entry.path, rows, self.spec.dims), None
         payload = _read(entry)
         try:
             found = features_of(payload, self.spec, lambda total: self._frames(entry, total))
         except ValueError as error:
             raise RecordError(entry.path, entry.offset, f"video {entry.id!r}: {error}") from error
         size = sum(part.nbytes for part in found if part is not None)
-        if size <= self._room[0] and self._sampling == "uniform" and get_worker_info() is None:
+        if size <= self._cache.left and self._sampling == "uniform" and get_worker_info() is None:
             self._cache[key] = found
-            self._room[0] -= size
+            self._cache.left -= size
         return found
 
     def _frames(self, entry: Entry, total: int) -> np.ndarray:
@@ -179,9 +180,10 @@ class VideoDataset(Dataset):
         return chosen_frames(total, self.max_frames, self._sampling, (self._seed, zlib.crc32(entry.id.encode())))
 
     def select(self, indices) -> "VideoDataset":
-        """The same data set with these videos only; the files are not read again."""
-        chosen = object.__new__(VideoDataset)
-        chosen.__dict__ = self.__dict__ | {"entries": self.entries.take(np.fromiter(indices, np.int64))}
+        """The same data set with the videos at these positions (or where a boolean [N] is true); nothing is read."""
+        chosen = copy.copy(self)
+        rows = np.asarray(indices if hasattr(indices, "__array__") else list(indices))
+        chosen.entries = self.entries.take(rows if rows.dtype == bool else integers(rows, "indices"))
         return chosen
 
     def batches(
@@ -206,13 +208,14 @@ class VideoDataset(Dataset):
         """
         if sampling not in SAMPLINGS:
             raise ValueError(f"unknown sampling {sampling!r}; known: {', '.join(SAMPLINGS)}")
-        drawn = object.__new__(VideoDataset)
-        drawn.__dict__ = self.__dict__ | {"_sampling": sampling, "_seed": seed or 0}
+        drawn = copy.copy(self)
+        drawn._sampling, drawn._seed = sampling, seed or 0
         order = np.arange(len(self)) if seed is None else self._order(seed)
         plan = _Plan(order, size, first, pieces, own or (0, pieces))
+        workers = workers if workers and can_start_processes() else 0
         own_seed = torch.Generator()  # so that reading draws nothing from the numbers that dropout draws
         how: dict = {"num_workers": workers, "pin_memory": torch.cuda.is_available(), "generator": own_seed}
-        return DataLoader(drawn, batch_sampler=plan, collate_fn=_as_it_is, **how)
+        return DataLoader(_Together(drawn), batch_size=None, sampler=plan, collate_fn=_as_it_is, **how)
 
     def _order(self, seed: int) -> np.ndarray:
         """A permutation of the videos [N]: window by window where the data set is streamed."""
@@ -231,6 +234,16 @@ class VideoDataset(Dataset):
         return np.concatenate([np.concatenate(window)[draw(sum(map(len, window)))] for window in windows])
 
 
+class _Together(Dataset):
+    """A data set whose items are whole batches, for a loader that is told which videos belong together."""
+
+    def __init__(self, dataset: VideoDataset):
+        self.dataset = dataset
+
+    def __getitem__(self, indices: list[int]) -> Batch | None:
+        return self.dataset.batch(indices)
+
+
 class _Plan:
     """The positions that a loader reads, batch after batch; see `VideoDataset.batches`."""
 
@@ -247,10 +260,12 @@ class _Plan:
 
 
 def _room_for(*shape: int) -> Tensor:
-    """In a reader process in memory shared with the main one, so that it is not copied again."""
-    if get_worker_info() is None:
-        return torch.from_numpy(np.empty(shape, np.float32))  # numpy asks for huge pages: three times as fast to fill
-    return torch.empty(0).set_(torch.UntypedStorage._new_shared(4 * int(np.prod(shape)))).view(shape)
+    """In a reader process in memory shared with the main one, so that it is not copied again, while there is some."""
+    size = 4 * int(np.prod(shape))
+    if get_worker_info() is not None and size > SHARED_BYTES:
+        with suppress(RuntimeError):  # a container has 64 MB, which is a batch or two
+            return torch.empty(0).set_(torch.UntypedStorage._new_shared(size)).view(shape)
+    return torch.from_numpy(np.empty(shape, np.float32))  # numpy asks for huge pages: three times as fast to fill
 
 
 def _as_it_is(batch):
@@ -260,38 +275,6 @@ def _as_it_is(batch):
 def _read(entry: Entry) -> bytes:
     with open(entry.path, "rb") as file:
         return read_record(file, entry.path, entry.offset, os.fstat(file.fileno()).st_size)
-
-
-@lru_cache(maxsize=256)
-def _mapped(path: str, dims: int) -> np.ndarray:
-    return np.memmap(path, np.uint8, "r").reshape(-1, dims)
-
-
-def convert(paths: Sequence[Path], spec: DatasetSpec, out: Path, skipped: Skipped | None = None) -> list[Path]:
-    """Frame-level shards as memory-mapped files with the dimensions used and no others: faster, and often smaller.
-
-    Each NAME.tfrecord becomes OUT/NAME.frames (bytes, frame after frame) and OUT/NAME.npz (its index); checksums are
-    verified here, once and for all. Returns the new files; those already there are kept. Raises: ValueError.
-    """
-    if spec.video_level or spec.evidence:
-        raise ValueError(f"{spec.name} is small as it is; only frame-level shards of bytes are converted")
-    made = [Path(out) / Path(path).with_suffix(CONVERTED).name for path in paths]
-    if len(set(made)) < len(made):
-        raise ValueError("two shards have the same name; convert them into different folders")
-    for path, target in zip(map(Path, paths), made, strict=True):
-        if target.exists() and target.with_suffix(".npz").exists():
-            continue
-        videos, row = [], 0
-        dataset = VideoDataset([path], spec, max_frames=2**31 - 1, skipped=skipped)
-        dataset._room = [0]
-        with replacing(target) as file:
-            for entry in dataset.entries:
-                stored, _ = dataset._stored(entry)
-                file.write(stored.tobytes())
-                videos.append(replace(entry, path=str(target), offset=row, frames=len(stored)))
-                row += len(stored)
-        save_converted(target, spec, Entries.of(videos))
-    return made
 
 
 # ---------------------------------------------------------------- splits
@@ -305,6 +288,32 @@ class Splits:
     train: VideoDataset
     validation: VideoDataset
     test: VideoDataset
+
+    @classmethod
+    def of(cls, train: VideoDataset, test: VideoDataset, *, labels: int | Sequence[int] | None = None) -> "Splits":
+        """Splits of data sets that are open; validation and ``labels`` as in `open_splits`. Raises: ValueError."""
+        train, test = copy.copy(train), copy.copy(test)
+        if (train.spec.dims, train.labels) != (test.spec.dims, test.labels):
+            told = " and ".join(
+                f"{part.spec.dims} numbers a frame, {len(part.labels)} labels" for part in (train, test)
+            )
+            raise ValueError(f"train and test must have the same features and labels, got {told}")
+        train.max_frames = test.max_frames = max(train.max_frames, test.max_frames)
+        if labels is not None:
+            kept = integers(labels, "labels").tolist()
+            classes = kept if isinstance(kept, list) else most_frequent(train, kept)
+            train.keep(classes)
+            test.keep(classes)
+        if min(len(train), len(test)) < 2:
+            raise ValueError(f"there are {len(train)} train and {len(test)} test videos; it takes at least 2 of each")
+        digests = [hashlib.md5(entry.id.encode()).digest() for entry in train.entries]
+        order = sorted(range(len(train)), key=digests.__getitem__)
+        held = min(max(500, len(train) // 10), len(train) // 2, 5000)
+        parts = {"train": train.select(sorted(order[held:])), "validation": train.select(sorted(order[:held]))}
+        bare = [name for name, part in {**parts, "test": test}.items() if not part.entries.label_counts()]
+        if bare:
+            raise ValueError(f"no {bare[0]} video has a label; there is nothing to learn or judge")
+        return cls(train.spec.joined(test.spec), **parts, test=test)
 
     @property
     def labels(self) -> list[int]:
@@ -343,17 +352,7 @@ def open_splits(
     """
     shards = find_shards(spec, data_dir, "train"), find_shards(spec, data_dir, "test")
     train, test = (VideoDataset(paths, spec, max_frames=max_frames, skipped=skipped) for paths in shards)
-    if labels is not None:
-        classes = most_frequent(train, labels) if isinstance(labels, int) else labels
-        train.keep(classes)
-        test.keep(classes)
-    if min(len(train), len(test)) < 2:
-        raise ValueError(f"{data_dir} has {len(train)} train and {len(test)} test videos; it takes at least 2 of each")
-    digests = [hashlib.md5(entry.id.encode()).digest() for entry in train.entries]
-    order = sorted(range(len(train)), key=digests.__getitem__)
-    held = min(max(500, len(train) // 10), len(train) // 2, 5000)
-    splits = Splits(spec, train.select(sorted(order[held:])), train.select(sorted(order[:held])), test)
-    bare = [name for name in ("train", "validation", "test") if not vars(splits)[name].entries.label_counts()]
-    if bare:
-        raise ValueError(f"no {bare[0]} video of {data_dir} has a label; there is nothing to learn or judge")
-    return splits
+    try:
+        return Splits.of(train, test, labels=labels)
+    except ValueError as error:
+        raise ValueError(f"{data_dir}: {error}") from error

@@ -262,3 +262,13 @@ def _converted(path: Path, spec: DatasetSpec) -> Entries:
     if os.path.getsize(path) != rows * spec.dims or not columns["frames"].all() or (ends > rows).any():
         raise ValueError(f"{path} has {os.path.getsize(path)} bytes, its index speaks of others; convert again")
     return Entries([str(path)], **columns)
+
+
+def converted_rows(path: str, rows: np.ndarray, dims: int) -> np.ndarray:
+    """Ascending rows [T,D] of a converted file, in one read; opened anew: maps kept would each keep a file open."""
+    table = np.empty((rows[-1] + 1 - rows[0], dims), np.uint8)
+    with open(path, "rb", buffering=0) as file:
+        file.seek(int(rows[0]) * dims)
+        if file.readinto(table.data) < table.nbytes:
+            raise RecordError(path, int(rows[0]) * dims, "the file ends inside the video; convert again")
+    return table[rows - rows[0]]

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from aart_lib.processes import ProcessLost, count
-from aart_lib.running import on_signals
+from aart_lib.running import can_start_processes, on_signals, show_any_text
 
 EXTENDED = ("losses", "model", "objectives", "attacks", "suites", "synthetic", "threats")  # with tables users add to
 
@@ -32,7 +32,7 @@ def most(tasks: int) -> int:
 
 
 def side_by_side(work: Callable, tasks: Sequence[tuple], jobs: int = 1) -> Iterator[tuple]:
-    """Yields (task, work(*task)) as each is done; with one job in order and in this process.
+    """Yields (task, work(*task)) as each is done; with one job, or where none can start, in order and in this process.
 
     ``work`` is sent to them with all that was registered here (defenses, loss terms, ...), wherever it was written: in
     a notebook, in a script, in its standard input. When one fails or the user stops, all stop as after SIGTERM:
@@ -40,7 +40,7 @@ def side_by_side(work: Callable, tasks: Sequence[tuple], jobs: int = 1) -> Itera
     Raises: what ``work`` raises; ProcessLost if a job's process was killed; KeyboardInterrupt on SIGINT and SIGTERM;
         ValueError for what cannot be sent, and in a run of several processes.
     """
-    if min(jobs, len(tasks)) < 2:
+    if min(jobs, len(tasks)) < 2 or not can_start_processes():
         yield from ((task, work(*task)) for task in tasks)
         return
     if count() > 1:
@@ -108,6 +108,7 @@ def _without_main():
 def _begin(threads: int, lock, started) -> None:
     """In a new process: its share of the threads, its own line for bars, and an end with its parent."""
     torch.set_num_threads(threads)
+    show_any_text()
     with started.get_lock():
         line, started.value = started.value, started.value + 1
     tqdm.set_lock(lock)

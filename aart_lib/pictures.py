@@ -155,6 +155,7 @@ def _evidence(results: dict):
     return plots.plot_evidence_share(results["rows"], title=title), f"{about}. {title}"
 
 
+@plots.styled
 def plot_attacks(gaps: dict[str, dict[str, float]], *, title: str = "", ax=None) -> Figure:
     """GAP of defenses under single attacks, darker for lower; a ring marks the attack that hurts a defense most.
 
@@ -198,7 +199,7 @@ def draw_attention(models: dict, out) -> None:
     notes = models["a-art"][1]
     splits = open_data(notes["data"], labels=notes["labels"])
     names = synthetic.names(synthetic.SETTINGS["default"])
-    threat = ThreatModel(notes["threat"]["norm"], notes["threat"]["epsilon"])
+    threat = ThreatModel(**notes["threat"])
     attack = pgd(threat.few())
     views = {name: one_frame_view(model, splits.test, attack) for name, (model, _) in models.items()}
     chosen = _most_misled(views["standard"], splits.test)

@@ -6,17 +6,20 @@ caller, states the finding. Attention is drawn on one sequential map that starts
 that are compared share its upper end. A shaded band is the range over several seeds.
 
 Functions with an ``ax`` draw there or, without it, into a new figure of notebook width. New figures
-are handed back closed to pyplot: a notebook shows the one a cell ends with, once. They set the style,
-so that figures drawn by hand afterwards look alike.
+are unknown to pyplot: a notebook shows the one a cell ends with, once, and no window is opened. They are
+drawn in the project's style whatever a user's own settings are, and leave these as they were.
 
 Source of the palette: Okabe and Ito, "Color Universal Design" (2008), legible with color blindness.
 """
 
+import io
 from collections.abc import Mapping, Sequence
+from functools import wraps
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib.figure import Figure
 
 from .records import replacing
 
@@ -33,6 +36,35 @@ _STYLE = sns.axes_style("ticks", {"axes.spines.top": False, "axes.spines.right":
 _STYLE |= {"axes.titlesize": 11, "axes.titlepad": 9, "axes.titlelocation": "left", "figure.titleweight": "bold"}
 _STYLE |= {"legend.frameon": False, "legend.fontsize": 9, "legend.title_fontsize": 9, "hatch.linewidth": 0.8}
 
+_begun = list[str]()  # functions that draw just now, the outermost first
+
+
+def styled(draw):
+    """The function, under the project's style and nothing of the user's; his settings are as before when it ends."""
+
+    @wraps(draw)
+    def under(*arguments, **options):
+        if _begun:  # the style is set, which takes some milliseconds
+            return draw(*arguments, **options)
+        _begun.append(draw.__name__)
+        try:
+            with plt.style.context(["default", _STYLE]):
+                return draw(*arguments, **options)
+        finally:
+            _begun.pop()
+
+    return under
+
+
+class Drawing(Figure):
+    """A figure that is in the project's style when it is shown, too: its ticks are made only then."""
+
+    draw, get_tightbbox, savefig = map(styled, (Figure.draw, Figure.get_tightbbox, Figure.savefig))
+
+    def _repr_png_(self) -> bytes:  # for notebooks, also where pyplot has chosen no backend yet
+        self.savefig(file := io.BytesIO(), format="png", bbox_inches="tight")
+        return file.getvalue()
+
 
 def defense_style(name: str) -> dict[str, str]:
     """{"color", "marker"} of a defense, in every figure the same.
@@ -45,7 +77,8 @@ def defense_style(name: str) -> dict[str, str]:
     return {"color": color, "marker": marker}
 
 
-def save(fig: plt.Figure, path) -> None:
+@styled
+def save(fig: Figure, path) -> None:
     """Write a figure as PNG (150 dpi, no metadata, so equal figures are equal bytes) and close it.
 
     The file appears under its name only when it is complete. Raises: ValueError for other endings than .png.
@@ -60,12 +93,10 @@ def save(fig: plt.Figure, path) -> None:
 # ---------------------------------------------------------------- helpers
 
 
-def _figure(title: str, height: float) -> plt.Figure:
-    """A new figure of notebook width under the project's style, whatever style was set before."""
-    plt.rcParams.update(_STYLE)
-    fig = plt.figure(figsize=(9, height), layout="constrained", facecolor="white")  # inches
+def _figure(title: str, height: float) -> Figure:
+    """A new figure of notebook width."""
+    fig = Drawing(figsize=(9, height), layout="constrained", facecolor="white")  # inches
     fig.suptitle(title, x=0.01, ha="left", wrap=True)
-    plt.close(fig)
     return fig
 
 
@@ -77,7 +108,7 @@ def _axes(ax, title: str, height: float = 3.6) -> plt.Axes:
     return ax
 
 
-def _finish(ax, *, legend: str | None = None, grid: str = "y", integers: bool = False, **labels) -> plt.Figure:
+def _finish(ax, *, legend: str | None = None, grid: str = "y", integers: bool = False, **labels) -> Figure:
     """Labels, limits, grid and, with a ``legend`` title, the legend to the right of the axes."""
     ax.set(**labels)
     ax.grid(axis=grid, color="#DDDDDD")
@@ -118,9 +149,10 @@ def _mark_evidence(ax, evidence, bottom: float) -> None:
 # ---------------------------------------------------------------- one video
 
 
+@styled
 def plot_timeline(
     frames, evidence=None, label_names=(), *, attention=None, scores=None, attacked_frames=None, labels=None, title=""
-) -> plt.Figure:
+) -> Figure:
     """One video under attack: attention above the film, evidence below, label probabilities beside it.
 
     Args:
@@ -210,7 +242,8 @@ def _draw_scores(ax, scores: Mapping, names: Sequence[str], true: np.ndarray) ->
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0, columnspacing=1)
 
 
-def plot_attention_grid(maps: Mapping[str, Mapping], *, evidence=None, title: str = "") -> plt.Figure:
+@styled
+def plot_attention_grid(maps: Mapping[str, Mapping], *, evidence=None, title: str = "") -> Figure:
     """Attention over time, rows × columns on one scale, for example baseline and A-ART × clean and attacked.
 
     Args:
@@ -233,7 +266,8 @@ def plot_attention_grid(maps: Mapping[str, Mapping], *, evidence=None, title: st
     return fig
 
 
-def plot_perturbation(delta, mask=None, *, evidence=None, title: str = "", ax=None) -> plt.Figure:
+@styled
+def plot_perturbation(delta, mask=None, *, evidence=None, title: str = "", ax=None) -> Figure:
     """Where a perturbation lies in time: L2 norm of delta [T,D] per frame; frames outside mask [T] are padding."""
     ax = _axes(ax, title, 2.8)
     norms = np.linalg.norm(np.asarray(delta, float), axis=1)  # [T]
@@ -248,7 +282,8 @@ def plot_perturbation(delta, mask=None, *, evidence=None, title: str = "", ax=No
 # ---------------------------------------------------------------- training
 
 
-def plot_learning_curves(histories: Mapping[str, Sequence[Mapping]], *, title: str = "") -> plt.Figure:
+@styled
+def plot_learning_curves(histories: Mapping[str, Sequence[Mapping]], *, title: str = "") -> Figure:
     """Validation GAP by epoch, clean and attacked.
 
     Args:
@@ -266,6 +301,7 @@ def plot_learning_curves(histories: Mapping[str, Sequence[Mapping]], *, title: s
     return _finish(axes[-1], legend=_seeds(seeds))
 
 
+@styled
 def plot_loss_terms(history: Sequence[Mapping], *, terms=("task", "robust", "attention"), title="", ax=None):
     """The named terms of a loss by epoch, on a log scale. history: [{"epoch", term: weighted value}]."""
     ax, seeds = _axes(ax, title), 1
@@ -278,6 +314,7 @@ def plot_loss_terms(history: Sequence[Mapping], *, terms=("task", "robust", "att
 # ---------------------------------------------------------------- results
 
 
+@styled
 def plot_robustness_curve(curves: Mapping[str, tuple], *, calibrated=None, ceiling=(), title="", ax=None):
     """GAP against the size of the attack; where ε goes far beyond the calibrated one, on a square root scale.
 
@@ -304,6 +341,7 @@ _BARS: dict[str, tuple[str, dict]] = {"clean": ("clean", {"color": CLEAN}), "wor
 _BARS["steady_attention"] = "attention held\nsteady, attacked", _HATCHED | {"color": "#BBBBBB", "hatch": ".."}
 
 
+@styled
 def plot_table_bars(rows: Sequence[Mapping], *, ceiling: Mapping | None = None, title: str = "", ax=None):
     """Clean, worst attacked and steady-attention GAP of each defense: bar the mean, a dot for each seed.
 
@@ -326,7 +364,8 @@ def plot_table_bars(rows: Sequence[Mapping], *, ceiling: Mapping | None = None, 
     return _finish(ax, legend=_seeds(max(map(len, groups.values())), "dots: {} seeds"), grid="x", xlabel="GAP@20")
 
 
-def plot_drift(rows: Sequence[Mapping], *, second="evidence_share", title: str = "") -> plt.Figure:
+@styled
+def plot_drift(rows: Sequence[Mapping], *, second="evidence_share", title: str = "") -> Figure:
     """GAP lost to the worst attack against attention drift (total variation) and, beside it, a second measure.
 
     rows: as in results.json; ``second`` is "evidence_share" (under attack) or "attention_entropy". Rows without the
@@ -344,7 +383,8 @@ def plot_drift(rows: Sequence[Mapping], *, second="evidence_share", title: str =
     return _finish(axes[1], legend=_seeds(max(map(len, groups.values())), "a point a seed"), grid="both")
 
 
-def plot_evidence_share(rows: Sequence[Mapping], *, title: str = "", ax=None) -> plt.Figure:
+@styled
+def plot_evidence_share(rows: Sequence[Mapping], *, title: str = "", ax=None) -> Figure:
     """Share of [CLS] attention on evidence frames, clean → attacked, a line a seed, and as multiples of chance.
 
     rows: as in results.json; those without "evidence_share" {"clean", "attacked", "chance"} are left out.
@@ -368,7 +408,8 @@ def plot_evidence_share(rows: Sequence[Mapping], *, title: str = "", ax=None) ->
 # ---------------------------------------------------------------- data
 
 
-def plot_dataset(label_counts, lengths, frequencies, *, label_names=None, title: str = "") -> plt.Figure:
+@styled
+def plot_dataset(label_counts, lengths, frequencies, *, label_names=None, title: str = "") -> Figure:
     """A data set at a glance: labels per video [N], frames per video [N], share of videos per label [C]."""
     axes = _figure(title, 3.4).subplots(1, 3, width_ratios=[1, 1, 1.3])
     for ax, values, name in zip(axes, (label_counts, lengths), ("labels", "frames"), strict=False):
@@ -381,7 +422,8 @@ def plot_dataset(label_counts, lengths, frequencies, *, label_names=None, title:
     return _finish(axes[2], grid="x", xlabel="share of videos", title=f"top {len(top)} of {len(frequencies):,} labels")
 
 
-def plot_quantization(*, start: float = 0.3, title: str = "", ax=None) -> plt.Figure:
+@styled
+def plot_quantization(*, start: float = 0.3, title: str = "", ax=None) -> Figure:
     """The staircase of the stored bytes near ``start``: a change by a third of a level vanishes, by one does not."""
     ax = _axes(ax, title)
     byte = np.rint((start + 2 - 4 / 512) / LEVEL) + np.arange(-2, 4)
@@ -396,7 +438,8 @@ def plot_quantization(*, start: float = 0.3, title: str = "", ax=None) -> plt.Fi
     return _finish(ax, legend="", xlabel="feature before storing", ylabel="feature after reading")
 
 
-def plot_autocorrelation(curves: Mapping[str, Mapping], *, title: str = "", ax=None) -> plt.Figure:
+@styled
+def plot_autocorrelation(curves: Mapping[str, Mapping], *, title: str = "", ax=None) -> Figure:
     """Autocorrelation of the frames by lag; curves: {"embedded": {lag: value}, "genuine (n=1)": …}."""
     ax = _axes(ax, title)
     looks = (NEUTRAL, "-", "o"), ("#000000", "--", "s"), ("#999999", ":", "^"), ("#CC79A7", "-.", "D")

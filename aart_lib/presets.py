@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aart_lib import synthetic
-from aart_lib.data import SPECS, DatasetSpec, Splits, open_splits
+from aart_lib.data import BOX, SPECS, DatasetSpec, Splits, open_splits
 from aart_lib.losses import SIX
 from aart_lib.model import ModelConfig
 from aart_lib.records import Skipped
@@ -96,8 +96,8 @@ def train_config(splits: Splits, preset: Preset = PRESETS["small"], **settings) 
 
 
 def default_threat(splits: Splits) -> ThreatModel:
-    """The data set's own norm and the ε at which the calibration starts."""
-    return ThreatModel(splits.spec.norm, splits.spec.epsilon)
+    """The data set's own norm and range, and the ε at which the calibration starts."""
+    return ThreatModel(splits.spec.norm, splits.spec.epsilon, box=splits.spec.box or BOX)
 
 
 def settings_hash(splits: Splits) -> str | None:

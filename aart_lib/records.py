@@ -88,7 +88,7 @@ def write_json(path, value) -> None:
 def read_json(path) -> dict:
     """What `write_json` wrote; nothing, {}, if the file is not there, damaged or another's."""
     try:
-        found = json.loads(Path(path).read_text())
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -109,7 +109,7 @@ def read_record(file, path, offset: int, size: int, *, check: bool = True) -> by
     """
     length = _length(file, path, offset, size, check)
     end = offset + HEADER.size + length
-    payload, footer = os.pread(file.fileno(), length, end - length), os.pread(file.fileno(), FOOTER.size, end)
+    payload, footer = file.read(length), file.read(FOOTER.size)
     if len(payload) < length or len(footer) < FOOTER.size:
         raise RecordError(path, offset, "the file ends inside the record; fetch the file again")
     if check and _masked_crc(payload) != FOOTER.unpack(footer)[0]:
@@ -119,8 +119,9 @@ def read_record(file, path, offset: int, size: int, *, check: bool = True) -> by
 
 
 def _length(file, path, offset: int, size: int, check: bool) -> int:
-    """Bytes of the payload of the record at ``offset``. Raises: RecordError."""
-    header = os.pread(file.fileno(), HEADER.size, offset)
+    """Bytes of the payload of the record at ``offset``, which is what the file reads next. Raises: RecordError."""
+    file.seek(offset)
+    header = file.read(HEADER.size)
     if len(header) < HEADER.size:
         raise RecordError(path, offset, "the file ends inside a record header; fetch the file again")
     length, length_crc = HEADER.unpack(header)
@@ -142,7 +143,7 @@ def scan_heads(path) -> Iterator[tuple[int, bytes]]:
         while offset < size:
             length = _length(file, path, offset, size, True)
             start, end = offset + HEADER.size, min(length, HEAD)
-            head = os.pread(file.fileno(), end, start)
+            head = file.read(end)
             if head[:1] == b"\x0a":  # field 1, the context, comes first wherever protobuf wrote the file
                 try:
                     context, position = _read_varint(head, 1)
@@ -151,7 +152,7 @@ def scan_heads(path) -> Iterator[tuple[int, bytes]]:
                 end = min(position + context, length)
             else:
                 end = length
-            yield offset, head[:end] if end <= len(head) else os.pread(file.fileno(), end, start)
+            yield offset, head[:end] + file.read(end - len(head) if end > len(head) else 0)
             offset = start + length + FOOTER.size
 
 

@@ -1,20 +1,32 @@
 """What a running command needs of its machine: a folder to itself with room in it, whole files, word of signals."""
 
+import multiprocessing
 import os
+import secrets
 import shutil
 import signal
 import socket
-import tempfile
+import sys
 import threading
+import weakref
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-try:
-    import fcntl
-except ModuleNotFoundError:  # Windows: nothing is locked there, and nothing left over is removed
-    fcntl = None  # type: ignore[assignment]  # what mypy takes for the only kind of module
+from filelock import lock_descriptor
 
 UNFINISHED = ".aart-part"  # ending of files that are being written
+_OWN: weakref.WeakSet = weakref.WeakSet()  # open lock files
+
+if hasattr(os, "register_at_fork"):  # a lock lasts while any process has its file, and readers outlive a killed run
+    os.register_at_fork(after_in_child=lambda: [file.close() for file in _OWN])
+
+
+def can_start_processes() -> bool:
+    """Whether processes can wait for each other here: some containers have no shared memory, some systems no locks."""
+    try:
+        return bool(multiprocessing.get_context("spawn").Lock())
+    except (OSError, ImportError):
+        return False
 
 
 @contextmanager
@@ -29,6 +41,18 @@ def on_signals(handler):
             signal.signal(number, old)
 
 
+def show_any_text() -> None:
+    """What the console or the file behind the standard streams cannot show becomes a question mark, not an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def beside(path: Path) -> Path:
+    """A name that nobody has yet, beside ``path``: what is made there has the rights that the user's umask gives."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
+
+
 @contextmanager
 def replacing(path):
     """A binary file under a temporary name beside ``path``, renamed to it only when all went well.
@@ -37,33 +61,24 @@ def replacing(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent)
+    temporary = beside(path)
     try:
-        with open(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             _locked(file)
             yield file
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError) and not error.filename:  # writing does not say where
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and str(error.filename) in ("None", str(temporary)):  # writing does not say where
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
-def _locked(file) -> bool:
-    """Whether this process has the lock of an open file now; False where the system has no locks.
-
-    It is a lock of this process alone and ends with it: readers that it started outlive a killed run by seconds.
-
-    Raises: BlockingIOError if another process has it.
-    """
-    try:
-        return fcntl is not None and fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB) is None
-    except BlockingIOError:
-        raise
-    except OSError:  # a file system without locks
-        return False
+def _locked(file) -> bool | None:
+    """Lock an open file until it is closed: True, False where another process has the lock, None without locks."""
+    with suppress(OSError):  # a file system without locks
+        return lock_descriptor(file.fileno(), blocking=False)
+    return None
 
 
 @contextmanager
@@ -77,34 +92,57 @@ def reserved(folder: Path, needed: int, *, name: str = "run"):
     folder.mkdir(parents=True, exist_ok=True)
     _check_room(folder, needed)
     lock = folder / f".{name}.lock"
-    with _own(folder, lock):
+    with _own(folder, lock) as file:
         try:
             for path in [*folder.glob(f".*{UNFINISHED}"), *folder.glob(f"*/.*{UNFINISHED}")]:
-                with suppress(OSError), open(path, "ab") as file:
-                    if _locked(file):  # a living writer has the lock
-                        path.unlink()
+                _remove_left(path)
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            _drop(lock, file)
+
+
+def _remove_left(path: Path) -> None:
+    """Delete an unfinished file unless a living writer has its lock."""
+    with suppress(OSError):
+        with open(path, "ab") as file:
+            free = _locked(file)
+        if free:
+            path.unlink()
 
 
 def _own(folder: Path, lock: Path):
-    """The open lock file, which tells others who is here."""
+    """The open lock file, which tells others who is here, from its second byte: on Windows nobody reads a locked one."""
     try:
         file = open(lock, "a+b", buffering=0)
-        _locked(file)
+        if _locked(file) is False:
+            with file:
+                file.seek(1)
+                holder = file.read().decode(errors="replace")
+            raise ValueError(f"{folder} is in use by process {holder}; wait for it, or choose another --out")
+        _OWN.add(file)
         file.truncate(0)
-        file.write(f"{os.getpid()} on {socket.gethostname()}".encode())
-    except BlockingIOError:
-        holder = lock.read_text(errors="replace")
-        raise ValueError(f"{folder} is in use by process {holder}; wait for it, or choose another --out") from None
+        file.write(f" {os.getpid()} on {socket.gethostname()}".encode())
     except OSError as error:
         raise ValueError(f"{folder} cannot be written to ({error.strerror}); choose another --out") from error
     return file if os.fstat(file.fileno()).st_nlink else _own(folder, lock)  # a run that just ended took it away
 
 
+def _drop(lock: Path, file) -> None:
+    """Delete the lock file while nobody else can have it; where an open file cannot be deleted, once it is closed."""
+    try:
+        lock.unlink(missing_ok=True)
+    except OSError:
+        file.close()
+        with suppress(OSError):  # another run has it by now
+            lock.unlink()
+
+
 def _check_room(folder: Path, needed: int) -> None:
-    free, there = shutil.disk_usage(folder).free, lambda: (p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    try:
+        free = shutil.disk_usage(folder).free
+    except (OSError, AttributeError):  # not every file system tells, nor every system
+        return
+    there = lambda: (p.stat().st_size for p in folder.rglob("*") if p.is_file())  # noqa: E731
     if free < needed and free < needed - sum(there()):  # a run that is gone on with has written some of it
         sizes = f"room for {free / 1e6:,.1f} MB, and about {needed / 1e6:,.1f} MB will be written in all"
         raise ValueError(f"{folder} has {sizes}; make room, or choose another --out")

@@ -44,10 +44,19 @@ class DatasetSpec:
     epochs: int = 20  # until no defense still rises
     video_level: bool = False  # one row of floats a video, not byte lists
     evidence: bool = False
+    box: tuple[float, float] | None = None  # of features that were never bytes: their range; None = `BOX`
+    content: str | None = None  # of features without a file: a digest of them
 
     @property
     def dims(self) -> int:
         return sum(used for _, used in self.features.values())
+
+    def joined(self, other: "DatasetSpec") -> "DatasetSpec":
+        """This, for the other's features as well."""
+        if self.box is None or other.box is None:
+            return self
+        box = min(self.box[0], other.box[0]), max(self.box[1], other.box[1])
+        return replace(self, box=box, content=f"{self.content} {other.content}")
 
     def leading(self, **dims: int) -> "DatasetSpec":
         """The same data with other numbers of leading dimensions, e.g. ``leading(rgb=256, audio=64)``."""
@@ -108,6 +117,14 @@ def chosen_frames(total: int, most: int, sampling: str = "uniform", seed=None) -
     if sampling == "contiguous":
         return draw.integers(total - most + 1) + np.arange(most)
     return np.sort(draw.choice(total, most, replace=False))
+
+
+def integers(values, what: str) -> np.ndarray:
+    """As int64, of any shape. Raises: ValueError for anything that is no integer, booleans too."""
+    found = np.asarray(values if hasattr(values, "__array__") else list(values) if np.iterable(values) else values)
+    if found.size and (found.dtype.kind not in "iu" or found.max() >= 2**63):
+        raise ValueError(f"{what} must be integers, got {found.dtype} {found.ravel()[:5].tolist()}")
+    return found.astype(np.int64)
 
 
 def features_of(payload: bytes, spec: DatasetSpec, choose: Callable[[int], np.ndarray]):

@@ -80,12 +80,6 @@ class Learner:
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, config.rate, total_steps=max(steps, 2))
         self.parts = max(hardware.accumulate, accelerator.gradient_accumulation_steps)
         accelerator.gradient_accumulation_steps = 1  # they are counted here
-        pieces = processes.count() * self.parts
-        if pieces > 1 and (dropout := self.network.config.dropout):
-            raise ValueError(
-                f"dropout={dropout:g} draws a mask for each part of a batch, and this run cuts its batches into "
-                f"{pieces} parts; take dropout=0, or one process and accumulate=1"
-            )
         self.generator = torch.Generator(accelerator.device)
         self.share = 1.0
         self.stopped, self.ending = False, False  # a signal came to this process; all processes know

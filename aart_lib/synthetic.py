@@ -9,7 +9,6 @@ generator's own truth about timing. Every video depends on (seed, split, index) 
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -19,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from aart_lib.records import cache_folder, encode_sequence_example, read_json, write_json, write_records
+from aart_lib.running import beside
 from aart_lib.specs import dequantize, quantize
 
 GENERATOR = 1  # raise it when the same settings give other bytes
@@ -227,7 +227,8 @@ def write(settings: Settings, folder) -> None:
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    temporary = beside(folder)
+    temporary.mkdir()
     total = settings.train_videos + settings.test_videos
     try:
         with tqdm(total=total, desc="generating the embedded data", unit="video") as bar:
@@ -235,7 +236,6 @@ def write(settings: Settings, folder) -> None:
                 write_records(temporary / name, (_encode(generate(settings, split, index)) for index in indices))
                 bar.update(len(indices))
         write_json(temporary / NOTE, _about(settings))
-        temporary.chmod(0o755)
         temporary.rename(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

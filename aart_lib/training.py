@@ -80,7 +80,8 @@ def fingerprint(defense: Defense, splits: Splits, model: ModelConfig, threat: Th
         "\n".join(f"{entry.id} {entry.labels}" for entry in splits.train.entries).encode()
     ).hexdigest()
     parts = [_changed(part) for part in (defense, model, threat, config)]
-    text = json.dumps([parts, asdict(splits.spec), splits.labels, videos], sort_keys=True, default=dict)
+    spec = {key: value for key, value in asdict(splits.spec).items() if value is not None}  # as before there were these
+    text = json.dumps([parts, spec, splits.labels, videos], sort_keys=True, default=dict)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -158,8 +159,6 @@ class _Run(Learner):
             first = self.step * self.config.batch_size
             videos = min(self.config.batch_size, len(self.splits.train) - first)
             parts = [next(loader) for _ in range(self.parts)]
-            if self.network.config.dropout:  # drawn by the device; seeded step by step, nothing of it needs to be kept
-                torch.manual_seed((seed * 1_000_003 + self.step) % 2**63)
             try:
                 losses = self._step(parts, videos, threat)
             except TrainingStopped as error:

@@ -13,7 +13,6 @@ from aart_lib.losses import changed
 from aart_lib.presets import Preset, data_name, model_config, train_config
 from aart_lib.records import read_json, write_json
 from aart_lib.scoring import score
-from aart_lib.threats import few_frames_epsilon
 from aart_lib.training import train
 
 _MIXED, _MOSTLY = {"task": 0.5, "robust": 0.5}, {"task": 0.2, "robust": 0.8}
@@ -60,7 +59,7 @@ def trial(name: str, changes: dict, splits: Splits, threat: ThreatModel, preset:
     config = train_config(splits, preset, **settings)
     how: dict = {"hardware": preset.hardware, "progress": name}
     model, _ = train(recipe, splits, model_config(splits, preset), threat, config, **how)
-    one_frame = ThreatModel(threat.norm, few_frames_epsilon(threat), 1)
+    one_frame = threat.few()
     attacks: dict = {"clean": None, "pgd": threat, "pgd@2": threat.times(2), "frames-1": one_frame}
     gaps = {
         key: score(model, splits.validation, found and pgd(found, steps=10, restarts=1))["gap"]

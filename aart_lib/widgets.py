@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import ipywidgets
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.animation import PillowWriter
@@ -163,6 +162,7 @@ class Explorer(ipywidgets.VBox):
         return file.getvalue()
 
 
+@plots.styled
 def animate_attention(path, views: Mapping, epsilons, evidence, labels, names: Sequence[str], *, fps=4) -> None:
     """Write a GIF: temporal attention and label probabilities while ε grows, a row a model.
 
@@ -174,7 +174,7 @@ def animate_attention(path, views: Mapping, epsilons, evidence, labels, names: S
     last = sum(series[-1].scores["attacked"] * (1 - labels) for series in views.values())
     shown = [*np.flatnonzero(labels), *np.argsort(-last)[:2]]  # the true labels, and two wrong ones that come up
     top = 1.3 * max(line.max() for series in views.values() for view in series for line in view.attention.values())
-    fig, writer = plt.figure(figsize=(9, 3.3 * len(views))), PillowWriter(fps=fps)
+    fig, writer = plots.Drawing(figsize=(9, 3.3 * len(views))), PillowWriter(fps=fps)
     with writer.saving(fig, str(path), dpi=80):
         for step in [0] * fps + [*range(len(epsilons))] + [-1] * 2 * fps:  # wait at both ends
             fig.clear()
@@ -190,4 +190,3 @@ def animate_attention(path, views: Mapping, epsilons, evidence, labels, names: S
                 above.set(ylim=(0, top), title=name, xticks=[])
                 below.set(ylim=(-top, top), xlabel="frame (gray: evidence)")
             writer.grab_frame()
-    plt.close(fig)

@@ -279,7 +279,7 @@ def main() -> None:
     path, threat = options.out / f"explored-{options.data}.json", THREATS[options.data]
     about = {"data": options.data, "split": "validation", "seed": 0, "suite": "standard"}
     about["threat"] = {"norm": threat.norm, "epsilon": threat.epsilon}
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     for name in options.only if options.only is not None else PLAN[options.data]:
         if not any(row["variant"] == name for row in rows):
             rows.append(run(name, PLAN[options.data][name], options.data, options.data_dir))

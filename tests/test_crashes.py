@@ -312,7 +312,6 @@ def holder(tmp_path):
     process.wait()
 
 
-@pytest.mark.skipif(running.fcntl is None, reason="this system has no locks of the kind that end with a process")
 def test_a_second_run_in_a_folder_is_refused_until_the_first_ends(tiny, tmp_path, capsys, holder):
     for command in (training_of(tiny, tmp_path, "--resume"), ["reproduce", "--data-dir", tiny, "--out", tmp_path]):
         said = answer(capsys, command)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader, Subset
 
 from aart_lib import data, synthetic
 from aart_lib.data import (
@@ -180,12 +181,13 @@ def test_labels_are_columns_in_the_order_given_and_the_rest_is_left_out(tmp_path
     dataset = VideoDataset([path], TINY, labels=[2, 0])
     assert [item.id for item in dataset] == ["a", "c"] and dataset.left_out == 2
     assert [item.labels.tolist() for item in dataset] == [[1, 1], [1, 0]]
+    assert VideoDataset([path], TINY, labels=torch.tensor([2, 0])).labels == [2, 0]
     assert dataset.labels == [2, 0] and len(VideoDataset([path], TINY)) == 4
 
 
-@pytest.mark.parametrize("labels", [[5], [-1], [1, 1]])
+@pytest.mark.parametrize("labels", [[5], [-1], [1, 1], [1.5], [True, False], torch.tensor([1.0]), ["1"]])
 def test_classes_that_do_not_exist_are_refused(tmp_path, labels):
-    with pytest.raises(ValueError, match="different class indices below 5"):
+    with pytest.raises(ValueError, match=r"labels must be (different class indices below 5|integers)"):
         VideoDataset([shard(tmp_path, record())], TINY, labels=labels)
 
 
@@ -228,6 +230,43 @@ def test_reader_processes_give_the_same_batches(tmp_path):
     assert [batch.ids for batch in here] == [batch.ids for batch in there]
     assert all(torch.equal(a.frames, b.frames) for a, b in zip(here, there, strict=True))
     assert [len(batch) for batch in here] == [4, 4, 3]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("evidence", [False, True])
+def test_torchs_own_loader_gives_the_same_batches(tmp_path, workers, evidence):
+    lists = [
+        frame_lists(1 + i % 4, i) | {"evidence": np.eye(5, dtype=np.uint8)[[i % 5] * (1 + i % 4)]} for i in range(11)
+    ]
+    path = shard(tmp_path, *(record(f"v{i}", (i % 5,), lists[i]) for i in range(11)))
+    dataset = VideoDataset([path], replace(TINY, evidence=evidence))
+    theirs = DataLoader(dataset, batch_size=4, collate_fn=collate, num_workers=workers)
+    for a, b in zip(dataset.batches(4), theirs, strict=True):
+        assert a.ids == b.ids and (a.evidence is None) == (b.evidence is None) == (not evidence)
+        assert all(torch.equal(vars(a)[key], vars(b)[key]) for key in ("frames", "mask", "labels"))
+    one = next(iter(DataLoader(Subset(dataset, [5, 2]), batch_size=2, collate_fn=collate)))
+    assert one.ids == ("v5", "v2") and torch.equal(one.frames, dataset.batch([5, 2]).frames)
+
+
+def test_torch_can_pin_a_batch(tmp_path, monkeypatch):
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    batch = collate([Item(torch.ones(2, 3), torch.zeros(4), "a")])
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *device: tensor + 1)
+    pinned = pin_memory(batch)
+    assert pinned.frames.min() == 2 and pinned.labels.min() == 1 and pinned.ids == ("a",)
+
+
+@pytest.mark.parametrize("indices", [[1.0], ["1"], [None]])
+def test_videos_are_chosen_by_integers_or_a_mask(tmp_path, indices):
+    dataset = VideoDataset(many(tmp_path, ["a", "b", "c"]), TINY)
+    for chosen in ([2, 0], range(2, -1, -2), torch.tensor([2, 0])):
+        assert [item.id for item in dataset.select(chosen)] == ["c", "a"]
+    assert [item.id for item in dataset.select(np.array([True, False, True]))] == ["a", "c"]
+    assert len(dataset.select([])) == 0
+    with pytest.raises(ValueError, match="indices must be integers"):
+        dataset.select(indices)
 
 
 def test_batches_are_in_file_order_or_shuffled_by_the_seed(tmp_path):

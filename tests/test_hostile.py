@@ -24,7 +24,8 @@ from test_index import rated
 from test_records import SequenceExample
 
 from aart_lib import data, index, records
-from aart_lib.data import VideoDataset, convert, open_splits
+from aart_lib.convert import convert
+from aart_lib.data import VideoDataset, open_splits
 from aart_lib.index import Entries, Entry
 from aart_lib.records import RecordError, Skipped, encode_example, encode_sequence_example, scan_heads, scan_records
 

@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_data import MEANS, TINY, frame_lists, many, record, shard
 
+from aart_lib import convert as converting
 from aart_lib import data, index, records
-from aart_lib.data import VideoDataset, convert, find_shards, open_splits
+from aart_lib.convert import convert
+from aart_lib.data import VideoDataset, find_shards, open_splits
 from aart_lib.index import Entries, Entry
 from aart_lib.records import RecordError, encode_sequence_example, scan_heads, scan_records, write_records
 from aart_lib.specs import SPECS
@@ -253,7 +255,7 @@ def test_converted_folders_are_opened_like_the_others(converted, tmp_path):
 
 def test_what_is_converted_is_not_converted_again(converted, tmp_path, monkeypatch):
     spec, shards, made = converted
-    monkeypatch.setattr(data, "save_converted", lambda *a: pytest.fail("converted again"))
+    monkeypatch.setattr(converting, "save_converted", lambda *a: pytest.fail("converted again"))
     assert convert(shards, spec, tmp_path / "c") == made
 
 

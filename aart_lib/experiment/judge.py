@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from aart_lib import processes
 from aart_lib.attacks import Attack, loss_and_gradient, perturb, pgd
-from aart_lib.data import Batch, VideoDataset, dequantize, quantize
+from aart_lib.data import BOX, Batch, VideoDataset, dequantize, quantize
 from aart_lib.losses import bce
 from aart_lib.measures import attention_measures, hijacked, violation
 from aart_lib.metrics import Accumulator, average_precision_per_video
@@ -183,8 +183,9 @@ class _Judging:
         self.checks["zero_gradient"] += (gradient.abs().amax((1, 2)) < 1e-12).float().tolist()
         again = self._output(batch.frames, batch)
         self.checks["repeat"] = max(self.checks["repeat"], float((again.logits - clean.logits).abs().amax()))
-        stored = torch.from_numpy(dequantize(quantize(frames.cpu().numpy()))).to(frames) * batch.mask[..., None]
-        self._score("pgd-stored", self._output(stored, batch), batch)
+        if self.threat.box == BOX:  # others' features are not stored in bytes
+            stored = torch.from_numpy(dequantize(quantize(frames.cpu().numpy()))).to(frames) * batch.mask[..., None]
+            self._score("pgd-stored", self._output(stored, batch), batch)
 
     def share(self) -> None:
         """Put together what the processes found, batches in their order."""
@@ -208,8 +209,9 @@ class _Judging:
         if "gradient-free" in row["attacked"]:
             row["attacked"]["gradient-free"]["videos"] = round(self.free * self.seen)
         if self.strong:
-            stored = self.totals["pgd-stored"].result()["gap"]
-            row["other"]["pgd-stored"] = {"threat": self.threat.described(), "gap": stored}
+            if "pgd-stored" in self.totals:
+                stored = self.totals["pgd-stored"].result()["gap"]
+                row["other"]["pgd-stored"] = {"threat": self.threat.described(), "gap": stored}
             row["checks"] = self.checks | {"zero_gradient": float(np.mean(self.checks["zero_gradient"]))}
         return Evaluation(row, {key: torch.cat(parts) for key, parts in self.kept.items()})
 

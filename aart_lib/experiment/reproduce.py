@@ -5,7 +5,7 @@ What is finished is kept: a killed run goes on where it stopped.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def find_threat(splits: Splits, preset: Preset, model=None) -> tuple[ThreatModel
         config, shape = train_config(splits, preset, **settings), model_config(splits, preset)
         model, _ = train(recipe, splits, shape, start, config, hardware=preset.hardware, progress="standard")
     epsilon, reached = calibrate(model, splits.validation, start, target=TARGET_RATIO)
-    return ThreatModel(start.norm, epsilon), reached
+    return replace(start, epsilon=epsilon), reached
 
 
 class Experiment:
@@ -89,7 +89,7 @@ class Experiment:
             "defense": name,
             "recipe": _plain(asdict(recipe)),
             "seed": seed,
-            "threat": {"norm": threat.norm, "epsilon": threat.epsilon},
+            "threat": _noted(threat),
             "train": asdict(config),
             "history": history,
             "train_seconds": sum(entry["seconds"] for entry in history),
@@ -102,12 +102,11 @@ class Experiment:
     def calibrate(self) -> tuple[ThreatModel, float]:
         """The threat model all defenses meet, and the ratio reached: `find_threat` on seed 0's baseline, kept."""
         model, notes = self.train("standard", 0, default_threat(self.splits))
-        path = self.out / "threat.json"
+        start, path = default_threat(self.splits), self.out / "threat.json"
         if (known := read_json(path)).get("fingerprint") == notes["fingerprint"]:
-            return ThreatModel(known["norm"], known["epsilon"]), known["reached"]
+            return replace(start, epsilon=known["epsilon"]), known["reached"]
         threat, reached = find_threat(self.splits, self.preset, model)
-        found = {"norm": threat.norm, "epsilon": threat.epsilon, "reached": reached}
-        processes.write(write_json, path, found | {"fingerprint": notes["fingerprint"]})
+        processes.write(write_json, path, _noted(threat) | {"reached": reached, "fingerprint": notes["fingerprint"]})
         return threat, reached
 
     def judge(self, name: str, seed: int, threat: ThreatModel) -> tuple[dict, list[dict]]:
@@ -122,7 +121,7 @@ class Experiment:
         if self.preset.suite == "strong":
             only = three_worst(self.judge(name, 0, threat)[0]) if seed else None
             others = [key for key in self._others(name) if only is None or f"transfer-{key}" in only]
-        mark = [notes["fingerprint"], self.preset.suite, asdict(threat), len(self.test), only, others]
+        mark = [notes["fingerprint"], self.preset.suite, threat.described(), len(self.test), only, others]
         if (known := read_json(path)).get("mark") == mark:
             return known["row"], known["flags"]
         options: dict = {"only": only, "surrogates": {key: self._train_other(key, seed, threat) for key in others}}
@@ -135,7 +134,7 @@ class Experiment:
 
     def _note_threat(self, name: str, seed: int, threat: ThreatModel, model, notes: dict) -> None:
         """Keep the table's ε with a baseline, which was trained before it was known: `evaluate` shall use it too."""
-        known, notes["threat"] = notes["threat"], {"norm": threat.norm, "epsilon": threat.epsilon}
+        known, notes["threat"] = notes["threat"], _noted(threat)
         if known != notes["threat"]:
             processes.write(checkpoint.save, self.out / "checkpoints" / f"{name}-seed{seed}.safetensors", model, notes)
 
@@ -216,12 +215,7 @@ def reproduce(
     results = {
         "data": described(splits, experiment.test, preset),
         "train": {"epochs": epochs, "batch_size": preset.batch_size, "suite": preset.suite},
-        "threat": {
-            "norm": threat.norm,
-            "epsilon": threat.epsilon,
-            "epsilon_levels": threat.levels,
-            "calibration": calibration,
-        },
+        "threat": _noted(threat) | {"epsilon_levels": threat.levels, "calibration": calibration},
         "rows": rows,
         "summary": summarize(rows, intervals(experiment.judged, rows)),
         "comparisons": compare(experiment.judged, rows),
@@ -230,6 +224,11 @@ def reproduce(
     }
     processes.write(write_json, Path(out) / "results.json", results)
     return results
+
+
+def _noted(threat: ThreatModel) -> dict:
+    """What checkpoints and results say of it: norm, ε, and the box if it is not that of stored features."""
+    return {key: value for key, value in threat.described().items() if key != "max_frames"}
 
 
 def described(splits: Splits, test: VideoDataset, preset: Preset) -> dict:

@@ -51,7 +51,7 @@ def _unpacked(revision: str, folder) -> bool:
 
 def _table(folder) -> str:
     """What must not change: all of the results but how long it took."""
-    results = json.loads((folder / "results.json").read_text())
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     for row in results["rows"]:
         row.pop("train_seconds", None)
         for entry in row.get("history", []):

@@ -38,7 +38,7 @@ from aart_lib.presets import PRESETS
 from aart_lib.records import HEAD, replacing, write_json
 
 VIDEOS = 3.9e6  # of YouTube-8M's training split
-STREAMED = json.loads((Path(__file__).parents[2] / "figures" / "streaming.json").read_text())
+STREAMED = json.loads((Path(__file__).parents[2] / "figures" / "streaming.json").read_text(encoding="utf-8"))
 HEAD_SECONDS = STREAMED["index_seconds"] / STREAMED["epoch"]["videos"]  # to read and index a video's head, one core
 TESTED = 3000  # enough for a difference of a few points
 

@@ -105,7 +105,7 @@ def draw(results: dict, path: Path) -> None:
 
 def write(folder: Path) -> None:
     """benchmarks.md and, where matplotlib and seaborn are installed, benchmarks.png beside benchmarks.json."""
-    results = json.loads((folder / "benchmarks.json").read_text())
+    results = json.loads((folder / "benchmarks.json").read_text(encoding="utf-8"))
     (folder / "benchmarks.md").write_text(table(results), encoding="utf-8")
     try:
         draw(results, folder / "benchmarks.png")

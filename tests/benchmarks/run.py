@@ -78,7 +78,7 @@ def main(arguments=None) -> int:
     print(*(f"{name} {value}" for name, value in found.items()), sep=", ")
     path, kept = options.out / "benchmarks.json", []
     if options.only and path.exists():
-        kept = [e for e in json.loads(path.read_text())["entries"] if e["row"] not in options.only]
+        kept = [e for e in json.loads(path.read_text(encoding="utf-8"))["entries"] if e["row"] not in options.only]
     names = [name for name in options.only or ROWS if name not in options.skip]
     with tempfile.TemporaryDirectory() as folder:
         repeats = 2 if options.quick else options.repeats
@@ -87,7 +87,7 @@ def main(arguments=None) -> int:
     entries.sort(key=lambda entry: list(ROWS).index(entry["row"]))
     options.out.mkdir(parents=True, exist_ok=True)
     results = {"versions": found, "quick": options.quick, "repeats": repeats, "entries": entries}
-    path.write_text(json.dumps(results, indent=1, allow_nan=False))
+    path.write_text(json.dumps(results, indent=1, allow_nan=False), encoding="utf-8")
     report.write(options.out)
     return 0
 

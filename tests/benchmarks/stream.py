@@ -117,7 +117,7 @@ def main() -> None:
         memory = "peak {peak_main_mb:.0f} MB here, {peak_reader_mb:.0f} MB the largest reader".format(**found["epoch"])
         print(f"epoch: {about}; {memory}")
         if options.out:
-            options.out.write_text(json.dumps(found, indent=1))
+            options.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
     finally:
         if options.dir is None:
             shutil.rmtree(folder)

@@ -1,0 +1,177 @@
+"""Somebody's own features, held in memory: no files, no bytes, any range. See `VideoDataset.from_tensors`."""
+
+import hashlib
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aart_lib.index import CONVERTED, LONGEST_ID, Entries, Entry
+from aart_lib.specs import DatasetSpec, integers
+
+CLASSES = "for class indices give classes=, the number of classes"
+
+
+class Given(NamedTuple):
+    """Videos one behind the other, as in a converted file; an entry names its first row and its number of frames."""
+
+    spec: DatasetSpec
+    entries: Entries
+    frames: Tensor  # [R,D], of the width they came in
+    evidence: np.ndarray | None  # bool [R,C]
+
+    def rows(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Frames, float32, and their evidence or None: new arrays."""
+        return self.frames[rows].float().numpy(), None if self.evidence is None else self.evidence[rows]
+
+
+def given(frames, labels, *, classes=None, ids=None, evidence=None, mask=None, lengths=None, name="tensors") -> Given:
+    """The arguments of `VideoDataset.from_tensors`, checked. Raises: ValueError."""
+    count = _count(frames, "frames")
+    real, names = _real(frames, mask, lengths), _names(ids, count)
+    table, sizes = _joined(frames, "frames", real)
+    low, high = _range(table, sizes, names)
+    shown, classes = _labels(labels, count, classes)
+    marked = None if evidence is None else _evidence(evidence, real, sizes, classes)
+    first = np.cumsum([0, *sizes])
+    entries = [Entry(name + CONVERTED, int(first[i]), names[i], shown[i], 0, sizes[i]) for i in range(count)]
+    digest = hashlib.sha256(repr((sizes, table.dtype)).encode())
+    digest.update(table.contiguous().view(torch.uint8).numpy().data)
+    dims, box = (table.shape[1], table.shape[1]), (low, high) if low < high else None
+    spec = DatasetSpec(name, {"frames": dims}, classes, (), (), max(sizes), evidence=marked is not None, box=box)
+    epsilon = 2.5 / 255 * (high - low) or spec.epsilon  # the share of the range that stored features begin with
+    spec = replace(spec, epsilon=epsilon, content=digest.hexdigest()[:16])
+    return Given(spec, Entries.of(entries), table, marked)
+
+
+def _listed(value) -> bool:
+    return isinstance(value, (list, tuple)) or getattr(value, "dtype", None) is np.dtype(object)
+
+
+def _count(value, what: str) -> int:
+    if not _listed(value) and getattr(value, "ndim", 0) != 3:
+        got = f"shape {list(value.shape)}" if hasattr(value, "shape") else type(value).__name__
+        raise ValueError(f"{what} must be [N,T,·] or a list of tables [T,·], got {got}")
+    if not len(value):
+        raise ValueError(f"{what} must hold at least one video, got none")
+    return len(value)
+
+
+def _tensor(value, what: str) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    try:
+        array = np.asarray(value)
+        return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
+    except (TypeError, ValueError):
+        raise ValueError(f"{what} must be a tensor or an array of numbers with equal rows") from None
+
+
+def _joined(value, what: str, real) -> tuple[Tensor, list[int]]:
+    """All real rows, one video behind the other, and how many each video has. Raises: ValueError."""
+    if not _listed(value):
+        table = _tensor(value, what)
+        if real is None:
+            return table.flatten(0, 1), [table.shape[1]] * len(table)
+        return table[real], real.sum(1).tolist()
+    tables = [_tensor(part, f"{what}[{i}]") for i, part in enumerate(value)]
+    for i, part in enumerate(tables):
+        width, dtype = tables[0].shape[-1:], tables[0].dtype
+        if part.ndim != 2 or part.shape[1:] != width or part.dtype != dtype:
+            raise ValueError(
+                f"{what}[{i}] must be a table [T,·] as {what}[0], with the same width and dtype; "
+                f"they are {list(tables[0].shape)} {dtype} and {list(part.shape)} {part.dtype}"
+            )
+    return torch.cat(tables), [len(part) for part in tables]
+
+
+def _real(frames, mask, lengths) -> Tensor | None:
+    """Which frames of [N,T,D] are real, bool [N,T]; None = all. Raises: ValueError."""
+    if mask is None and lengths is None:
+        return None
+    if _listed(frames) or (mask is not None and lengths is not None):
+        raise ValueError("give mask or lengths, not both, and only with frames [N,T,D]: tables have their own lengths")
+    shape = tuple(frames.shape[:2])
+    if mask is not None:
+        real = _tensor(mask, "mask")
+        if real.dtype != torch.bool or tuple(real.shape) != shape:
+            got = f"{real.dtype} {list(real.shape)}"
+            raise ValueError(f"mask must be bool [N,T]={list(shape)}, True = real frame, got {got}")
+        return real
+    sizes = torch.from_numpy(integers(lengths, "lengths"))
+    if tuple(sizes.shape) != shape[:1] or not ((0 <= sizes) & (sizes <= shape[1])).all():
+        raise ValueError(f"lengths must be {shape[0]} numbers from 1 to {shape[1]}, got {sizes.tolist()[:9]}")
+    return torch.arange(shape[1]) < sizes[:, None]
+
+
+def _names(ids, count: int) -> list[str]:
+    names = [str(i) for i in range(count)] if ids is None else list(ids)
+    if len(names) != count:
+        raise ValueError(f"ids must name each of the {count} videos, got {len(names)}")
+    for name in names:
+        text = name.encode("utf-8", "replace") if isinstance(name, str) else b""
+        if not 0 < len(text) <= LONGEST_ID or text.decode() != name or "\0" in name:
+            raise ValueError(f"ids must be Unicode texts of 1 to {LONGEST_ID} bytes, got {name!r:.60}")
+    return names
+
+
+def _range(table: Tensor, sizes: list[int], names: list[str]) -> tuple[float, float]:
+    """Lowest and highest feature. Raises: ValueError for frames that no model can be given."""
+    if not table.is_floating_point():
+        raise ValueError(f"frames must be floats, got {table.dtype}; dequantize stored bytes, divide pixels by 255")
+    if 0 in sizes:
+        raise ValueError(f"video {names[sizes.index(0)]!r} has no frame; leave it out")
+    if not table.shape[1]:
+        raise ValueError("frames must have at least one number each, got none")
+    low, high = float(table.min()), float(table.max())
+    if not max(-low, high) <= torch.finfo(torch.float32).max:  # NaN too
+        bad = int((~table.float().isfinite()).any(1).nonzero()[0])
+        video = np.searchsorted(np.cumsum(sizes), bad, "right")
+        raise ValueError(f"video {names[video]!r} holds NaN, infinity or a number beyond float32; leave it out")
+    return low, high
+
+
+def _labels(labels, count: int, classes) -> tuple[list[tuple[int, ...]], int]:
+    """The ascending class indices of each video, and the number of classes. Raises: ValueError."""
+    labels = labels if hasattr(labels, "shape") else list(labels)
+    if len(labels) != count:
+        raise ValueError(f"labels must have a row for each of the {count} videos, got {len(labels)}")
+    if classes is not None and tuple(getattr(labels, "shape", ()))[1:] != (classes,):
+        return [_indices(row, classes, i) for i, row in enumerate(labels)], int(classes)
+    if isinstance(labels, list) and not all(hasattr(row, "shape") for row in labels):
+        raise ValueError(f"labels must be an array or tensor [N,C] of 0 and 1; {CLASSES}")
+    if isinstance(labels, list):
+        labels = torch.stack([_tensor(row, "labels") for row in labels])
+    hot = _hot(labels, "labels")
+    if hot.ndim != 2 or not hot.shape[1]:
+        raise ValueError(f"labels must be [N,C] of 0 and 1, got shape {list(hot.shape)}; {CLASSES}")
+    return [tuple(row.nonzero()[0].tolist()) for row in hot], hot.shape[1]
+
+
+def _indices(row, classes: int, video: int) -> tuple[int, ...]:
+    found = integers(row, f"labels[{video}]").ravel().tolist()
+    if len(set(found)) < len(found) or not all(0 <= label < classes for label in found):
+        raise ValueError(f"labels[{video}] must be different class indices below {classes}, got {found!s:.60}")
+    return tuple(sorted(found))
+
+
+def _hot(values, what: str) -> np.ndarray:
+    """0 and 1 as bool. Raises: ValueError."""
+    values = _tensor(values, what)
+    values = values.float().numpy() if values.dtype == torch.bfloat16 else values.numpy()
+    if strange := set(values[(values != 0) & (values != 1)].tolist()[:1]):
+        raise ValueError(f"{what} must be 0 or 1, got {strange.pop()}; threshold soft ones")
+    return values == 1
+
+
+def _evidence(evidence, real, sizes: list[int], classes: int) -> np.ndarray:
+    if _count(evidence, "evidence") != len(sizes) or (_listed(evidence) and real is not None):
+        raise ValueError(f"evidence must have the form of frames, for {len(sizes)} videos, got {len(evidence)}")
+    table, found = _joined(evidence, "evidence", None if _listed(evidence) else real)
+    if found != sizes or table.shape[1] != classes:
+        wrong = next((i for i, (a, b) in enumerate(zip(found, sizes, strict=True)) if a != b), 0)
+        expected, got = [sizes[wrong], classes], [found[wrong], table.shape[1]]
+        raise ValueError(f"evidence[{wrong}] must be [T,C]={expected}, got {got}")
+    return _hot(table, "evidence")

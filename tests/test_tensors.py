@@ -1,0 +1,222 @@
+"""tensors.py: somebody's own features, of any kind and range, do what files do; what cannot be meant is refused."""
+
+import copy
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import ConcatDataset, DataLoader, Subset, random_split
+
+from aart_lib import checkpoint
+from aart_lib.attacks import pgd
+from aart_lib.data import Splits, VideoDataset, collate
+from aart_lib.experiment.judge import evaluate
+from aart_lib.experiment.reproduce import reproduce
+from aart_lib.losses import DEFENSES
+from aart_lib.model import ModelConfig, VideoTransformer
+from aart_lib.presets import Preset, default_threat, model_config
+from aart_lib.scoring import score
+from aart_lib.steps import TrainConfig
+from aart_lib.training import fingerprint, train
+
+LENGTHS = [4, 1, 3, 2, 4, 2]
+RNG = np.random.default_rng(0)
+TABLES = [RNG.uniform(0, 12, (n, 5)).astype(np.float32) for n in LENGTHS]
+HOT = np.eye(3)[[0, 1, 2, 0, 1, 2]]
+PADDED = np.full((6, 4, 5), np.nan, np.float32)
+for _row, _table in zip(PADDED, TABLES, strict=True):
+    _row[: len(_table)] = _table
+REAL = np.arange(4) < np.array(LENGTHS)[:, None]
+FORMS = {
+    "a list of arrays": (TABLES, {}),
+    "a list of tensors": ([torch.tensor(table, requires_grad=True) for table in TABLES], {}),
+    "an array of objects": (np.array([*TABLES, None], object)[:-1], {}),
+    "lists of lists": ([table.tolist() for table in TABLES], {}),
+    "padded with a mask": (torch.tensor(PADDED), {"mask": torch.tensor(REAL)}),
+    "padded with lengths": (PADDED, {"lengths": LENGTHS}),
+    "real frames last": (PADDED[:, ::-1], {"mask": REAL[:, ::-1]}),
+    "big-endian": ([table.astype(">f4") for table in TABLES], {}),
+}
+
+
+def videos(count=40, seed=0, top=12.0, **options) -> VideoDataset:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, count)
+    tables = [rng.uniform(0, top, (rng.integers(2, 5), 4)) + label for label in labels]
+    return VideoDataset.from_tensors(tables, labels, classes=3, **options)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_frames_come_back_as_they_were_given(form):
+    frames, options = FORMS[form]
+    dataset = VideoDataset.from_tensors(frames, HOT, **options)
+    for i, item in enumerate(dataset):
+        expected = TABLES[i][::-1] if form == "real frames last" else TABLES[i]
+        np.testing.assert_array_equal(item.frames.numpy(), expected)
+        assert item.frames.dtype == torch.float32 and item.id == str(i) and item.labels.tolist() == HOT[i].tolist()
+    assert dataset.max_frames == 4 and len(dataset) == 6 and dataset.left_out == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_width_of_floats_becomes_the_same_numbers(dtype):
+    frames = torch.randn(6, 4, 5).mul(100).to(dtype)
+    batch = VideoDataset.from_tensors(frames, HOT).batch(range(6))
+    assert torch.equal(batch.frames, frames.float()) and batch.mask.all()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [HOT, HOT.astype(bool), torch.tensor(HOT, dtype=torch.bfloat16), torch.tensor(HOT).int(), list(torch.tensor(HOT))],
+)
+def test_labels_of_any_dtype_are_read(labels):
+    dataset = VideoDataset.from_tensors(TABLES, labels)
+    assert [item.labels.tolist() for item in dataset] == HOT.tolist() and dataset.labels == [0, 1, 2]
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 0, 1, 2], torch.tensor([[0], [1], [2], [0], [1], [2]]), HOT])
+def test_class_indices_are_read_where_their_number_is_given(labels):
+    dataset = VideoDataset.from_tensors(TABLES, labels, classes=3)
+    assert [item.labels.tolist() for item in dataset] == HOT.tolist()
+    several = VideoDataset.from_tensors(TABLES[:2], [[2, 0], []], classes=3)
+    assert [item.labels.tolist() for item in several] == [[1, 0, 1], [0, 0, 0]]
+
+
+def test_evidence_and_classes_that_are_kept_follow():
+    evidence = [np.tile(row, (n, 1)) for row, n in zip(HOT, LENGTHS, strict=True)]
+    dataset = VideoDataset.from_tensors(TABLES, HOT, evidence=evidence, keep=[2, 0], ids=list("abcdef"))
+    assert [item.id for item in dataset] == ["a", "c", "d", "f"] and dataset.left_out == 2
+    assert dataset[1].evidence.tolist() == [[True, False]] * 3 and dataset.batch([0, 1]).evidence.shape == (2, 4, 2)
+    padded = VideoDataset.from_tensors(PADDED, HOT, lengths=LENGTHS, evidence=np.repeat(HOT[:, None], 4, 1))
+    assert torch.equal(padded[2].evidence, torch.tensor(evidence[2] > 0))
+
+
+def test_a_data_set_of_tensors_is_cut_copied_and_sent_like_any_other():
+    dataset = videos(ids=[f"v{i}" for i in range(40)])
+    for other in (copy.copy(dataset), copy.deepcopy(dataset), pickle.loads(pickle.dumps(dataset))):
+        assert torch.equal(other[7].frames, dataset[7].frames)
+    assert [item.id for item in dataset.select([3, 1])] == ["v3", "v1"]
+    assert dataset.select(np.arange(40) == 5)[0].id == "v5"
+    short = VideoDataset.from_tensors(TABLES, HOT, max_frames=2)
+    assert torch.equal(short[0].frames, torch.tensor(TABLES[0][[0, 3]]))
+    short[0].frames.zero_()
+    assert short[0].frames.any()
+    whole = torch.cat([b.labels for b in dataset.batches(7, seed=1)])
+    assert torch.equal(whole, torch.cat([b.labels for b in dataset.batches(7, seed=1, workers=1)]))
+
+
+def bad_frames(value):
+    return [*TABLES[:5], np.where(np.arange(10).reshape(2, 5) == 7, value, TABLES[5])]
+
+
+TABLE = np.ones((2, 5))
+MISUSES = {
+    "other count": (TABLES[:5], HOT, {}, "a row for each of the 5 videos, got 6"),
+    "other width": ([*TABLES[:5], np.ones((2, 4), np.float32)], HOT, {}, r"frames\[5\] .* same width"),
+    "other dtype": ([*TABLES[:5], TABLE.astype(float)], HOT, {}, r"frames\[5\] must .*float64"),
+    "an empty video": ([*TABLES[:5], TABLES[5][:0]], HOT, {}, "video '5' has no frame"),
+    "an empty mask": (PADDED, HOT, {"mask": REAL & False}, "video '0' has no frame"),
+    "NaN": ([TABLE] * 5 + [TABLE * np.nan], HOT, {}, "video '5' holds NaN"),
+    "infinity": ([TABLE] * 5 + [TABLE * np.inf], HOT, {}, "video '5' holds NaN, infinity"),
+    "beyond float32": ([TABLE, TABLE * 1e300] * 3, HOT, {}, "video '1' .* beyond float32"),
+    "bytes": (np.ones((6, 4, 5), np.uint8), HOT, {}, "must be floats, got torch.uint8; dequantize"),
+    "integers": (torch.ones(6, 4, 5).long(), HOT, {}, "must be floats, got torch.int64"),
+    "complex numbers": (np.ones((6, 4, 5), complex), HOT, {}, "must be floats"),
+    "strings": ([["a"]] * 6, HOT, {}, r"frames\[0\] must be a tensor or an array of numbers"),
+    "a path": ("train.npy", HOT, {}, r"frames must be \[N,T,.\] or a list of tables \[T,.\], got str"),
+    "one video": (TABLES[0], HOT, {}, r"got shape \[4, 5\]"),
+    "no video": ([], [], {"classes": 3}, "at least one video"),
+    "no numbers": (np.ones((6, 4, 0)), HOT, {}, "at least one number"),
+    "rows of different lengths": ([[[1.0, 2.0], [1.0]]] * 6, HOT, {}, r"frames\[0\] .* equal rows"),
+    "soft labels": (TABLES, HOT * 0.3, {}, "labels must be 0 or 1, got 0.3"),
+    "labels with NaN": (TABLES, HOT * np.nan, {}, "labels must be 0 or 1, got nan"),
+    "labels of text": (TABLES, [["a"]] * 6, {"classes": 3}, r"labels\[0\] must be integers"),
+    "classes that do not exist": (TABLES, [3] * 6, {"classes": 3}, "different class indices below 3, got .3"),
+    "classes as floats": (TABLES, [0.5] * 6, {"classes": 3}, r"labels\[0\] must be integers, got float64"),
+    "a class twice": (TABLES, [[1, 0, 0]] * 6, {"classes": 3}, "different class indices"),
+    "indices without their number": (TABLES, [[0], [1]] * 3, {}, "give classes="),
+    "a column of indices": (TABLES, np.arange(6), {}, r"labels must be 0 or 1|give classes="),
+    "too few ids": (TABLES, HOT, {"ids": ["a"]}, "each of the 6 videos, got 1"),
+    "ids that are no text": (TABLES, HOT, {"ids": [1] * 6}, "ids must be Unicode texts"),
+    "ids with a lone surrogate": (TABLES, HOT, {"ids": ["\ud800"] * 6}, "ids must be Unicode texts"),
+    "a mask of numbers": (PADDED, HOT, {"mask": REAL * 1.0}, "mask must be bool"),
+    "a mask of another size": (PADDED, HOT, {"mask": REAL[:, :3]}, r"mask must be bool \[N,T\]=\[6, 4\]"),
+    "a mask for tables": (TABLES, HOT, {"mask": REAL}, "tables have their own lengths"),
+    "lengths too long": (PADDED, HOT, {"lengths": [5] * 6}, "from 1 to 4"),
+    "lengths as floats": (PADDED, HOT, {"lengths": [1.5] * 6}, "lengths must be integers"),
+    "evidence of other lengths": (
+        TABLES,
+        HOT,
+        {"evidence": [TABLE[:, :3]] * 6},
+        r"evidence\[0\] must be",
+    ),
+    "evidence of other classes": (TABLES, HOT, {"evidence": [t[:, :2] for t in TABLES]}, r"must be \[T,C\]=\[4, 3\]"),
+    "soft evidence": (TABLES, HOT, {"evidence": [t[:, :3] for t in TABLES]}, "evidence must be 0 or 1"),
+    "no frame wanted": (TABLES, HOT, {"max_frames": 0}, "max_frames must be at least 1"),
+}
+
+
+@pytest.mark.parametrize("case", MISUSES)
+def test_what_cannot_be_meant_is_refused(case):
+    frames, labels, options, message = MISUSES[case]
+    with pytest.raises(ValueError, match=message):
+        VideoDataset.from_tensors(frames, labels, **options)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_torchs_loader_gives_our_batches(workers):
+    dataset = videos()
+    how = {"batch_size": 8, "collate_fn": collate, "num_workers": workers, "persistent_workers": workers > 0}
+    ours, theirs = list(dataset.batches(8)), list(DataLoader(dataset, **how))
+    assert [batch.ids for batch in ours] == [batch.ids for batch in theirs]
+    assert all(torch.equal(a.frames, b.frames) for a, b in zip(ours, theirs, strict=True))
+    parts = [Subset(dataset, range(20)), *random_split(dataset, [30, 10]), ConcatDataset([dataset, dataset])]
+    assert [sum(len(b) for b in DataLoader(p, shuffle=True, **how)) for p in parts] == [20, 30, 10, 80]
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return Splits.of(videos(60), videos(20, seed=1, top=14.0))
+
+
+def test_splits_of_tensors_agree_on_range_and_length(splits):
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (30, 30, 20)
+    assert splits.spec.box[1] > 15 and splits.train.max_frames == splits.test.max_frames == 4
+    assert default_threat(splits).box == splits.spec.box
+    assert Splits.of(videos(60), videos(20), labels=np.array([2, 0])).test.labels == [2, 0]
+    assert len(Splits.of(videos(60), videos(20), labels=np.int64(2)).labels) == 2
+    with pytest.raises(ValueError, match="same features and labels"):
+        Splits.of(videos(60), VideoDataset.from_tensors(TABLES, HOT))
+    with pytest.raises(ValueError, match="60 train and 1 test videos"):
+        Splits.of(videos(60), videos(1))
+
+
+def test_a_art_trains_and_is_judged_on_tensors(splits):
+    threat, shape = default_threat(splits), replace(model_config(splits), width=8, heads=2, layers=1)
+    model, history = train(DEFENSES["a-art"], splits, shape, threat, TrainConfig(epochs=2, batch_size=8), progress=None)
+    assert history and score(model, splits.test, pgd(threat, 2, 1))["gap"] <= score(model, splits.test)["gap"]
+    row = evaluate(model, splits.test, threat, name="strong", only=[], progress=False)
+    assert "pgd-stored" not in row["other"] and row["checks"]["violation"] < 1e-4
+
+
+def test_other_tensors_make_another_run(splits):
+    shape, rest = ModelConfig(4, 3), (default_threat(splits), TrainConfig(1, 8))
+    marks = {
+        fingerprint(DEFENSES["a-art"], Splits.of(videos(60, top=top), videos(20)), shape, *rest)
+        for top in (12.0, 12.0, 12.1)
+    }
+    assert len(marks) == 2
+
+
+def test_reproduce_keeps_the_box_of_tensors(splits, tmp_path):
+    preset = Preset(
+        epochs=1, suite="quick", defenses=("standard", "a-art"), model={"width": 8, "heads": 2, "layers": 1}
+    )
+    threat = replace(default_threat(splits), epsilon=0.5)
+    results = reproduce(splits, tmp_path, preset=preset, threat=threat, progress=False)
+    assert results["data"]["name"] == "tensors" and len(results["rows"]) == 2
+    _, notes = checkpoint.load(tmp_path / "checkpoints" / "a-art-seed0.safetensors")
+    assert notes["threat"]["box"] == list(splits.spec.box) == results["threat"]["box"]
+    assert VideoTransformer(model_config(splits, preset)).config.max_frames == 4
