@@ -28,7 +28,7 @@ def draw(results: dict, out, prefix: str) -> dict[str, str]:
     rows = results["rows"]
     drawn = {"table": _bars(results), "drift": _drift(rows), "epsilon": _epsilon(results)}
     if len(tried := attacks_of(rows)) > 3:
-        drawn["attacks"] = _attacks(tried)
+        drawn["attacks"] = _attacks(tried, first_seed(rows)[0]["seed"])
     if all(row.get("history") for row in rows):
         drawn["training"] = _training(results)
     if rows[0].get("evidence_share"):
@@ -124,9 +124,9 @@ def _curve(rows: list[dict]):
     return epsilons, [[point.get(epsilon, np.nan) for epsilon in epsilons] for point in points]
 
 
-def _attacks(tried: dict[str, dict[str, float]]):
+def _attacks(tried: dict[str, dict[str, float]], seed: int):
     attack, times = Counter(strongest(tried).values()).most_common(1)[0]
-    title = f"Of {len(tried)} attacks {attack} hurts most {times} of {len(strongest(tried))} defenses (one seed)"
+    title = f"Of {len(tried)} attacks {attack} hurts most {times} of {len(strongest(tried))} defenses (seed {seed})"
     about = "Table of shades: GAP of each defense under each attack, the lowest in a ring"
     return plot_attacks(tried, title=title), f"{about}. {title}"
 

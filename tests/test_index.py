@@ -276,6 +276,12 @@ def test_converted_files_that_do_not_fit_are_refused(converted, tmp_path):
         VideoDataset([other], spec)
 
 
+def test_converted_files_pass_for_no_rated_segments(converted):
+    spec, _, made = converted
+    with pytest.raises(ValueError, match=r"train0\.frames is converted and has no rated segments"):
+        VideoDataset(made, spec, segments=True)
+
+
 def test_what_is_small_or_has_evidence_is_not_converted(tmp_path):
     for spec in (MEANS, SPECS["synthetic"]):
         with pytest.raises(ValueError, match="is small as it is; only frame-level shards"):

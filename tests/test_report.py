@@ -1,15 +1,17 @@
 """report.py and pictures.py: what the report says follows from the numbers, whoever is ahead."""
 
 import copy
+import json
 import re
 
 import numpy as np
 import pytest
 
-from aart_lib import pictures
+from aart_lib import checkpoint, pictures
 from aart_lib.flags import CHECKS
+from aart_lib.model import ModelConfig, VideoTransformer
 from aart_lib.report import COLUMNS, heading, insert_results, table, write_report
-from aart_lib.summary import summarize
+from aart_lib.summary import read_results, summarize
 
 GAPS = {"standard": (0.95, 0.70), "adversarial": (0.94, 0.80), "trades": (0.93, 0.86), "a-art": (0.92, 0.84)}
 OTHERS = [name for name in GAPS if name != "a-art"]
@@ -235,6 +237,50 @@ def test_texts_stay_true_whoever_is_first(report, first):
     assert 3 <= section(text, "What would change our mind").count("\n- ") <= 6
     title = pictures._bars(results)[1]
     assert ("no defense keeps a higher GAP" in title) == (first == "standard")
+
+
+ALONE = {"gaps": {"trades": (0.93, 0.86)}, "comparisons": [], "ceiling": []}
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+@pytest.mark.parametrize("strong", [True, False])
+@pytest.mark.parametrize("lost", [(), ("comparisons", "ceiling", "flags", "summary")])
+def test_one_row_of_any_seed_has_a_report_with_whatever_is_optional_left_out(tmp_path, seed, strong, lost):
+    results = results_of(strong=strong, seeds=1, **ALONE)
+    results["rows"][0] |= {"seed": seed, "history": [], "evidence_share": None}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({key: value for key, value in results.items() if key not in lost}))
+    text = write_report(read_results(path), tmp_path)
+    report = (tmp_path / "report.md").read_text()
+    assert f"Seeds: {seed}." in text and "| trades | 0.930 |" in text and "nan" not in report
+    assert ("pgd-margin" in section(report, "Attacks")) == strong
+
+
+@pytest.mark.parametrize("key", ["worst", "steady_attention", "seed"])
+def test_results_of_an_older_version_name_what_they_lack(tmp_path, key):
+    results = results_of()
+    del results["rows"][1][key]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match=rf"results\.json is no results\.json of this version: it lacks rows {key}"):
+        read_results(tmp_path / "results.json")
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        ({"name": "audioset"}, "audioset has not"),
+        ({"labels": [1]}, "other data or labels"),
+        ({}, "has no standard-seed0"),
+    ],
+)
+def test_attention_is_drawn_of_models_that_fit_the_results_and_of_no_others(tmp_path, data, words):
+    results, about = results_of(), {"defense": "x", "seed": 0, "threat": {"norm": "linf", "epsilon": 0.1}}
+    for name in ("standard", "a-art") if data else ():
+        model = VideoTransformer(ModelConfig(4, 2, width=8, heads=2))
+        checkpoint.save(tmp_path / f"{name}-seed0.safetensors", model, about | {"data": "synthetic", "labels": [0, 1]})
+    results["data"] |= data
+    with pytest.raises(ValueError, match=words):
+        pictures.models_to_show(tmp_path, results)
 
 
 # ---------------------------------------------------------------- figures
