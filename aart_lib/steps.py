@@ -176,16 +176,11 @@ class Learner:
 
     def _attacked(self, batch: Batch, attack: Attack, part) -> torch.Tensor:
         """Attacked frames [B,T,D]; the last videos of the whole batch meet an attacker of one frame, where wanted."""
-        before = part.videos - round(self.defense.few * part.videos) - part.first
-        count = min(max(before, 0), len(batch))  # of this part's videos, whose attacker has all frames
-        made = []
-        if count:
-            made.append(perturb(self.model, _rows(batch, slice(count)), attack, generator=part))
-        if count < len(batch):
-            one = ThreatModel(attack.threat.norm, few_frames_epsilon(attack.threat) / self.defense.epsilon_scale, 1)
-            few, how = _rows(batch, slice(count, None)), replace(attack, threat=one)
-            made.append(perturb(self.model, few, how, generator=part.at(part.first + count)))
-        return torch.cat(made)
+        many = max(0, part.videos - round(self.defense.few * part.videos) - part.first)  # of this part, at most all
+        one = ThreatModel(attack.threat.norm, few_frames_epsilon(attack.threat) / self.defense.epsilon_scale, 1)
+        first, last = _rows(batch, slice(many)), _rows(batch, slice(many, None))
+        turns = (first, attack, part), (last, replace(attack, threat=one), part.at(part.first + many))
+        return torch.cat([perturb(self.model, some, how, generator=own) for some, how, own in turns if len(some)])
 
     def _forward(self, frames, batch: Batch) -> Output:
         wanted: bool | str = "attention" in self.defense.weights
