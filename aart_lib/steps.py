@@ -175,15 +175,12 @@ class Learner:
 
     def _attacked(self, batch: Batch, attack: Attack, part: Part) -> torch.Tensor:
         """Attacked frames [B,T,D]; the last videos of the whole batch meet an attacker of one frame, where wanted."""
-        before = part.videos - round(self.defense.few * part.videos) - part.first
-        count = min(max(before, 0), len(batch))  # of this part's videos, whose attacker has all frames
+        many = max(0, part.videos - round(self.defense.few * part.videos) - part.first)  # of this part, at most all
         one = attack.threat.few().times(1 / self.defense.epsilon_scale)
-        turns = [
-            (_rows(batch, slice(count)), attack, part),
-            (_rows(batch, slice(count, None)), replace(attack, threat=one), part.at(part.first + count)),
-        ]
+        first, last = _rows(batch, slice(many)), _rows(batch, slice(many, None))
+        turns = (first, attack, part), (last, replace(attack, threat=one), part.at(part.first + many))
         try:
-            return torch.cat([perturb(self.model, few, how, generator=own) for few, how, own in turns if len(few)])
+            return torch.cat([perturb(self.model, some, how, generator=own) for some, how, own in turns if len(some)])
         except AttackFailed as error:
             raise TrainingStopped(f"{error}; lower the rate or β") from error
 

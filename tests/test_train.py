@@ -319,6 +319,14 @@ def test_frames_can_be_drawn_anew_in_each_epoch(splits, sampling):
     assert same_weights(one, again) and not same_weights(one, evenly)
 
 
+def test_the_scale_of_half_precision_is_kept(splits):
+    stopped, resumed = (training._Run(DEFENSES["a-art"], splits, SHAPE, THREAT, CONFIG, Accelerator()) for _ in "ab")
+    for made, scale in ((stopped, 8.0), (resumed, 2.0)):
+        made.started, made.accelerator.scaler = 0.0, torch.amp.GradScaler("cpu", init_scale=scale)
+    resumed.restore(stopped.state(), "run.state")
+    assert resumed.accelerator.scaler.get_scale() == 8
+
+
 def test_the_state_of_a_run_with_other_settings_is_refused(splits, tmp_path, monkeypatch):
     state = tmp_path / "run.state"
     kill_after(1, monkeypatch, lambda: run("a-art", splits, state=state))
