@@ -11,7 +11,9 @@ from aart_lib import checkpoint, pictures
 from aart_lib.flags import CHECKS
 from aart_lib.model import ModelConfig, VideoTransformer
 from aart_lib.report import COLUMNS, heading, insert_results, table, write_report
+from aart_lib.suites import suite
 from aart_lib.summary import read_results, summarize
+from aart_lib.threats import ThreatModel
 
 GAPS = {"standard": (0.95, 0.70), "adversarial": (0.94, 0.80), "trades": (0.93, 0.86), "a-art": (0.92, 0.84)}
 OTHERS = [name for name in GAPS if name != "a-art"]
@@ -173,6 +175,22 @@ def test_the_search_without_gradients_stands_apart_beside_pgd_on_the_same_videos
     assert "on 200 videos only" in said and "trades 0.876 beside 0.765" in said
 
 
+@pytest.mark.parametrize("strong", [True, False])
+def test_few_frames_are_chosen_as_the_suite_chooses_them_and_with_the_budget_of_their_row(report, strong):
+    text = report(results_of(strong=strong))
+    _, beyond = suite("strong" if strong else "standard", ThreatModel("linf", 0.04))
+    assert beyond["frames-1"].frames == "trial" and "ε = 0.32, chosen by trial" in section(text, "Attacks")
+    assert ("or as the row says" in text) == strong and "chosen by gradient" not in text
+    assert "within 8 times ε" in text
+
+
+def test_the_curve_of_pgd_has_a_title_about_pgd():
+    results = results_of()
+    of = {n: [r["other"]["pgd@2"]["gap"] for r in results["rows"] if r["defense"] == n] for n in GAPS}
+    title = pictures._epsilon(results)[1]
+    assert f"PGD leaves the baseline {np.mean(of['standard']):.2f} GAP" in title and "worst" not in title
+
+
 def test_three_attacks_need_no_table_and_no_picture(drawn, tmp_path):
     said = section(drawn(results_of(strong=False)), "Attacks")
     assert "Tried within ε: noise, fgsm, pgd." in said and "**" not in said and "Gradient-free" not in said
@@ -211,7 +229,13 @@ def test_a_raised_flag_is_shown_with_its_value_and_every_check_once(report):
 
 
 def test_without_a_flag_the_report_says_how_many_checks_there_were(report):
-    assert "None of 1 checks raised a flag." in section(report(results_of()), "Reasons to disbelieve")
+    flags = [a_flag(name, False) | {"defense": d} for name in ("adaptive-ahead", "label-leaking") for d in GAPS]
+    assert "None of 2 checks raised a flag." in section(report(results_of(flags=flags)), "Reasons to disbelieve")
+
+
+def test_a_tie_for_the_first_place_is_no_lead_of_nothing(report):
+    said = section(report(results_of(GAPS | {"a-art": GAPS["trades"]})), "What would change our mind")
+    assert "takes 0.001 GAP more from trades than from a-art" in said
 
 
 def test_the_papers_shares_are_computed_and_stand_beside_ours(report):
