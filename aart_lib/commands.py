@@ -31,8 +31,7 @@ from aart_lib.options import (
 from aart_lib.overview import describe as described
 from aart_lib.pictures import draw_attention, models_to_show
 from aart_lib.presets import data_name, default_threat, model_config, open_data, spec_named
-from aart_lib.records import write_json
-from aart_lib.running import reserved
+from aart_lib.running import reserved, write_json
 from aart_lib.steps import TrainConfig
 from aart_lib.suites import suite
 from aart_lib.summary import read_results, summarize

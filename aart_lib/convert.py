@@ -6,7 +6,8 @@ from pathlib import Path
 
 from aart_lib.data import VideoDataset
 from aart_lib.index import CONVERTED, Entries, save_converted
-from aart_lib.records import Skipped, replacing
+from aart_lib.records import Skipped
+from aart_lib.running import replacing
 from aart_lib.specs import DatasetSpec
 
 

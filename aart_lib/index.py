@@ -12,16 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from aart_lib.records import (
-    RecordError,
-    Skipped,
-    cache_folder,
-    decode_example,
-    refuse,
-    replacing,
-    scan_heads,
-    scan_records,
-)
+from aart_lib.records import RecordError, Skipped, decode_example, refuse, scan_heads, scan_records
+from aart_lib.running import cache_folder, replacing
 from aart_lib.specs import DatasetSpec, chosen_frames, features_of
 
 SEGMENT = 5  # seconds, the length of YouTube-8M's rated segments

@@ -8,13 +8,10 @@ called context, and lists over time: one byte string for each frame).
 Source: tensorflow/core/lib/io/record_writer.h, tensorflow/core/example/{example,feature}.proto.
 """
 
-import json
 import os
 import struct
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from pathlib import Path
 
 import google_crc32c
 import numpy as np
@@ -26,6 +23,7 @@ FOOTER = struct.Struct("<I")
 HEAD = 4096  # bytes read of a record to find its context
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3
+INTEGERS = {"labels", "segment_labels", "segment_start_times"}
 
 
 class RecordError(ValueError):
@@ -65,33 +63,6 @@ def refuse(error: RecordError, skipped: Skipped | None, lost: int = 0) -> None:
     if skipped is None:
         raise error
     skipped.add(error, lost)
-
-
-def cache_folder() -> Path:
-    """$AART_CACHE, else ~/.cache/aart, else (home not writable) a folder for temporary files."""
-    if os.environ.get("AART_CACHE"):
-        return Path(os.environ["AART_CACHE"]).expanduser()
-    try:
-        folder = Path("~/.cache/aart").expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # not writable, or a user without a home, as in containers
-        return Path(tempfile.gettempdir()) / "aart"
-    return folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir()) / "aart"
-
-
-def write_json(path, value) -> None:
-    """JSON under a temporary name, then renamed; NaN is refused, since no other reader takes it."""
-    with replacing(path) as file:
-        file.write(json.dumps(value, indent=1, allow_nan=False).encode())
-
-
-def read_json(path) -> dict:
-    """What `write_json` wrote; nothing, {}, if the file is not there, damaged or another's."""
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 # ---------------------------------------------------------------- framing
@@ -285,7 +256,7 @@ def _frames(buffer) -> np.ndarray:
 @lru_cache(maxsize=64)
 def _frame_header(size: int) -> bytes:
     """What protobuf writes in front of a frame of ``size`` bytes."""
-    return _message(1, _encode_feature(bytes(size)))[:-size]
+    return _message(1, _encode_bytes(bytes(size)))[:-size]
 
 
 def decode_example(payload: bytes) -> dict:
@@ -334,28 +305,77 @@ def _message(number: int, *parts: bytes) -> bytes:
     return _varint(number << 3 | _BYTES) + _varint(len(body)) + body
 
 
-def _encode_feature(value) -> bytes:
+def _encode_bytes(*values: bytes) -> bytes:
+    return _message(_BYTES_LIST, *(_message(1, value) for value in values))
+
+
+def _encode_feature(name: str, value) -> bytes:
     if isinstance(value, (bytes, str)):
-        return _message(_BYTES_LIST, _message(1, value.encode() if isinstance(value, str) else value))
-    array = np.asarray(value)
+        return _encode_bytes(_utf8(value))
+    array = _numbers(name, value)
     if array.dtype.kind == "f":
         return _message(_FLOAT_LIST, _message(1, array.astype("<f4").tobytes()))
     return _message(_INT64_LIST, _message(1, *(_varint(int(i) & 0xFFFFFFFFFFFFFFFF) for i in array)))
 
 
+def _utf8(text: bytes | str) -> bytes:
+    try:
+        return text.encode() if isinstance(text, str) else text
+    except UnicodeEncodeError:
+        raise ValueError(f"{text!r} is no Unicode text; a record can hold it as bytes") from None
+
+
+def _numbers(name: str, value) -> np.ndarray:
+    """A list that a record holds as it is. Raises: ValueError for numbers that would change."""
+    array = _array(value)
+    kinds = {_array(one).dtype.kind for one in value} - {"u"} if isinstance(value, (list, tuple)) else set()
+    kind, whole = array.dtype.kind, name in INTEGERS and array.size
+    sound = array.ndim == 1 and kind in ("iu" if whole else "iuf") and kinds <= {kind}  # a mixture became floats
+    most = np.finfo(np.float32).max if kind == "f" else np.iinfo(np.int64).max
+    if not (sound and (np.abs(array[np.isfinite(array)]) <= most).all()):
+        wanted = "integers of 64 bits" if whole else "integers of 64 bits, or of floats of 32"
+        raise ValueError(
+            f"`{name}` must be a list of {wanted}, got {array.dtype} {list(array.shape)}: {' '.join(str(value).split()):.40}"
+        )
+    return array
+
+
+def _array(value) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):  # rows of different lengths; bfloat16; a tensor with a gradient
+        return np.asarray(None)
+
+
+def _bytes_table(name: str, table) -> np.ndarray:
+    """A byte list, uint8 [T,n]. Raises: ValueError for numbers that would change."""
+    array = _array(table)
+    if array.dtype.kind not in "iu" or array.ndim != 2 or (array.size and not 0 <= array.min() <= array.max() <= 255):
+        got = f"{array.dtype} {list(array.shape)}"
+        got += f" from {array.min()} to {array.max()}" if array.size and array.dtype.kind in "iu" else ""
+        raise ValueError(f"list `{name}` must be bytes [T,n], 0 to 255, got {got}; quantize makes bytes of features")
+    return array.astype(np.uint8, copy=False)
+
+
 def _encode_map(encoded: Mapping[str, bytes]) -> list[bytes]:
-    return [_message(1, _message(1, name.encode()), _message(2, body)) for name, body in encoded.items()]
+    return [_message(1, _message(1, _utf8(name)), _message(2, body)) for name, body in encoded.items()]
 
 
 def encode_example(features: Mapping) -> bytes:
-    """An ``Example`` from {name: bytes | str | floats | integers}."""
-    return _message(1, *_encode_map({name: _encode_feature(value) for name, value in features.items()}))
+    """An ``Example`` from {name: bytes | str | list of floats | list of integers}; floats are stored in 32 bits.
+
+    Raises: ValueError that names what would not be read back as it is.
+    """
+    return _message(1, *_encode_map({name: _encode_feature(name, value) for name, value in features.items()}))
 
 
 def encode_sequence_example(context: Mapping, lists: Mapping[str, np.ndarray]) -> bytes:
-    """A ``SequenceExample`` from a context (as in `encode_example`) and byte lists, uint8 [T, n] each."""
+    """A ``SequenceExample`` from a context (as in `encode_example`) and byte lists, uint8 [T,n] each.
+
+    Raises: ValueError that names what would not be read back as it is; features become bytes by `quantize`.
+    """
     frames = {
-        name: b"".join(_message(1, _encode_feature(row.tobytes())) for row in np.asarray(table, np.uint8))
+        name: b"".join(_message(1, _encode_bytes(row.tobytes())) for row in _bytes_table(name, table))
         for name, table in lists.items()
     }
     return encode_example(context) + _message(2, *_encode_map(frames))

@@ -6,7 +6,7 @@ from pathlib import Path
 from aart_lib.flags import CHECKS
 from aart_lib.losses import TUNED
 from aart_lib.pictures import attacks_of, draw, strongest
-from aart_lib.records import replacing
+from aart_lib.running import replacing
 from aart_lib.specs import LEVEL
 from aart_lib.summary import first_seed
 

@@ -1,5 +1,6 @@
 """What a running command needs of its machine: a folder to itself with room in it, whole files, word of signals."""
 
+import json
 import multiprocessing
 import os
 import secrets
@@ -7,6 +8,7 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import weakref
 from contextlib import contextmanager, suppress
@@ -146,3 +148,30 @@ def _check_room(folder: Path, needed: int) -> None:
     if free < needed and free < needed - sum(there()):  # a run that is gone on with has written some of it
         sizes = f"room for {free / 1e6:,.1f} MB, and about {needed / 1e6:,.1f} MB will be written in all"
         raise ValueError(f"{folder} has {sizes}; make room, or choose another --out")
+
+
+def cache_folder() -> Path:
+    """$AART_CACHE, else ~/.cache/aart, else (home not writable) a folder for temporary files."""
+    if os.environ.get("AART_CACHE"):
+        return Path(os.environ["AART_CACHE"]).expanduser()
+    try:
+        folder = Path("~/.cache/aart").expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # not writable, or a user without a home, as in containers
+        return Path(tempfile.gettempdir()) / "aart"
+    return folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir()) / "aart"
+
+
+def write_json(path, value) -> None:
+    """JSON under a temporary name, then renamed; NaN is refused, since no other reader takes it."""
+    with replacing(path) as file:
+        file.write(json.dumps(value, indent=1, allow_nan=False).encode())
+
+
+def read_json(path) -> dict:
+    """What `write_json` wrote; nothing, {}, if the file is not there, damaged or another's."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from aart_lib.records import cache_folder, encode_sequence_example, read_json, write_json, write_records
-from aart_lib.running import beside
+from aart_lib.records import encode_sequence_example, write_records
+from aart_lib.running import beside, cache_folder, read_json, write_json
 from aart_lib.specs import dequantize, quantize
 
 GENERATOR = 1  # raise it when the same settings give other bytes

@@ -11,7 +11,7 @@ from aart_lib.attacks import ThreatModel, pgd
 from aart_lib.data import Splits
 from aart_lib.losses import changed
 from aart_lib.presets import Preset, data_name, model_config, train_config
-from aart_lib.records import read_json, write_json
+from aart_lib.running import read_json, write_json
 from aart_lib.scoring import score
 from aart_lib.training import train
 

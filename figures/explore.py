@@ -25,7 +25,7 @@ from aart_lib.losses import Defense, attention_divergence, attention_entropy, be
 from aart_lib.model import rollout
 from aart_lib.pictures import rank_correlation
 from aart_lib.presets import PRESETS, model_config, open_data, train_config
-from aart_lib.records import replacing, write_json
+from aart_lib.running import replacing, write_json
 from aart_lib.threats import ThreatModel
 
 THREATS = {"synthetic": ThreatModel("linf", 0.0416), "audioset": ThreatModel("l2-clip", 0.704)}  # as in the tables

@@ -48,13 +48,13 @@ class Finding(Exception):
 def rated_record() -> bytes:
     """A video with rated segments."""
     context = {"id": "seg", "labels": [0, 3], "segment_start_times": [0, 5], "segment_labels": [1, 2]}
-    lists = {"rgb": np.arange(36).reshape(12, 3), "audio": np.ones((12, 2))}
+    lists = {"rgb": np.arange(36).reshape(12, 3), "audio": np.ones((12, 2), int)}
     return encode_sequence_example(context | {"segment_scores": np.float32([1, 0])}, lists)
 
 
 def seeds() -> list[tuple[DatasetSpec, bytes]]:
     """Records with what they should hold."""
-    frames = {"rgb": np.arange(9).reshape(3, 3), "audio": np.zeros((3, 2))}
+    frames = {"rgb": np.arange(9).reshape(3, 3), "audio": np.zeros((3, 2), int)}
     found = [
         (TINY, encode_sequence_example({"id": "v0", "labels": [1, 4]}, frames)),
         (TINY, rated_record()),

@@ -81,7 +81,28 @@ def test_the_box_is_the_range_of_stored_features():
 
 def test_quantization_rounds_to_the_nearest_byte_and_clips():
     middle = float(dequantize(np.uint8([100]))[0])
-    assert quantize([middle + 0.4 * LEVEL, middle + 0.6 * LEVEL, -5, 5]).tolist() == [100, 101, 0, 255]
+    assert quantize([middle + 0.4 * LEVEL, middle + 0.6 * LEVEL]).tolist() == [100, 101]
+    assert quantize([middle] * 8 + [-5, 5]).tolist() == [100] * 8 + [0, 255]
+
+
+@pytest.mark.parametrize("features", [[math.nan], [0, math.inf], np.uint8([3]), [True], ["a"], [None], [1j]])
+def test_what_is_no_feature_is_not_quantized(features):
+    with pytest.raises(ValueError, match="quantize takes finite features"):
+        quantize(features)
+
+
+def test_quantization_warns_where_much_is_cut_off(recwarn):
+    draw = np.random.default_rng(0)
+    quantize(draw.standard_normal((30, 1152)))
+    assert not recwarn and quantize(np.float16([0.3])) == quantize([float(np.float16(0.3))])
+    with pytest.warns(UserWarning, match="of the features lie outside .*from_tensors"):
+        assert quantize(draw.uniform(0, 12, (30, 1152))).max() == 255
+
+
+@pytest.mark.parametrize("stored", [[0.5], np.int64([3]), [True], np.float32([3])])
+def test_only_bytes_are_dequantized(stored):
+    with pytest.raises(ValueError, match="dequantize takes bytes"):
+        dequantize(np.asarray(stored))
 
 
 # ---------------------------------------------------------------- batches

@@ -92,7 +92,7 @@ def test_data_without_any_label_are_refused(tmp_path):
 def test_a_test_split_without_labels_is_refused(tmp_path):
     """As the third part of YouTube-8M, whose labels are not public."""
     opened(tmp_path)
-    payload = encode_sequence_example({"id": "t", "labels": []}, {"rgb": np.zeros((2, 6))})
+    payload = encode_sequence_example({"id": "t", "labels": []}, {"rgb": np.zeros((2, 6), int)})
     write_records(tmp_path / "test.tfrecord", [payload] * 3)
     spec = DatasetSpec("tiny", {"rgb": (6, 6)}, 3, ("train*.tfrecord",), ("test*.tfrecord",), max_frames=5)
     with pytest.raises(ValueError, match=r"no test video of .* has a label"):

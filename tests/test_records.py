@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aart_lib import records
+from aart_lib import records, running
 
 FIELD = descriptor_pb2.FieldDescriptorProto
 
@@ -107,6 +108,44 @@ def test_what_is_encoded_is_decoded(context, frames):
     same(records.decode_example(records.encode_example(context)), context)
 
 
+LOSSY = {
+    "features": ({}, {"rgb": np.zeros((2, 3), np.float32)}, "list `rgb` must be bytes .* got float32 .*quantize"),
+    "floats that are whole": ({}, {"rgb": [[1.0, 2.0]]}, "quantize"),
+    "NaN": ({}, {"rgb": [[np.nan]]}, "quantize"),
+    "bfloat16": ({}, {"rgb": torch.ones(1, 1).bfloat16()}, "quantize"),
+    "above a byte": ({}, {"rgb": [[1, 256]]}, "`rgb` must be bytes .* from 1 to 256"),
+    "below zero": ({}, {"rgb": np.int8([[-1]])}, "`rgb` must be bytes"),
+    "booleans": ({}, {"evidence": [[True]]}, r"`evidence` must be bytes .* got bool \[1, 1\]"),
+    "one row": ({}, {"rgb": np.zeros(3, np.uint8)}, r"bytes \[T,n\].* got uint8 \[3\]"),
+    "rows of different lengths": ({}, {"rgb": [[1, 2], [3]]}, r"bytes \[T,n\]"),
+    "texts": ({}, {"rgb": [["a"]]}, r"bytes \[T,n\]"),
+    "labels as floats": ({"labels": [1.0]}, {}, "`labels` must be a list of integers of 64 bits, got float64"),
+    "labels as a mask": ({"labels": [True, False]}, {}, "`labels` must be a list of integers"),
+    "a list of texts": ({"labels": ["a"]}, {}, "`labels` must be"),
+    "one number": ({"labels": 3}, {}, "`labels` must be a list"),
+    "a mixture": ({"x": [1, 2.5]}, {}, r"`x` must be .* \[1, 2.5\]"),
+    "a truth among numbers": ({"x": [True, 2]}, {}, "`x` must be .*True"),
+    "a table": ({"x": [[1.0]]}, {}, r"`x` must be a list .* \[1, 1\]"),
+    "beyond 64 bits": ({"x": [2**63]}, {}, "`x` must be .*9223372036854775808"),
+    "far beyond 64 bits": ({"x": [2**70]}, {}, "`x` must be"),
+    "beyond 32 bits of float": ({"x": [1e300]}, {}, "`x` must be .* floats of 32"),
+    "nothing": ({"x": None}, {}, "`x` must be"),
+    "complex numbers": ({"x": [1j]}, {}, "`x` must be"),
+    "a lone surrogate": ({"id": "\ud800"}, {}, "no Unicode text"),
+    "a name with a surrogate": ({"\ud800": [1]}, {}, "no Unicode text"),
+}
+
+
+@pytest.mark.parametrize("case", LOSSY)
+def test_what_would_be_stored_as_something_else_is_refused(case):
+    context, frames, message = LOSSY[case]
+    with pytest.raises(ValueError, match=message):
+        records.encode_sequence_example(context, frames)
+    if not frames:
+        with pytest.raises(ValueError, match=message):
+            records.encode_example(context)
+
+
 @given(contexts, lists)
 def test_protobuf_reads_what_we_write(context, frames):
     message = SequenceExample.FromString(records.encode_sequence_example(context, frames))
@@ -158,7 +197,7 @@ def test_unpacked_numbers_are_read():
 
 
 def test_lists_that_are_not_named_are_left_out():
-    payload = records.encode_sequence_example({}, {"rgb": np.ones((2, 3)), "audio": np.ones((2, 1))})
+    payload = records.encode_sequence_example({}, {"rgb": np.ones((2, 3), int), "audio": np.ones((2, 1), int)})
     assert records.decode_sequence_example(payload, ["audio", "depth"])[1].keys() == {"audio"}
     assert records.decode_sequence_example(payload) == ({}, {})
 
@@ -302,7 +341,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_partial_one(tmp_path):
 
 
 def test_a_file_being_written_does_not_show_under_its_name(tmp_path):
-    with records.replacing(tmp_path / "new" / "a") as file:
+    with running.replacing(tmp_path / "new" / "a") as file:
         file.write(b"half")
         assert not (tmp_path / "new" / "a").exists()
     assert (tmp_path / "new" / "a").read_bytes() == b"half"

@@ -15,8 +15,8 @@ from aart_lib.experiment import reproduce as reproduction
 from aart_lib.experiment.reproduce import Experiment, three_worst
 from aart_lib.losses import DEFENSES, tuned
 from aart_lib.presets import PRESETS, open_data, preset_named, settings_hash
-from aart_lib.records import write_json
 from aart_lib.report import heading, table, write_report
+from aart_lib.running import write_json
 from aart_lib.suites import suite
 from aart_lib.summary import MEASURES
 

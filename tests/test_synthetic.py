@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aart_lib import records, synthetic
+from aart_lib import running, synthetic
 from aart_lib.data import BOX, LEVEL, SPECS, VideoDataset
 from aart_lib.metrics import gap
 from aart_lib.records import read_records, write_records
@@ -254,8 +254,8 @@ def test_without_a_writable_home_the_cache_is_a_temporary_folder(tmp_path, monke
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
     if home == "none":  # as in a container whose user has no entry
         monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    monkeypatch.setattr(records.tempfile, "tempdir", os.fspath(tmp_path))
-    assert records.cache_folder() == tmp_path / "aart"
+    monkeypatch.setattr(running.tempfile, "tempdir", os.fspath(tmp_path))
+    assert running.cache_folder() == tmp_path / "aart"
 
 
 # ---------------------------------------------------------------- ceiling and statistics

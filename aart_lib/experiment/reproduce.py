@@ -30,7 +30,7 @@ from aart_lib.presets import (
     train_config,
     variant_of,
 )
-from aart_lib.records import read_json, replacing, write_json
+from aart_lib.running import read_json, replacing, write_json
 from aart_lib.scoring import calibrate
 from aart_lib.summary import ceiling, compare, intervals, summarize
 from aart_lib.threats import ThreatModel

@@ -35,7 +35,8 @@ from aart_lib.data import SPECS
 from aart_lib.losses import DEFENSES, Defense
 from aart_lib.model import ModelConfig
 from aart_lib.presets import PRESETS
-from aart_lib.records import HEAD, replacing, write_json
+from aart_lib.records import HEAD
+from aart_lib.running import replacing, write_json
 
 VIDEOS = 3.9e6  # of YouTube-8M's training split
 STREAMED = json.loads((Path(__file__).parents[2] / "figures" / "streaming.json").read_text(encoding="utf-8"))
