@@ -334,9 +334,8 @@ def _numbers(name: str, value) -> np.ndarray:
     most = np.finfo(np.float32).max if kind == "f" else np.iinfo(np.int64).max
     if not (sound and (np.abs(array[np.isfinite(array)]) <= most).all()):
         wanted = "integers of 64 bits" if whole else "integers of 64 bits, or of floats of 32"
-        raise ValueError(
-            f"`{name}` must be a list of {wanted}, got {array.dtype} {list(array.shape)}: {' '.join(str(value).split()):.40}"
-        )
+        got = f"{array.dtype} {list(array.shape)}: {' '.join(str(value).split()):.40}"
+        raise ValueError(f"`{name}` must be a list of {wanted}, got {got}")
     return array
 
 
