@@ -16,6 +16,7 @@ from aart_lib.running import replacing
 
 VERSION = 1
 LARGEST_HEADER = 2**22  # bytes; descriptions are a few kB, tensors a line each
+FORMER = {"head": "logistic", "experts": 2, "dropout": 0.0}  # choices that a model had, as all of ours made them
 REQUIRED = {"data": str, "labels": list, "defense": str, "seed": int, "threat": dict, "version": int}
 
 
@@ -74,9 +75,12 @@ def _check_header(path: Path) -> None:
 
 def _build(path: Path, description) -> tuple[VideoTransformer, dict]:
     try:
-        config, notes = ModelConfig(**description["config"]), dict(description["notes"])
+        choices, notes = dict(description["config"]), dict(description["notes"])
+        if {key: choices.pop(key, value) for key, value in FORMER.items()} != FORMER:
+            raise ValueError(f"a head or a dropout that this version does not know: {description['config']}")
+        config = ModelConfig(**choices)
         sizes = config.features, config.labels, config.max_frames, config.width, config.heads, config.layers
-        if not all(isinstance(size, int) and 0 < size < 2**20 for size in (*sizes, config.experts)):
+        if not all(isinstance(size, int) and 0 < size < 2**20 for size in sizes):
             raise ValueError(f"sizes {sizes} that no model has")
         if config.layers > 1000 or notes["version"] != VERSION:
             raise ValueError(f"version {notes['version']} or a size that this version does not read")

@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--base-url", metavar="URL", help="another server with the same layout")
     add.add_argument("--out", type=Path, required=True, metavar="DIR", help="files go here")
 
-    add = _command(commands, "convert", "make memory-mapped copies of frame-level shards, read several times faster")
+    add = _command(commands, "convert", "make copies of frame-level shards that are read several times faster")
     _data_options(add, labels=False)  # a copy keeps all of them
     add.add_argument("--out", type=Path, required=True, metavar="DIR", help="use it as --data-dir afterwards")
 

@@ -218,7 +218,10 @@ def convert(options) -> None:
         raise ValueError(f"{options.data_dir} holds converted shards already; use it as --data-dir")
     share = spec.dims / sum(stored for stored, _ in spec.features.values())
     _reserve(options, options.out, int(share * sum(path.stat().st_size for path in found)))
-    made = converted(found, spec, options.out, preset.skipped)
+    folders: dict[Path, list[Path]] = {}  # each keeps its place, where it is looked for afterwards
+    for path in found:
+        folders.setdefault(options.out / path.parent.relative_to(options.data_dir), []).append(path)
+    made = [made for out, paths in folders.items() for made in converted(paths, spec, out, preset.skipped)]
     size = sum(path.stat().st_size for path in made)
     print(f"{len(made)} shards, {size / 1e6:,.1f} MB in {options.out}; use it as --data-dir")
 

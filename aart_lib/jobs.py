@@ -89,7 +89,10 @@ def _unpack(packed: bytes, task: tuple):
     for module, found in tables.items():
         for name, table in found.items():
             getattr(import_module(f"aart_lib.{module}"), name).update(table)
-    return work(*task)
+    try:
+        return work(*task)
+    except KeyboardInterrupt:  # told to stop: it would wait for a queue that a stopped neighbor has locked
+        os._exit(1)
 
 
 @contextmanager

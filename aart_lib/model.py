@@ -4,9 +4,9 @@
                    ─ pre-norm blocks (attention over time, then a two-layer perceptron)
                    ─ the [CLS] token of the last block ─► one logit a label
 
-Source: Vaswani et al. 2017 (attention), Xiong et al. 2020 (pre-norm), Abu-El-Haija et al. 2016
-(mixture-of-experts head), Abnar & Zuidema 2020 (rollout). The paper's own model is not public: width, depth and
-head are this project's choice.
+Source: Vaswani et al. 2017 (attention), Xiong et al. 2020 (pre-norm), Abnar & Zuidema 2020 (rollout). The paper's own
+model is not public: width, depth and head are this project's choice. There is no dropout, so that maps differ by the
+attack and not by a mask.
 
 What a model of your own must offer, as a module or any other callable:
 
@@ -47,16 +47,12 @@ class ModelConfig:
     heads: int = 4
     layers: int = 2
     activation: str = "gelu"
-    head: str = "logistic"  # or "experts"
-    experts: int = 2
     attention: str = "learned"  # or "uniform": every query weighs all real tokens alike
     pooling: str = "cls"  # or "mean": the mean of the frame tokens is read out, not [CLS]
-    dropout: float = 0.0  # 0, so that maps differ by the attack and not by a dropout mask
 
     def __post_init__(self):
         choices = {
             "activation": tuple(ACTIVATIONS),
-            "head": ("logistic", "experts"),
             "attention": ("learned", "uniform"),
             "pooling": ("cls", "mean"),
         }
@@ -145,7 +141,6 @@ class Block(nn.Module):
         self.norm_attention, self.norm_mlp = nn.LayerNorm(d), nn.LayerNorm(d)
         self.query, self.key, self.value, self.out = (nn.Linear(d, d) for _ in range(4))
         self.mlp = nn.Sequential(nn.Linear(d, 4 * d), ACTIVATIONS[config.activation](), nn.Linear(4 * d, d))
-        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, bias: Tensor, *, cls_only=False, maps=None, held=None):
         """Tokens after the block and the attention map, or None.
@@ -169,27 +164,11 @@ class Block(nn.Module):
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         else:
             mixed = attention[:, :, :rows] @ value  # [B,H,rows,d/H]
-        x = x[:, :rows] + self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
-        return x + self.dropout(self.mlp(self.norm_mlp(x))), attention if maps else None
+        x = x[:, :rows] + self.out(mixed.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm_mlp(x)), attention if maps else None
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # [B,N,d] -> [B,H,N,d/H]
-
-
-class Experts(nn.Module):
-    """Mixture of logistic experts, a gate for each label; the last gate is a dummy expert that always says no."""
-
-    def __init__(self, width: int, labels: int, experts: int):
-        super().__init__()
-        self.labels, self.experts = labels, experts
-        self.gate, self.expert = nn.Linear(width, labels * (experts + 1)), nn.Linear(width, labels * experts)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate = self.gate(x).unflatten(-1, (self.labels, -1)).log_softmax(-1)
-        expert = self.expert(x).unflatten(-1, (self.labels, -1))
-        yes = torch.logsumexp(gate[..., :-1] + F.logsigmoid(expert), -1)
-        no = torch.logsumexp(torch.cat([gate[..., :-1] + F.logsigmoid(-expert), gate[..., -1:]], -1), -1)
-        return yes - no  # log p - log(1-p): a logit, without ever forming a p that rounds to 0 or 1
 
 
 class VideoTransformer(nn.Module):
@@ -203,8 +182,7 @@ class VideoTransformer(nn.Module):
         self.positions = nn.Parameter(torch.randn(config.max_frames + 1, config.width) * 0.02)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
-        size = config.width, config.labels
-        self.head = Experts(*size, config.experts) if config.head == "experts" else nn.Linear(*size)
+        self.head = nn.Linear(config.width, config.labels)
 
     @property
     def fixed_attention(self) -> bool:

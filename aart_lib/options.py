@@ -76,9 +76,14 @@ def threat_asked(options, splits):
 
 def check_model(options, preset, config, notes: dict) -> None:
     """Whether the data and the preset are those that a model was made for."""
-    name, trained = options.data.partition(":")[0], notes["data"]
-    if name != trained.partition(":")[0]:
-        raise ValueError(f"{options.checkpoint} was trained on {trained}; evaluate it with --data {trained}")
+    (name, _, variant), trained = options.data.partition(":"), notes["data"]
+    asked = name if variant in ("", "default") else options.data
+    if options.data_dir:  # the shards will tell the variant
+        asked, trained = name, trained.partition(":")[0]
+    if asked != trained:
+        raise ValueError(
+            f"{options.checkpoint} was trained on {notes['data']}; evaluate it with --data {notes['data']}"
+        )
     if options.segments and name != "yt8m-frame":
         raise ValueError(
             f"--segments judges the rated segments of yt8m-frame, version 3; {name} has none: leave it out"

@@ -1,15 +1,16 @@
 """Every figure of the project: arrays in, one Figure out; the palette and the style live here.
 
-Clean is a blue line with circles, attacked a dashed red line with squares; each defense keeps its
-color and marker from figure to figure; nothing is told by color alone. The title, given by the
-caller, states the finding. Attention is drawn on one sequential map that starts at 0, and maps
+Clean is a blue line with circles, attacked a dashed red line with squares; each defense has a color of
+its own and keeps it, with its marker, from figure to figure; nothing is told by color alone. The title,
+given by the caller, states the finding. Attention is drawn on one sequential map that starts at 0, and maps
 that are compared share its upper end. A shaded band is the range over several seeds.
 
 Functions with an ``ax`` draw there or, without it, into a new figure of notebook width. New figures
 are unknown to pyplot: a notebook shows the one a cell ends with, once, and no window is opened. They are
 drawn in the project's style whatever a user's own settings are, and leave these as they were.
 
-Source of the palette: Okabe and Ito, "Color Universal Design" (2008), legible with color blindness.
+Source of the palette: Okabe and Ito, "Color Universal Design" (2008), legible with color blindness. It
+has too few colors for every variant of a defense; those get others, apart in lightness too.
 """
 
 import io
@@ -26,8 +27,9 @@ from .records import replacing
 CLEAN, ATTACKED, EVIDENCE, NEUTRAL = "#0072B2", "#D55E00", "#444444", "#5B7C99"
 _NAMES = "standard", "adversarial", "logit-pairing", "trades", "vat", "a-art"
 DEFENSE_COLORS = dict(zip(_NAMES, "#000000 #E69F00 #999999 #56B4E9 #CC79A7 #009E73".split(), strict=True))
-ATTENTION_MAP, FEATURE_MAP = "viridis", "PRGn"
-LEVEL = 4 / 255  # one byte step of the stored features, the unit of ε
+DEFENSE_COLORS |= {"adversarial-uniform": "#7A4B00", "adversarial-mean": "#F0E442", "attention-only": "#882255"}
+DEFENSE_COLORS |= {"attention-noise": "#AA44CC", "attention-shuffled": "#FF6B8B", "a-art-all-rows": "#8FDDB8"}
+ATTENTION_MAP, FEATURE_MAP, LEVEL = "viridis", "PRGn", 4 / 255  # a level: one byte step, the unit of ε
 
 _LINES = {"clean": dict(color=CLEAN, marker="o", ls="-"), "attacked": dict(color=ATTACKED, marker="s", ls="--")}
 _CEILING = {"color": "#332288", "ls": (0, (6, 2)), "lw": 1.3, "zorder": 3}
@@ -67,14 +69,10 @@ class Drawing(Figure):
 
 
 def defense_style(name: str) -> dict[str, str]:
-    """{"color", "marker"} of a defense, in every figure the same.
-
-    A variant ("a-art-fast") has its family's color and a marker of its own, from its letters, as unknown names do.
-    """
-    other = ("#882255", "#999933", "#AA4499")[sum(name.split("-")[0].encode()) % 3]
-    color = next((color for known, color in DEFENSE_COLORS.items() if f"{name}-".startswith(f"{known}-")), other)
+    """{"color", "marker"} of a defense, in every figure the same; unknown names have them from their letters."""
     marker = "Xpv^PD"[_NAMES.index(name)] if name in _NAMES else "<>*Hd8"[sum(name.encode()[-3::2]) % 6]
-    return {"color": color, "marker": marker}
+    other = f"#{int.from_bytes(name.encode(), 'big') % 0xCCCCCC:06X}"  # none is too light to see
+    return {"color": DEFENSE_COLORS.get(name, other), "marker": marker}
 
 
 @styled
@@ -188,14 +186,14 @@ def plot_timeline(
 
 def _draw_attention(above, below, attention: Mapping, evidence: np.ndarray) -> None:
     """Temporal attention clean and attacked, and under it what the attack added and took away."""
-    time, change = np.arange(len(evidence)), np.subtract(attention["attacked"], attention["clean"])
+    time, change = np.arange(len(evidence)), np.subtract(*map(np.asarray, (attention["attacked"], attention["clean"])))
     for i, (left, length) in enumerate(run for column in evidence.T for run in _runs(column)):
         for ax in (above, below):  # where several labels show, the shade is deeper
             ax.axvspan(left, left + length, color="black", alpha=0.08, lw=0, label="" if i else "evidence")
     for key, look in _LINES.items():
         above.plot(time, attention[key], **look, ms=4 if len(time) <= 80 else 0, lw=1.6, label=key)
         above.fill_between(time, attention[key], color=look["color"], alpha=0.12, lw=0)
-    above.set(ylim=(0, 1.3 * max(map(max, attention.values()))), ylabel="attention")
+    above.set(ylim=(0, 1.3 * float(max(map(max, attention.values())))), ylabel="attention")
     above.text(0.01, 0.97, f"{abs(change).sum() / 2:.0%} moved", transform=above.transAxes, va="top", weight="bold")
     above.legend(loc="upper right", ncols=3, borderaxespad=0.1)
     below.bar(time, change.clip(0), 0.85, color="#B2182B", lw=0)
@@ -269,8 +267,7 @@ def plot_attention_grid(maps: Mapping[str, Mapping], *, evidence=None, title: st
 @styled
 def plot_perturbation(delta, mask=None, *, evidence=None, title: str = "", ax=None) -> Figure:
     """Where a perturbation lies in time: L2 norm of delta [T,D] per frame; frames outside mask [T] are padding."""
-    ax = _axes(ax, title, 2.8)
-    norms = np.linalg.norm(np.asarray(delta, float), axis=1)  # [T]
+    ax, norms = _axes(ax, title, 2.8), np.linalg.norm(np.asarray(delta, float), axis=1)  # [T]
     ax.bar(np.arange(len(norms)), norms, 0.85, **_HATCHED, label="perturbation")
     for i, (left, length) in enumerate([] if mask is None else _runs(~np.asarray(mask, bool))):
         ax.axvspan(left, left + length, fc="#F2F2F2", ec="#CCCCCC", hatch="xx", label="" if i else "padding")
@@ -323,10 +320,11 @@ def plot_robustness_curve(curves: Mapping[str, tuple], *, calibrated=None, ceili
         calibrated: the ε of the main table, marked by a line.
         ceiling: (ε, GAP) pairs that a matched filter is certain to keep.
     """
+    curves = {name: (np.asarray(epsilons), np.asarray(gaps)) for name, (epsilons, gaps) in curves.items()}
     ax, seeds, ends = _axes(ax, title, 4.6), 1, np.unique(np.concatenate([epsilons for epsilons, _ in curves.values()]))
     for name, (epsilons, gaps) in curves.items():
         x, known = np.broadcast_to(epsilons, np.shape(gaps)), np.isfinite(gaps)
-        seeds = max(seeds, _curve(ax, x[known], np.asarray(gaps)[known], name, ms=6, **defense_style(name)))
+        seeds = max(seeds, _curve(ax, x[known], gaps[known], name, ms=6, **defense_style(name)))
     ax.plot(*np.transpose(ceiling), **_CEILING, label="matched filter,\ncertified")
     if calibrated is not None:
         ax.axvline(calibrated, color="#666666", ls=":", lw=1.2, label="calibrated ε")
@@ -412,7 +410,7 @@ def plot_evidence_share(rows: Sequence[Mapping], *, title: str = "", ax=None) ->
 def plot_dataset(label_counts, lengths, frequencies, *, label_names=None, title: str = "") -> Figure:
     """A data set at a glance: labels per video [N], frames per video [N], share of videos per label [C]."""
     axes = _figure(title, 3.4).subplots(1, 3, width_ratios=[1, 1, 1.3])
-    for ax, values, name in zip(axes, (label_counts, lengths), ("labels", "frames"), strict=False):
+    for ax, values, name in zip(axes, map(np.asarray, (label_counts, lengths)), ("labels", "frames"), strict=False):
         sns.histplot(x=values, discrete=len(np.unique(values)) <= 40, color=NEUTRAL, alpha=1, ec="white", ax=ax)
         _finish(ax, integers=True, xlabel=f"{name} per video", ylabel="videos", title=f"mean {np.mean(values):.1f}")
     top = np.argsort(-np.asarray(frequencies), kind="stable")[:12][::-1]

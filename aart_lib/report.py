@@ -30,8 +30,8 @@ COLUMNS = (
 READING = """\
 *worst*: GAP@20 when every video gets the attack that hurts it most; in brackets the 95 % interval, resampled over
 videos and seeds. *PGD-20*: 20 steps (10 in the quick suite). *recovered*: share of the baseline's loss that the defense
-wins back. *one frame*: the attacker may change a single frame, by more. *steady attention*: the same model with its
-attention held at the clean maps, attacked by someone who knows it: the most that steadying attention could win.
+wins back. *one frame*: the attacker may change a single frame, within {few:g} times ε. *steady attention*: the same
+model with its attention held at the clean maps, attacked by someone who knows it: the most that steadying it could win.
 *drift*: total variation between clean and attacked [CLS] attention of the last layer (0 = unmoved, 1 = all of it
 moved). *hijacked*: share of it that the one attacked frame gained. *entropy*: of that attention, 1 = flat.
 *evidence*: share of it on frames that show a label seen in under half of the video; uniform attention would have
@@ -103,9 +103,10 @@ def write_report(results: dict, out, name: str = "report.md") -> str:
     )
     summary = results["summary"]
     chance = next((f"{s['evidence_chance']:.2f}" for s in summary.values() if "evidence_chance" in s), "–")
+    few = results["rows"][0]["other"]["frames-1"]["threat"]["epsilon"] / results["threat"]["epsilon"]
     shown = lambda *keys: [pictures[key] for key in keys if key in pictures]  # noqa: E731
     parts = [f"# Robustness of temporal attention: {results['data']['name']}", heading(results), table(summary)]
-    parts += [READING.format(chance=chance), *shown("table"), *_ceiling(results), *shown("drift", "evidence")]
+    parts += [READING.format(chance=chance, few=few), *shown("table"), *_ceiling(results), *shown("drift", "evidence")]
     parts += ["## Attacks", *_attacks(results["rows"]), *shown("attacks", "epsilon")]
     parts += ["## A-ART against each other defense", *_comparisons(results)]
     parts += ["## Reasons to disbelieve", *_reasons(results["flags"]), *shown("training")]
@@ -124,12 +125,13 @@ def insert_results(readme, results: dict) -> None:
 
 def with_results(readme, results: dict) -> str:
     """What `insert_results` writes. Raises: ValueError."""
-    mark = f"<!-- results:{results['data']['name']} -->"
-    before, found, rest = Path(readme).read_text(encoding="utf-8").partition(mark)
+    mark, stored = f"<!-- results:{results['data']['name']} -->", Path(readme).read_bytes().decode()
+    before, found, rest = stored.replace("\r\n", "\n").partition(mark)
     if not found or "<!-- end -->" not in rest:
         raise ValueError(f"{readme} has no place for the table; it needs the lines {mark} and <!-- end -->")
     after = rest.partition("<!-- end -->")[2]
-    return f"{before}{mark}\n{heading(results)}\n\n{table(results['summary'])}\n<!-- end -->{after}"
+    text = f"{before}{mark}\n{heading(results)}\n\n{table(results['summary'])}\n<!-- end -->{after}"
+    return text.replace("\n", "\r\n") if "\r\n" in stored else text
 
 
 # ---------------------------------------------------------------- sections: each a list of paragraphs
@@ -167,8 +169,8 @@ def _attacks(rows: list[dict]) -> list[str]:
     few = [key for key in first[0]["other"] if key.startswith("frames-")]
     lines = [[key, *(f"{row['other'][key]['gap']:.3f}" for row in first)] for key in sorted(few)]
     epsilon = first[0]["other"]["frames-1"]["threat"]["epsilon"]
-    about = "the frames chosen by gradient, or by *attention* or at *random*" if len(few) > 1 else "chosen by gradient"
-    return [*parts, f"Few frames, each with ε = {epsilon:.4g}, {about}:", _grid(["", *names], lines)]
+    others = ", or as the row says" * any(key.count("-") > 1 for key in few)
+    return [*parts, f"Few frames, each with ε = {epsilon:.4g}, chosen by trial{others}:", _grid(["", *names], lines)]
 
 
 def _verdict(entry: dict) -> str:
@@ -208,7 +210,7 @@ def _reasons(flags: list[dict]) -> list[str]:
         lines += [f"- **{name}**, {found[0]['meaning']} (above {found[0]['threshold']:g}): {values}"] if found else []
     known = _grid(["check", "raised above", "meaning"], [[name, f"{at:g}", what] for name, _, at, what, *_ in CHECKS])
     folded = f"<details><summary>All {len(CHECKS)} checks</summary>\n\n{known}\n\n</details>"
-    return ["\n".join(lines) or f"None of {len(flags)} checks raised a flag.", folded]
+    return ["\n".join(lines) or f"None of {len(raised)} checks raised a flag.", folded]
 
 
 def _simple(summary: dict) -> str | None:
@@ -234,7 +236,7 @@ def _doubts(results: dict) -> str:
     summary, name = results["summary"], results["data"]["name"]
     ranked = sorted(summary, key=lambda n: summary[n]["worst_gap"], reverse=True)
     best, second, tried = ranked[0], ranked[min(1, len(ranked) - 1)], len(attacks_of(results["rows"]))
-    lead = summary[best]["worst_gap"] - summary[second]["worst_gap"]
+    lead = max(0.001, summary[best]["worst_gap"] - summary[second]["worst_gap"])  # a tie is said in the third digit
     raised = Counter(flag["name"] for flag in results["flags"] if flag["raised"])
     undecided = [e["with"] for e in results["comparisons"] if e["measure"] == "worst" and _verdict(e) == "open"]
     points = [

@@ -113,7 +113,7 @@ def _remove_left(path: Path) -> None:
 
 
 def _own(folder: Path, lock: Path):
-    """The open lock file, which tells who is here, from its second byte on: on Windows nobody reads a locked one."""
+    """The open lock file, which tells others who is here; not in its first byte, which Windows locks."""
     try:
         file = open(lock, "a+b", buffering=0)
         if _locked(file) is False:
@@ -154,10 +154,10 @@ def cache_folder() -> Path:
     """$AART_CACHE, else ~/.cache/aart, else (home not writable) a folder for temporary files."""
     if os.environ.get("AART_CACHE"):
         return Path(os.environ["AART_CACHE"]).expanduser()
-    folder = Path("~/.cache/aart").expanduser()
     try:
+        folder = Path("~/.cache/aart").expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # not writable, or a user without a home, as in containers
         return Path(tempfile.gettempdir()) / "aart"
     return folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir()) / "aart"
 

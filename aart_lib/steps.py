@@ -80,12 +80,6 @@ class Learner:
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, config.rate, total_steps=max(steps, 2))
         self.parts = max(hardware.accumulate, accelerator.gradient_accumulation_steps)
         accelerator.gradient_accumulation_steps = 1  # they are counted here
-        pieces = processes.count() * self.parts
-        if pieces > 1 and (dropout := self.network.config.dropout):
-            raise ValueError(
-                f"dropout={dropout:g} draws a mask for each part of a batch, and this run cuts its batches into "
-                f"{pieces} parts; take dropout=0, or one process and accumulate=1"
-            )
         self.generator = torch.Generator(accelerator.device)
         self.share = 1.0
         self.stopped, self.ending = False, False  # a signal came to this process; all processes know
@@ -181,15 +175,12 @@ class Learner:
 
     def _attacked(self, batch: Batch, attack: Attack, part: Part) -> torch.Tensor:
         """Attacked frames [B,T,D]; the last videos of the whole batch meet an attacker of one frame, where wanted."""
-        before = part.videos - round(self.defense.few * part.videos) - part.first
-        count = min(max(before, 0), len(batch))  # of this part's videos, whose attacker has all frames
+        many = max(0, part.videos - round(self.defense.few * part.videos) - part.first)  # of this part, at most all
         one = attack.threat.few().times(1 / self.defense.epsilon_scale)
-        turns = [
-            (_rows(batch, slice(count)), attack, part),
-            (_rows(batch, slice(count, None)), replace(attack, threat=one), part.at(part.first + count)),
-        ]
+        first, last = _rows(batch, slice(many)), _rows(batch, slice(many, None))
+        turns = (first, attack, part), (last, replace(attack, threat=one), part.at(part.first + many))
         try:
-            return torch.cat([perturb(self.model, few, how, generator=own) for few, how, own in turns if len(few)])
+            return torch.cat([perturb(self.model, some, how, generator=own) for some, how, own in turns if len(some)])
         except AttackFailed as error:
             raise TrainingStopped(f"{error}; lower the rate or β") from error
 

@@ -159,8 +159,6 @@ class _Run(Learner):
             first = self.step * self.config.batch_size
             videos = min(self.config.batch_size, len(self.splits.train) - first)
             parts = [next(loader) for _ in range(self.parts)]
-            if self.network.config.dropout:  # drawn by the device; seeded step by step, nothing of it needs to be kept
-                torch.manual_seed((seed * 1_000_003 + self.step) % 2**63)
             try:
                 losses = self._step(parts, videos, threat)
             except TrainingStopped as error:

@@ -40,7 +40,7 @@ class Vocabulary:
 def read_vocabulary(path) -> Vocabulary:
     """The vocabulary of a csv file with a header. Raises: ValueError if the columns are not known."""
     names, verticals = {}, {}
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         for row in csv.DictReader(file):
             row = {(key or "").lower(): value or "" for key, value in row.items()}
             index, name = row.get("index", ""), row.get("name", row.get("display_name"))

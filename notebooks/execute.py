@@ -1,7 +1,8 @@
 """Runs notebooks top to bottom and stores what they show: python notebooks/execute.py [01 05 ...] [--quick]
 
 Stored are pictures and text, never what changes from run to run or from machine to machine: no widget state, no
-progress bars, no times, no folder names. A hash of the executed code lets a test tell stale outputs.
+progress bars, no times, no folder names. A kernel is given nothing that could change what is shown: no genuine data, no
+GPU, nobody's settings. A hash of the executed code lets a test tell stale outputs.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import matplotlib
 import nbformat
 from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
@@ -21,6 +23,11 @@ from traitlets import default
 HERE = Path(__file__).resolve().parent
 LARGEST = 1_500_000  # bytes of a stored notebook
 WIDGET = "application/vnd.jupyter.widget-view+json"
+KEPT = {  # of the environment: where programs and homes are, what systems need to start any, and how many cores to use
+    *("PATH", "HOME", "TMPDIR", "TEMP", "TMP", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "OMP_NUM_THREADS"),
+    *("SYSTEMROOT", "SYSTEMDRIVE", "WINDIR", "COMSPEC", "PATHEXT", "USERPROFILE", "APPDATA", "LOCALAPPDATA"),
+    *("PROGRAMDATA", "NUMBER_OF_PROCESSORS"),
+}
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
@@ -53,10 +60,18 @@ def size(notebook) -> int:
     return len(nbformat.writes(notebook).encode())
 
 
+def environment(**more: str) -> dict[str, str]:
+    """What a kernel is given: of this process's environment only what cannot change an output, and ``more``."""
+    kept = {name: value for name, value in os.environ.items() if name.upper() in KEPT}
+    settings = {"MATPLOTLIBRC": str(Path(matplotlib.get_data_path(), "matplotlibrc")), "CUDA_VISIBLE_DEVICES": "-1"}
+    return kept | settings | {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"} | more
+
+
 def run(notebook, folder=HERE, *, library=HERE.parent, env=None, timeout: int = 900):
     """The notebook with the outputs of one run from an empty kernel in ``folder``. Raises: CellExecutionError.
 
-    ``library`` is the folder that `aart_lib` is imported from, installed or not; ``env`` the kernel's environment.
+    ``library`` is the folder that `aart_lib` is imported from, installed or not; ``env`` the kernel's environment, by
+    default `environment()`. Nobody's startup files run.
     """
     notebook = nbformat.from_dict(notebook)
     for cell in notebook.cells:
@@ -65,9 +80,10 @@ def run(notebook, folder=HERE, *, library=HERE.parent, env=None, timeout: int = 
     resources = {"metadata": {"path": str(folder)}}
     options = {"kernel_name": "python3", "resources": resources, "record_timing": False, "coalesce_streams": True}
     client = NotebookClient(notebook, timeout=timeout, kernel_manager_class=_Kernels, **options)
-    env = dict(os.environ if env is None else env)
+    env = environment() if env is None else dict(env)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(library), env.get("PYTHONPATH")]))
-    return client.execute(env=env)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as fresh:
+        return client.execute(env=env | {"IPYTHONDIR": fresh})
 
 
 def tidy(notebook):
@@ -97,7 +113,7 @@ def _tidy_output(output):
 
 def _without_places(text: str) -> str:
     """Text without folder names of this machine and without memory addresses."""
-    places = {os.environ.get("AART_CACHE"): "~/.cache/aart", str(HERE): ".", str(HERE.parent): ".."}
+    places = {str(HERE): ".", str(HERE.parent): ".."}
     places |= {sys.prefix: "python", tempfile.gettempdir(): "temporary", str(Path.home()): "~"}
     for place in sorted(filter(None, places), key=len, reverse=True):
         if len(place) > 1:
@@ -115,12 +131,10 @@ def main(arguments=None) -> None:
         paths = [path for path in paths if path.name[:2] in {f"{int(number):02d}" for number in options.numbers}]
     if not paths:
         sys.exit(f"no such notebook; there are {', '.join(sorted(p.name for p in HERE.glob('[0-9]*.ipynb')))}")
-    os.environ.pop("AART_QUICK", None)
-    if options.quick:
-        os.environ["AART_QUICK"] = "1"
+    env = environment(AART_QUICK="1") if options.quick else environment()
     for path in paths:
         started = time.perf_counter()
-        notebook = tidy(run(nbformat.read(path, as_version=4)))
+        notebook = tidy(run(nbformat.read(path, as_version=4), env=env))
         if size(notebook) > LARGEST:
             sys.exit(f"{path.name} would have {size(notebook):,} bytes, allowed are {LARGEST:,}; store fewer pictures")
         if not options.quick:

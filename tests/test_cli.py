@@ -1,5 +1,6 @@
 """cli.py: every command helps, works, and answers a mistake with one sentence, exit code 2 and nothing left behind."""
 
+import io
 import json
 import os
 import subprocess
@@ -12,7 +13,8 @@ import pytest
 
 from aart_lib import attacks, checkpoint, commands, suites, synthetic
 from aart_lib.cli import main, parser
-from aart_lib.model import VideoTransformer
+from aart_lib.data import SPECS
+from aart_lib.model import ModelConfig, VideoTransformer
 from aart_lib.options import preset_asked
 from aart_lib.records import encode_example, encode_sequence_example, write_records
 
@@ -66,6 +68,14 @@ def test_every_command_explains_itself(command, capsys):
     assert f"usage: python -m aart_lib {command}" in said and len(said.splitlines()) > 5
 
 
+def test_what_a_console_cannot_show_is_replaced(monkeypatch):
+    console = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", console)
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "? in feature units" in console.detach().getvalue().decode("ascii")
+
+
 def test_help_comes_at_once_because_it_loads_no_torch():
     program = "import sys, runpy; sys.argv = ['aart_lib', '--help']\ntry: runpy.run_module('aart_lib')\n"
     program += "except SystemExit: print('torch' in sys.modules)"
@@ -105,6 +115,8 @@ def test_a_trained_model_is_evaluated_on_the_same_data(trained, tiny, tmp_path, 
     assert row["defense"] == "a-art" and set(row["attacked"]) == {"noise", "fgsm", "pgd"}
     assert results["data"]["videos"]["test"] == 12 and results["threat"]["norm"] == "linf"
     assert f"worst {row['worst']['gap']:.3f}" in capsys.readouterr().out
+    assert main(["report", str(out / "results.json")]) == 0
+    assert "| a-art |" in (out / "report.md").read_text()
 
 
 @pytest.fixture
@@ -172,9 +184,9 @@ def test_a_model_of_an_unseen_variant_is_evaluated_on_that_variant_and_no_other(
     assert main(["evaluate", model, *data, "--suite", "quick", "--out", str(tmp_path / "eval")]) == 0
     about = json.loads((tmp_path / "eval" / "results.json").read_text())["data"]
     assert about["settings_hash"] == synthetic.settings_hash(synthetic.SETTINGS["short"])
-    for other in ("synthetic:long", "synthetic"):
-        monkeypatch.setitem(synthetic.SETTINGS, "long", replace(TINY, seed=2))
-        said = answer(capsys, "evaluate", model, "--data", other, "--out", tmp_path / "x")
+    folder = synthetic.ensure(synthetic.SETTINGS["default"])
+    for other in (["synthetic:long"], ["synthetic"], ["synthetic", "--data-dir", folder]):
+        said = answer(capsys, "evaluate", model, "--data", *other, "--out", tmp_path / "x")
         assert "was trained on synthetic:short; evaluate it with --data synthetic:short" in said
 
 
@@ -374,6 +386,39 @@ def test_a_missing_or_broken_checkpoint_is_named(trained, tiny, tmp_path, capsys
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_of_another_preset_names_the_one_to_take(tmp_path, capsys):
+    notes = {"data": "yt8m-frame", "labels": [0], "defense": "x", "seed": 0, "threat": {"norm": "linf", "epsilon": 0.1}}
+    checkpoint.save(tmp_path / "m.safetensors", VideoTransformer(ModelConfig(1152, 1, width=8, heads=2)), notes)
+    said = answer(capsys, "evaluate", tmp_path / "m.safetensors", "--data", "yt8m-frame", "--out", tmp_path / "out")
+    assert "takes 1152 numbers a frame, --preset small gives 320; take --preset full" in said
+
+
+def test_a_finished_model_is_not_replaced_by_one_of_other_settings(trained, tiny, capsys):
+    before = trained.read_bytes()
+    line = ["train", "--data-dir", tiny, "--defense", "trades", "--epochs", "1", "--out", trained.parent, "--resume"]
+    assert f"{trained} was trained with other settings" in answer(capsys, *line)
+    assert trained.read_bytes() == before
+
+
+def test_shards_in_folders_of_their_own_are_found_again_when_converted(tmp_path, capsys):
+    spec = SPECS["audioset"]
+    for folder in ("bal_train", "eval"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        made = [
+            encode_sequence_example(
+                {"video_id": f"{folder}{i}", "labels": [1]},
+                {name: np.arange(384, dtype=np.uint8).reshape(3, 128) for name in spec.features},
+            )
+            for i in range(9)
+        ]
+        write_records(tmp_path / "data" / folder / "00.tfrecord", made)
+    given = ["--data", "audioset", "--data-dir"]
+    assert main(["convert", *given, str(tmp_path / "data"), "--out", str(tmp_path / "fast")]) == 0
+    capsys.readouterr()
+    assert main(["describe", *given, str(tmp_path / "fast")]) == 0
+    assert "9 test videos" in capsys.readouterr().out
+
+
 def test_a_checkpoint_of_other_data_is_named(trained, tmp_path, capsys):
     said = answer(capsys, "evaluate", trained, "--data", "audioset", "--data-dir", tmp_path, "--out", tmp_path / "out")
     assert str(trained) in said and "was trained on synthetic" in said
@@ -387,7 +432,7 @@ def test_an_unknown_suite_is_told_before_evaluation(trained, tiny, tmp_path, cap
 def test_missing_and_broken_results_are_named(tmp_path, capsys):
     path = tmp_path / "results.json"
     assert "results.json is not a file" in answer(capsys, "report", path)
-    for text in ("{", "[]", '{"rows": []}'):
+    for text in ("{", "[]", "[" * 10**6, '{"rows": []}', '{"rows": [{}]}'):
         path.write_text(text)
         assert "results.json" in answer(capsys, "report", path)
     assert [found.name for found in tmp_path.iterdir()] == ["results.json"]

@@ -19,6 +19,7 @@ from test_train import CONFIG, SHAPE, THREAT, splits  # noqa: F401 (a fixture)
 
 from aart_lib import checkpoint, running, synthetic, training
 from aart_lib.cli import main
+from aart_lib.data import VideoDataset
 from aart_lib.experiment import reproduce
 from aart_lib.losses import DEFENSES
 from aart_lib.training import TrainConfig, TrainingStopped, train
@@ -110,6 +111,39 @@ def test_files_that_killed_runs_left_are_removed_and_no_others(tmp_path):
     with running.reserved(tmp_path, 0):
         pass
     assert names(tmp_path) == sorted(others)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no process inherits open files here")
+def test_readers_that_outlive_a_killed_run_leave_its_folder_free(tmp_path):
+    program = HOLD.replace("print('here'", "import os; reader = os.fork() or time.sleep(100); print(reader")
+    run = started("-c", program, tmp_path, stdout=subprocess.PIPE)
+    reader = int(run.stdout.readline())
+    run.kill()
+    run.wait()
+    try:
+        with running.reserved(tmp_path, 0):
+            os.kill(reader, 0)  # it lives
+    finally:
+        os.kill(reader, signal.SIGKILL)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask for others")
+def test_who_may_read_what_is_written_is_for_the_umask_to_say(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with running.replacing(tmp_path / "a.json") as file:
+            file.write(b"{}")
+        synthetic.write(replace(TINY, train_videos=2, test_videos=2), tmp_path / "data")
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (tmp_path / "a.json", tmp_path / "data")] == [0o640, 0o750]
+
+
+def test_a_reader_that_is_killed_ends_the_run_with_a_sentence(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(VideoDataset, "__getitems__", lambda *rest: os.kill(os.getpid(), signal.SIGKILL))
+    assert main(training_of(tiny, tmp_path, "--workers", "1")) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("aart: a process that reads was ended") and "--workers 0" in said and "--shm-size" in said
 
 
 # ---------------------------------------------------------------- told to stop

@@ -153,7 +153,7 @@ def test_the_other_device_refuses_tensors_of_the_cpu(elsewhere):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"attention": "uniform"}, {"pooling": "mean"}, {"head": "experts"}, {"activation": "relu"}],
+    [{}, {"attention": "uniform"}, {"pooling": "mean"}, {"activation": "relu"}],
     ids=lambda c: "-".join(map(str, c.values())) or "default",
 )
 def test_model_computes_the_same_elsewhere(elsewhere, changes):

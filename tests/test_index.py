@@ -253,6 +253,11 @@ def test_converted_folders_are_opened_like_the_others(converted, tmp_path):
     assert len(open_splits(spec, tmp_path / "c").train) == 5
 
 
+def test_shards_whose_names_differ_in_case_alone_are_not_converted_into_one_folder(tmp_path):
+    with pytest.raises(ValueError, match="two shards have the same name"):
+        convert([tmp_path / "a" / "train0.tfrecord", tmp_path / "b" / "Train0.tfrecord"], TINY, tmp_path / "c")
+
+
 def test_what_is_converted_is_not_converted_again(converted, tmp_path, monkeypatch):
     spec, shards, made = converted
     monkeypatch.setattr(converting, "save_converted", lambda *a: pytest.fail("converted again"))
@@ -269,6 +274,12 @@ def test_converted_files_that_do_not_fit_are_refused(converted, tmp_path):
     other.with_suffix(".npz").write_bytes(b"PK damaged")
     with pytest.raises(ValueError, match=r"train1\.frames has no readable index train1\.npz beside it"):
         VideoDataset([other], spec)
+
+
+def test_converted_files_pass_for_no_rated_segments(converted):
+    spec, _, made = converted
+    with pytest.raises(ValueError, match=r"train0\.frames is converted and has no rated segments"):
+        VideoDataset(made, spec, segments=True)
 
 
 def test_what_is_small_or_has_evidence_is_not_converted(tmp_path):

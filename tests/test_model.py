@@ -5,14 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aart_lib.model import ACTIVATIONS, MODELS, Experts, ModelConfig, SteadyAttention, VideoTransformer, rollout
+from aart_lib.model import ACTIVATIONS, MODELS, ModelConfig, SteadyAttention, VideoTransformer, rollout
 from aart_lib.model import cls_attention as cls_rows
 
 CONFIG = ModelConfig(features=6, labels=5, max_frames=8, width=16, heads=4, layers=3)
 LENGTHS = (7, 1, 4)
 VARIANTS = {
     "default": {},
-    "experts": {"head": "experts"},
     "uniform": MODELS["uniform"],
     "mean": MODELS["mean"],
     "one layer": {"layers": 1},
@@ -215,27 +214,6 @@ def test_mean_pooling_reads_the_mean_of_the_real_frames():
 # ---------------------------------------------------------------- heads
 
 
-def test_mixture_of_experts_is_the_naive_formula_of_probabilities():
-    torch.manual_seed(0)
-    head = Experts(4, labels=3, experts=2).double()
-    x = torch.randn(5, 4, dtype=torch.float64)
-    gates = head.gate(x).view(5, 3, 3).softmax(-1)  # the last gate belongs to an expert that always says no
-    p = (gates[..., :2] * torch.sigmoid(head.expert(x).view(5, 3, 2))).sum(-1)
-    torch.testing.assert_close(torch.sigmoid(head(x)), p, atol=1e-12, rtol=1e-10)
-    torch.testing.assert_close(head(x), (p / (1 - p)).log(), atol=1e-10, rtol=1e-8)
-
-
-def test_mixture_of_experts_stays_finite_where_probabilities_round_to_zero_and_one():
-    torch.manual_seed(0)
-    head = Experts(4, labels=3, experts=2)
-    x = (1e4 * torch.randn(50, 4)).requires_grad_()
-    logits = head(x)
-    assert torch.sigmoid(logits).min() == 0 and torch.sigmoid(logits).max() == 1
-    assert logits.isfinite().all()
-    (gradient,) = torch.autograd.grad(logits.sum(), x)
-    assert gradient.isfinite().all()
-
-
 def test_activations_differ_and_all_train():
     frames, mask = videos()
     logits = []
@@ -258,14 +236,6 @@ def test_single_videos_and_single_frames_work(model, batch, count):
     assert output.attention[0].shape == (batch, 4, count + 1, count + 1)
 
 
-def test_dropout_is_off_by_default_and_only_trains():
-    frames, mask = videos()
-    steady, shaken = build().train(), build(dropout=0.5).train()
-    assert torch.equal(steady(frames, mask).logits, steady(frames, mask).logits)
-    assert not torch.equal(shaken(frames, mask).logits, shaken(frames, mask).logits)
-    assert torch.equal(shaken.eval()(frames, mask).logits, shaken(frames, mask).logits)
-
-
 @pytest.mark.parametrize(
     "shape, mask, message",
     [
@@ -286,7 +256,6 @@ def test_input_that_does_not_fit_is_named(shape, mask, message):
     "changes, message",
     [
         ({"activation": "tanh"}, "activation must be one of relu, gelu, silu, got 'tanh'"),
-        ({"head": "linear"}, "head must be one of logistic, experts"),
         ({"attention": "none"}, "attention must be one of learned, uniform"),
         ({"pooling": "max"}, "pooling must be one of cls, mean"),
         ({"width": 15}, "width must be a multiple of heads, got width=15, heads=4"),

@@ -16,7 +16,12 @@ import types
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+import torch
+from nbconvert import PythonExporter
+
+from aart_lib import synthetic
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks"
@@ -114,6 +119,44 @@ def test_stored_outputs_name_no_folder_and_warn_of_nothing(path):
     for cell in code_cells(read(path)):
         assert not PLACE.search(texts(cell)), texts(cell)
         assert not warnings_of(cell)
+
+
+def test_a_kernel_is_given_nothing_that_could_change_an_output(monkeypatch):
+    for name in ("AART_REAL_DATA", "AART_QUICK", "AART_CACHE", "MPLBACKEND", "PYTHONWARNINGS", "LC_ALL", "IPYTHONDIR"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setattr(execute.NotebookClient, "execute", lambda self, env: env)
+    given = execute.run(nbformat.v4.new_notebook())
+    assert "x" not in given.values() and given["PATH"] == os.environ["PATH"] and given["PYTHONPATH"] == str(ROOT)
+    assert execute.environment(AART_QUICK="1") == execute.environment() | {"AART_QUICK": "1"}
+
+
+def test_stored_outputs_at_scale_come_from_generated_videos_as_the_text_says():
+    said = "\n".join(map(texts, code_cells(read(PATHS[6]))))
+    assert "generated videos in" in said and "generated, this notebook" in said
+    assert not re.search(r"genuine videos in|genuine, this notebook", said)
+
+
+@pytest.mark.parametrize("real_data", ["", "a folder"])
+def test_a_genuine_record_is_not_compared_with_itself(real_data):
+    (cell,) = (cell.source for cell in code_cells(read(PATHS[6])) if "sets = {" in cell.source)
+    item = types.SimpleNamespace(frames=np.eye(1152, dtype=np.float32)[:, ::-1])
+    small = types.SimpleNamespace(frames=torch.eye(320))
+    names = {"np": np, "synthetic": synthetic, "items": [item], "ORIGIN": "this", "QUICK": True, "REAL_DATA": real_data}
+    exec(cell, names := names | {"open_data": lambda _: types.SimpleNamespace(test=[small] * 20)})
+    assert ("genuine video (n = 1)" in names["sets"]) == (not real_data)
+
+
+def test_the_instructors_minutes_are_the_notebooks_own():
+    text = (FOLDER / "INSTRUCTORS.md").read_text(encoding="utf-8")
+    planned: dict[str, int] = {}
+    for minutes, number in re.findall(r"^\| (\d+) \| (\d\d)", text, re.MULTILINE):
+        planned[number] = planned.get(number, 0) + int(minutes)
+    own = {
+        path.stem[:2]: re.search(r"\*\*Time:\*\* (?:about )?(\d+) min", read(path).cells[0].source) for path in PATHS
+    }
+    assert planned == {number: int(found[1]) for number, found in own.items()}
+    hours = round(sum(planned.values()) / 60)
+    assert f"about {['no', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight'][hours]} hours" in text
 
 
 def test_tidy_leaves_pictures_and_drops_what_does_not_last():
@@ -219,7 +262,8 @@ def copy(tmp_path_factory) -> Path:
 
 @every_notebook
 def test_runs_from_an_empty_kernel_and_exercises_can_be_solved(path, copy):
-    notebook = execute.run(with_solutions(read(path)), copy, library=ROOT, env=os.environ | {"AART_QUICK": "1"})
+    env = os.environ | {"AART_QUICK": "1"}
+    notebook = execute.run(with_solutions(read(path)), copy.parent, library=ROOT, env=env)  # not the notebooks' folder
     for cell in code_cells(notebook):
         assert not warnings_of(cell), cell.source
     stubs, solved = tagged(notebook, "exercise-check"), tagged(notebook, "solved")
@@ -256,17 +300,17 @@ def published(tmp_path_factory) -> str:
 
 
 COLAB = """
-import importlib, importlib.machinery, subprocess, sys, types
+import importlib, importlib.machinery, importlib.util, subprocess, sys, types
 
 sys.modules["google.colab"] = types.ModuleType("google.colab")
 sys.modules["google.colab"].__spec__ = importlib.machinery.ModuleSpec("google.colab", None)  # libraries look for it
-PIP, _run = [], subprocess.run
+PIP, _run, _find = [], subprocess.run, importlib.util.find_spec
+importlib.util.find_spec = lambda name: None if name == "aart_lib" else _find(name)  # it is not installed
 
 def run(command, **options):  # pip is noted, not run: this test needs no network
     if command[1:3] != ["-m", "pip"]:
         return _run(command, **options)
     PIP.append(command[2:])
-    importlib.invalidate_caches()  # the library's folder was not there when Python started
 
 subprocess.run = run
 """
@@ -281,38 +325,115 @@ def in_colab(notebook, repository: str):
     return notebook
 
 
-def test_colab_starts_from_an_empty_folder(published, tmp_path):
+def script(notebook) -> str:
+    """What `jupyter nbconvert --to script` makes of a notebook."""
+    return PythonExporter().from_notebook_node(notebook)[0]
+
+
+@every_notebook
+def test_a_script_made_of_a_notebook_needs_neither_ipython_nor_a_window(path):
+    text = script(read(path))
+    compile(text, path.name, "exec")
+    assert "get_ipython" not in text and "plt.show" not in text
+
+
+def test_colab_starts_from_an_empty_folder_and_as_a_script_without_a_warning(published, tmp_path):
     empty = tmp_path / "content"
     empty.mkdir()
-    notebook = in_colab(read(PATHS[0]), published)
-    done = execute.run(notebook, empty, library=empty / "aart", env=os.environ | {"AART_QUICK": "1"})
-    installed, folder, library = json.loads(texts(done.cells[-1]))
+    (tmp_path / "script.py").write_text(script(in_colab(read(PATHS[0]), published)), encoding="utf-8")
+    env = {"AART_QUICK": "1", "MPLBACKEND": "Agg", "DISPLAY": ":0"}
+    command = [sys.executable, "-W", "error", str(tmp_path / "script.py")]
+    done = subprocess.run(command, cwd=empty, env=os.environ | env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    installed, folder, library = json.loads(done.stdout.splitlines()[-1])
     assert Path(folder) == (empty / "aart" / "notebooks").resolve()
     assert Path(library).is_relative_to((empty / "aart").resolve())
-    assert any("./aart" in command and "--no-deps" in command for command in installed)
+    assert any("--no-deps" in command and "-e" in command for command in installed)
     assert not [word for command in installed for word in command if "torch" in word or "numpy" in word]
 
 
+# ---------------------------------------------------------------- the setup cell, wherever it runs
+
+
 @pytest.fixture
-def setup_code():
-    return SETTING.sub('REPOSITORY = ""', setup_cell(read(PATHS[0])), count=1)
+def setup(monkeypatch):
+    """A function that runs the setup cell in a folder, naming a repository or none; returns where it ends."""
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.setattr(subprocess, "run", refuse)
+
+    def run(folder: Path, repository: str = "") -> Path:
+        monkeypatch.chdir(folder)
+        exec(SETTING.sub(f'REPOSITORY = "{repository}"', setup_cell(read(PATHS[0])), count=1), names := {})
+        assert names["DEVICE"] in ("cpu", "cuda") and callable(names["display"])
+        return Path.cwd()
+
+    return run
 
 
 def refuse(*command, **options):
     raise AssertionError(f"nothing must be run, got {command}")
 
 
-def test_colab_without_a_repository_says_what_to_set(setup_code, tmp_path, monkeypatch):
+@pytest.fixture
+def colab(monkeypatch, tmp_path):
+    """An empty folder in Colab, where the library is not installed; git makes a small clone there, or fails."""
+    git = types.SimpleNamespace(folder=tmp_path / "content", runs=[], online=True)
+
+    def run(command, **options):
+        git.runs.append(command[0] if command[0] == "git" else "pip")
+        if command[0] == "git" and git.online and not Path("aart").exists():
+            shutil.copytree(FOLDER, "aart/notebooks", ignore=shutil.ignore_patterns("*.ipynb", "*.safetensors"))
+            return subprocess.CompletedProcess(command, 0)
+        return subprocess.CompletedProcess(command, 128 if command[0] == "git" else 0)
+
+    git.folder.mkdir()
     monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
-    monkeypatch.setattr(subprocess, "run", refuse)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="Set REPOSITORY in this cell"):
-        exec(setup_code, {})
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    git.run = run
+    return git
 
 
-def test_setup_does_nothing_in_a_clone(setup_code, monkeypatch):
-    monkeypatch.setattr(subprocess, "run", refuse)
-    monkeypatch.chdir(FOLDER)
-    names = {}
-    exec(setup_code, names)
-    assert names["DEVICE"] in ("cpu", "cuda") and Path.cwd() == FOLDER
+@pytest.mark.parametrize("start", [".", "notebooks", "notebooks/checkpoints", "aart_lib", ""])
+def test_setup_finds_the_project_from_any_folder_and_twice(setup, start, tmp_path):
+    assert setup(ROOT / start if start else tmp_path) == FOLDER
+    assert setup(Path.cwd()) == FOLDER
+
+
+def test_setup_knows_a_clone_whose_library_is_not_installed(setup, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert setup(ROOT) == FOLDER and sys.path[0] == str(ROOT)
+
+
+@pytest.mark.parametrize("folder", ["runs", "mine"])
+def test_setup_takes_no_other_folder_for_the_project(setup, folder, tmp_path):
+    (tmp_path / folder / "checkpoints").mkdir(parents=True)  # as a run of `reproduce` leaves one
+    assert setup(tmp_path / folder) == FOLDER
+
+
+def test_colab_clones_once_and_needs_no_network_after_a_restart(setup, colab, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", colab.run)
+    notebooks = setup(colab.folder, "owner/name")
+    assert notebooks == (colab.folder / "aart" / "notebooks").resolve()
+    colab.online = False
+    for start in (colab.folder, notebooks, notebooks.parent):  # restarted; run again; started inside
+        assert setup(start, "owner/name") == notebooks
+    assert setup(colab.folder, "") == notebooks
+    assert colab.runs.count("git") == 1 and str(notebooks.parent) in sys.path
+
+
+@pytest.mark.parametrize(
+    "repository, in_colab, words",
+    [
+        ("", True, "Set REPOSITORY in this cell"),
+        ("o/n", True, "o/n was not cloned"),
+        ("o/n", False, "start Jupyter in it"),
+    ],
+)
+def test_setup_that_cannot_go_on_says_what_to_do(setup, colab, monkeypatch, repository, in_colab, words):
+    colab.online = False
+    monkeypatch.setattr(subprocess, "run", colab.run if repository and in_colab else refuse)
+    if not in_colab:
+        monkeypatch.delitem(sys.modules, "google.colab")
+    with pytest.raises(SystemExit, match=words):
+        setup(colab.folder, repository)
+    assert not list(colab.folder.iterdir())

@@ -39,9 +39,7 @@ def counted(step) -> int:
 # ---------------------------------------------------------------- work
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"layers": 1}, {"head": "experts"}, {"pooling": "mean"}, {"attention": "uniform"}]
-)
+@pytest.mark.parametrize("changes", [{}, {"layers": 1}, {"pooling": "mean"}, {"attention": "uniform"}])
 def test_flops_of_a_forward_pass_are_those_that_pytorch_counts(changes):
     model = ModelConfig(**{"features": 40, "labels": 30, "max_frames": 24, "width": 32, "layers": 3} | changes)
     video = torch.zeros(2, 20, 40), torch.ones(2, 20, dtype=torch.bool)
@@ -87,7 +85,7 @@ def test_shared_clean_pass_saves_the_attackers_own():
 
 
 def test_parameters_are_those_of_the_model():
-    model = ModelConfig(40, 30, max_frames=24, width=32, head="experts")
+    model = ModelConfig(40, 30, max_frames=24, width=32)
     assert parameters(model) == sum(p.numel() for p in VideoTransformer(model).parameters())
 
 

@@ -1,10 +1,13 @@
 """plots.py: what the figures show, and that they are drawn for every shape of input and stored whole."""
 
+import itertools
 import os
+import warnings
 
 import matplotlib
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from aart_lib.losses import DEFENSES
@@ -90,6 +93,24 @@ def test_every_figure_is_white_titled_handed_back_closed_and_drawable(draw, tmp_
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
 
 
+OTHERS = {"text.usetex": True, "savefig.dpi": 30, "savefig.bbox": "tight", "savefig.format": "pdf", "font.size": 30}
+OTHERS |= {"axes.grid": True, "lines.linewidth": 9, "figure.dpi": 20, "savefig.facecolor": "red", "xtick.top": True}
+
+
+@pytest.mark.parametrize("name", ["loss", "attacked", "heads", "drift"])
+def test_a_users_own_settings_change_no_figure_and_stay_as_they_are(name, tmp_path):
+    draw = (SINGLE | WHOLE)[name]
+    plots.save(draw(), tmp_path / "plain.png")
+    with plt.rc_context(OTHERS):
+        before, fig = dict(plt.rcParams), draw()
+        plots.save(fig, tmp_path / "other.png")
+        shown = fig._repr_png_()  # in a notebook
+        fig.savefig(tmp_path / "shown")
+        assert dict(plt.rcParams) == before
+    assert (tmp_path / "other.png").read_bytes() == (tmp_path / "plain.png").read_bytes()
+    assert shown[:4] == (tmp_path / "shown.png").read_bytes()[:4] == b"\x89PNG"
+
+
 @pytest.mark.parametrize("draw", SINGLE.values(), ids=SINGLE)
 def test_axes_that_are_given_are_drawn_on(draw):
     fig, ax = plt.subplots()
@@ -111,24 +132,40 @@ def test_saved_pictures_are_reproducible_and_whole(tmp_path, monkeypatch):
         plots.save(fig, tmp_path / "c.svg")
 
 
-def test_defenses_differ_in_color_and_marker_and_never_look_clean_or_attacked():
-    looks = [plots.defense_style(name) for name in plots.DEFENSE_COLORS]
-    for key in ("color", "marker"):
-        assert len({look[key] for look in looks}) == len(looks)
-        assert not {look[key] for look in looks} & {plots._LINES["clean"][key], plots._LINES["attacked"][key]}
+def lightness_and_color(name: str) -> np.ndarray:
+    """CIE L*a*b* of a look's color, in which distances are about those that eyes see."""
+    rgb = np.array(matplotlib.colors.to_rgb(name))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    x, y, z = np.cbrt(linear @ [[0.4339, 0.2126, 0.0178], [0.3762, 0.7152, 0.1095], [0.1899, 0.0722, 0.8727]])
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
-def test_an_unknown_defense_always_looks_the_same_and_like_no_known_one():
-    look = plots.defense_style("uniform-attention")
-    assert look == plots.defense_style("uniform-attention")
+def test_every_defense_has_a_color_of_its_own_and_none_looks_clean_or_attacked():
+    colors = [plots.CLEAN, plots.ATTACKED, *(plots.defense_style(name)["color"] for name in DEFENSES)]
+    for one, other in itertools.combinations(map(lightness_and_color, colors), 2):
+        assert np.linalg.norm(one - other) > 15
+    markers = {plots.defense_style(name)["marker"] for name in plots._NAMES}
+    assert len(markers) == len(plots._NAMES) and not markers & {"o", "s"}
+
+
+@pytest.mark.parametrize("name", ["uniform-attention", "model X", "mine", "é"])
+def test_an_unknown_defense_always_looks_the_same_and_like_no_known_one(name):
+    look = plots.defense_style(name)
+    assert look == plots.defense_style(name) and matplotlib.colors.is_color_like(look["color"])
     assert look["color"] not in {*plots.DEFENSE_COLORS.values(), plots.CLEAN, plots.ATTACKED}
 
 
-def test_variants_have_their_familys_color_and_no_two_defenses_look_alike():
-    looks = {name: plots.defense_style(name) for name in DEFENSES}
-    assert looks["a-art-all-layers"]["color"] == looks["a-art"]["color"]
-    assert looks["adversarial-uniform"]["color"] == looks["adversarial"]["color"]
-    assert len({(look["color"], look["marker"]) for look in looks.values()}) == len(DEFENSES)
+def test_tensors_are_drawn_as_arrays_are_without_a_warning():
+    numbers = {key: torch.as_tensor(value) for key, value in ATTENTION.items()}
+    scores = {key: torch.tensor(value) for key, value in SCORES.items()}
+    about = {"labels": torch.tensor([0, 1, 0, 1]), "attacked_frames": torch.arange(TIME) == 3}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plots.plot_timeline(*map(torch.tensor, (FRAMES, EVIDENCE)), LABELS, attention=numbers, scores=scores, **about)
+        plots.plot_attention_grid({"a": numbers}, evidence=torch.tensor(EVIDENCE[:, 1]))
+        plots.plot_perturbation(torch.tensor(FRAMES), torch.arange(TIME) < 9)
+        plots.plot_robustness_curve({"vat": (torch.tensor([0, 0.1]), torch.tensor([0.9, 0.2]))})
+        plots.plot_dataset(torch.tensor([1, 2, 2]), torch.tensor([9, 10, 10]), torch.tensor([0.5, 0.2, 0.1]))
 
 
 def test_attention_maps_share_one_scale_that_starts_at_zero():

@@ -148,6 +148,15 @@ def test_a_part_draws_its_rows_of_what_the_whole_draws():
     assert torch.equal(drawn((2, 3), Part(fresh(), 6, 4, 3)), drawn((6, 4), fresh())[3:5, :3])
 
 
+def test_parts_draw_several_times_in_any_order():
+    first = Part(torch.Generator().manual_seed(5), 6, 4)
+    other, generator = first.at(3), torch.Generator().manual_seed(5)
+    whole = [drawn((6, 4, 3), generator) for _ in "ab"]
+    found = [drawn((3, 4, 3), part) for part in (other, first, first, other)]
+    for rows, expected in zip(found, (whole[0][3:], whole[0][:3], whole[1][:3], whole[1][3:]), strict=True):
+        assert torch.equal(rows, expected)
+
+
 def test_merged_totals_are_the_total(monkeypatch):
     rng = np.random.default_rng(0)
     scores, labels = rng.random((40, 5)), rng.random((40, 5)) < 0.3

@@ -1,15 +1,19 @@
 """report.py and pictures.py: what the report says follows from the numbers, whoever is ahead."""
 
 import copy
+import json
 import re
 
 import numpy as np
 import pytest
 
-from aart_lib import pictures
+from aart_lib import checkpoint, pictures
 from aart_lib.flags import CHECKS
+from aart_lib.model import ModelConfig, VideoTransformer
 from aart_lib.report import COLUMNS, heading, insert_results, table, write_report
-from aart_lib.summary import summarize
+from aart_lib.suites import suite
+from aart_lib.summary import read_results, summarize
+from aart_lib.threats import ThreatModel
 
 GAPS = {"standard": (0.95, 0.70), "adversarial": (0.94, 0.80), "trades": (0.93, 0.86), "a-art": (0.92, 0.84)}
 OTHERS = [name for name in GAPS if name != "a-art"]
@@ -128,12 +132,14 @@ def test_the_heading_names_a_variant_and_only_a_variant():
     assert "variant *short*" in heading(results)
 
 
-def test_results_go_between_their_marks_and_nowhere_else(tmp_path):
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_results_go_between_their_marks_and_nowhere_else(tmp_path, end):
     readme, results = tmp_path / "README.md", results_of()
-    readme.write_text("a\n<!-- results:synthetic -->\nold\n<!-- end -->\nb\n")
+    readme.write_text("ä\n<!-- results:synthetic -->\nold\n<!-- end -->\nb\n", encoding="utf-8", newline=end)
     insert_results(readme, results)
-    text = readme.read_text()
-    assert text.startswith("a\n") and text.endswith("<!-- end -->\nb\n") and "old" not in text
+    text = readme.read_text(encoding="utf-8")
+    assert readme.read_bytes().count(end.encode()) == text.count("\n")
+    assert text.startswith("ä\n") and text.endswith("<!-- end -->\nb\n") and "old" not in text
     assert table(results["summary"]) in text
     readme.write_text("nothing")
     with pytest.raises(ValueError, match="no place for the table"):
@@ -167,6 +173,22 @@ def test_the_bold_cell_is_the_lowest_of_its_column(report):
 def test_the_search_without_gradients_stands_apart_beside_pgd_on_the_same_videos(report):
     said = section(report(results_of()), "Attacks")
     assert "on 200 videos only" in said and "trades 0.876 beside 0.765" in said
+
+
+@pytest.mark.parametrize("strong", [True, False])
+def test_few_frames_are_chosen_as_the_suite_chooses_them_and_with_the_budget_of_their_row(report, strong):
+    text = report(results_of(strong=strong))
+    _, beyond = suite("strong" if strong else "standard", ThreatModel("linf", 0.04))
+    assert beyond["frames-1"].frames == "trial" and "ε = 0.32, chosen by trial" in section(text, "Attacks")
+    assert ("or as the row says" in text) == strong and "chosen by gradient" not in text
+    assert "within 8 times ε" in text
+
+
+def test_the_curve_of_pgd_has_a_title_about_pgd():
+    results = results_of()
+    of = {n: [r["other"]["pgd@2"]["gap"] for r in results["rows"] if r["defense"] == n] for n in GAPS}
+    title = pictures._epsilon(results)[1]
+    assert f"PGD leaves the baseline {np.mean(of['standard']):.2f} GAP" in title and "worst" not in title
 
 
 def test_three_attacks_need_no_table_and_no_picture(drawn, tmp_path):
@@ -207,7 +229,13 @@ def test_a_raised_flag_is_shown_with_its_value_and_every_check_once(report):
 
 
 def test_without_a_flag_the_report_says_how_many_checks_there_were(report):
-    assert "None of 1 checks raised a flag." in section(report(results_of()), "Reasons to disbelieve")
+    flags = [a_flag(name, False) | {"defense": d} for name in ("adaptive-ahead", "label-leaking") for d in GAPS]
+    assert "None of 2 checks raised a flag." in section(report(results_of(flags=flags)), "Reasons to disbelieve")
+
+
+def test_a_tie_for_the_first_place_is_no_lead_of_nothing(report):
+    said = section(report(results_of(GAPS | {"a-art": GAPS["trades"]})), "What would change our mind")
+    assert "takes 0.001 GAP more from trades than from a-art" in said
 
 
 def test_the_papers_shares_are_computed_and_stand_beside_ours(report):
@@ -233,6 +261,50 @@ def test_texts_stay_true_whoever_is_first(report, first):
     assert 3 <= section(text, "What would change our mind").count("\n- ") <= 6
     title = pictures._bars(results)[1]
     assert ("no defense keeps a higher GAP" in title) == (first == "standard")
+
+
+ALONE = {"gaps": {"trades": (0.93, 0.86)}, "comparisons": [], "ceiling": []}
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+@pytest.mark.parametrize("strong", [True, False])
+@pytest.mark.parametrize("lost", [(), ("comparisons", "ceiling", "flags", "summary")])
+def test_one_row_of_any_seed_has_a_report_with_whatever_is_optional_left_out(tmp_path, seed, strong, lost):
+    results = results_of(strong=strong, seeds=1, **ALONE)
+    results["rows"][0] |= {"seed": seed, "history": [], "evidence_share": None}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({key: value for key, value in results.items() if key not in lost}))
+    text = write_report(read_results(path), tmp_path)
+    report = (tmp_path / "report.md").read_text()
+    assert f"Seeds: {seed}." in text and "| trades | 0.930 |" in text and "nan" not in report
+    assert ("pgd-margin" in section(report, "Attacks")) == strong
+
+
+@pytest.mark.parametrize("key", ["worst", "steady_attention", "seed"])
+def test_results_of_an_older_version_name_what_they_lack(tmp_path, key):
+    results = results_of()
+    del results["rows"][1][key]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match=rf"results\.json is no results\.json of this version: it lacks rows {key}"):
+        read_results(tmp_path / "results.json")
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        ({"name": "audioset"}, "audioset has not"),
+        ({"labels": [1]}, "other data or labels"),
+        ({}, "has no standard-seed0"),
+    ],
+)
+def test_attention_is_drawn_of_models_that_fit_the_results_and_of_no_others(tmp_path, data, words):
+    results, about = results_of(), {"defense": "x", "seed": 0, "threat": {"norm": "linf", "epsilon": 0.1}}
+    for name in ("standard", "a-art") if data else ():
+        model = VideoTransformer(ModelConfig(4, 2, width=8, heads=2))
+        checkpoint.save(tmp_path / f"{name}-seed0.safetensors", model, about | {"data": "synthetic", "labels": [0, 1]})
+    results["data"] |= data
+    with pytest.raises(ValueError, match=words):
+        pictures.models_to_show(tmp_path, results)
 
 
 # ---------------------------------------------------------------- figures

@@ -247,10 +247,13 @@ def test_a_folder_is_known_by_what_is_in_it_and_not_by_its_name(tmp_path, monkey
     assert synthetic.made_with(folder) is None is synthetic.made_with(tmp_path)
 
 
-def test_without_a_writable_home_the_cache_is_a_temporary_folder(tmp_path, monkeypatch):
+@pytest.mark.parametrize("home", ["file", "none"])
+def test_without_a_writable_home_the_cache_is_a_temporary_folder(tmp_path, monkeypatch, home):
     (tmp_path / "file").write_text("")
     monkeypatch.delenv("AART_CACHE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    if home == "none":  # as in a container whose user has no entry
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     monkeypatch.setattr(running.tempfile, "tempdir", os.fspath(tmp_path))
     assert running.cache_folder() == tmp_path / "aart"
 

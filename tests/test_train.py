@@ -259,11 +259,9 @@ def kill_in_step(step: int, monkeypatch, start) -> None:
     torch.rand(7)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("step", [1, 6, 8, 11, 16])  # four steps an epoch: 8 and 16 are the last ones of theirs
-def test_a_signal_in_the_middle_of_an_epoch_loses_nothing(splits, tmp_path, monkeypatch, step, dropout):
-    shape = replace(SHAPE, dropout=dropout)
-    go = lambda **o: train(DEFENSES["a-art"], splits, shape, THREAT, CONFIG, progress=None, **o)  # noqa: E731
+def test_a_signal_in_the_middle_of_an_epoch_loses_nothing(splits, tmp_path, monkeypatch, step):
+    go = lambda **o: train(DEFENSES["a-art"], splits, SHAPE, THREAT, CONFIG, progress=None, **o)  # noqa: E731
     whole, history = go()
     handler = signal.getsignal(signal.SIGTERM)
     kill_in_step(step, monkeypatch, lambda: go(state=tmp_path / "run.state"))
@@ -305,12 +303,6 @@ def test_a_run_stopped_in_an_epoch_goes_on_with_another_number_of_parts(splits, 
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
 
 
-def test_dropout_and_parts_of_a_batch_are_refused_together(splits):
-    shape, cut = replace(SHAPE, dropout=0.3), Hardware(accumulate=2)
-    with pytest.raises(ValueError, match=r"dropout=0\.3 .* 2 parts; take dropout=0, or one process and accumulate=1"):
-        train(DEFENSES["a-art"], splits, shape, THREAT, CONFIG, hardware=cut, progress=None)
-
-
 def test_readers_and_recomputing_change_no_result(splits):
     whole, _ = run("a-art", splits)
     other, _ = run("a-art", splits, hardware=Hardware(workers=2, recompute=True))
@@ -327,12 +319,12 @@ def test_frames_can_be_drawn_anew_in_each_epoch(splits, sampling):
     assert same_weights(one, again) and not same_weights(one, evenly)
 
 
-def test_dropout_is_the_same_after_a_resume(splits, tmp_path, monkeypatch):
-    shape = replace(SHAPE, dropout=0.3)
-    go = lambda **o: train(DEFENSES["a-art"], splits, shape, THREAT, CONFIG, progress=None, **o)[0]  # noqa: E731
-    whole = go()
-    kill_after(2, monkeypatch, lambda: go(state=tmp_path / "run.state"))
-    assert same_weights(whole, go(state=tmp_path / "run.state"))
+def test_the_scale_of_half_precision_is_kept(splits):
+    stopped, resumed = (training._Run(DEFENSES["a-art"], splits, SHAPE, THREAT, CONFIG, Accelerator()) for _ in "ab")
+    for made, scale in ((stopped, 8.0), (resumed, 2.0)):
+        made.started, made.accelerator.scaler = 0.0, torch.amp.GradScaler("cpu", init_scale=scale)
+    resumed.restore(stopped.state(), "run.state")
+    assert resumed.accelerator.scaler.get_scale() == 8
 
 
 def test_the_state_of_a_run_with_other_settings_is_refused(splits, tmp_path, monkeypatch):

@@ -12,9 +12,9 @@ TABLE = """Index,TrainVideoCount,KnowledgeGraphId,Name,Vertical1,Vertical2,Verti
 """
 
 
-@pytest.fixture
-def known(tmp_path):
-    (tmp_path / "vocabulary.csv").write_text(TABLE, encoding="utf-8")
+@pytest.fixture(params=["utf-8", "utf-8-sig"])  # the second is what Excel writes
+def known(tmp_path, request):
+    (tmp_path / "vocabulary.csv").write_text(TABLE, encoding=request.param)
     return read_vocabulary(tmp_path / "vocabulary.csv")
 
 

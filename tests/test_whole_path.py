@@ -111,3 +111,6 @@ def test_rated_segments_are_judged(frame_level, tmp_path):
     command("evaluate", model, *options, "--suite", "quick", "--segments", "--out", tmp_path / "e")
     found = json.loads((tmp_path / "e/results.json").read_text())
     assert found["data"]["videos"]["test"] == 4 * len({0, 1} & set(found["data"]["labels"])) > 0
+    command("convert", *options, "--out", tmp_path / "fast")
+    options[3] = tmp_path / "fast"
+    assert main(list(map(str, ["evaluate", model, *options, "--segments", "--out", tmp_path / "f"]))) == 2

@@ -64,18 +64,22 @@ class Experiment:
         self.test = splits.test.select(order[: preset.test_videos]) if preset.test_videos else splits.test
 
     def train(self, name: str, seed: int, threat: ThreatModel, *, path: Path | None = None):
-        """A trained model and its notes; what its checkpoint (or ``path``) holds is not trained again with the same
-        settings."""
+        """A trained model and its notes; with the same settings what its checkpoint holds is not trained again.
+
+        Raises: ValueError if ``path``, in place of a checkpoint of this folder, holds a model of other settings.
+        """
         recipe, settings = tuned(self.splits.spec.name, name)
         config = train_config(self.splits, self.preset, seed=seed, **settings)
         shape = model_config(self.splits, self.preset)
         mark = fingerprint(recipe, self.splits, shape, threat, config)
-        path = path or self.out / "checkpoints" / f"{name}-seed{seed}.safetensors"
+        own, path = path, path or self.out / "checkpoints" / f"{name}-seed{seed}.safetensors"
         if path.exists():
             model, notes = checkpoint.load(path)
             if notes.get("fingerprint") == mark:
                 processes.write(checkpoint.drop_state, path)
                 return model.to(processes.device()), notes
+            if own:
+                raise ValueError(f"{path} was trained with other settings; choose another --out, or delete it")
         state, shown = path.with_suffix(".state"), f"{name} seed {seed}" if self.progress else None
         kept = partial(train, state=state, hardware=self.preset.hardware, progress=shown)
         model, history = kept(recipe, self.splits, shape, threat, config)

@@ -98,7 +98,7 @@ def step(settings: Settings) -> list[Entry]:
             kind[name] = [spent / STEPS for spent in kind[name]]
     more = {"meaning": "ours / peer"}
     note = (
-        f"bound: {_bound(shape, options):.2f} by counted operations: one forward pass, the gradient of the frames, a "
+        f"{_bound(shape, options):.2f} by counted operations: one forward pass, the gradient of the frames, a "
         "standard step on the attacked frames, the backward half of one on the clean side of the pairs"
     )
     same = f"after three steps no weight differs by more than {apart:.1g}"

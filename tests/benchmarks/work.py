@@ -112,14 +112,13 @@ def work(model: ModelConfig, frames: int, batch: int, p: Passes) -> Work:
     extra = learned * (p.looked + 3 * p.watched * p.all_rows) * (n - rows)  # queries of the last block
     tokens = blocks * (10 + 2 * learned) * n + (1 + learned) * n + (9 + learned) * rows
     embed = 2 * frames * model.features * d * (p.forward + back + p.to_both)
-    gates = model.labels * (2 * model.experts + 1 if model.head == "experts" else 1)
     products = (1 + learned) * (blocks * n + rows) * (p.forward + (1 + learned) * back) + extra
     entries = model.heads * (blocks * n + rows) * (n + ROW)
     touched = n * d * (blocks + rows / n + 0.2) * (20 * p.forward + 33 * back)
     touched += frames * model.features * (45 * p.tries + p.forward + back + p.to_both) + 60 * model.labels * p.forward
     return Work(
         batch * (embed + 2 * d * d * (tokens * reached + extra)),
-        batch * 2 * d * gates * reached,
+        batch * 2 * d * model.labels * reached,
         batch * 2 * products * n * d,
         batch * FLOAT * entries * (3 * (p.forward + p.looked + p.watched) + 6 * back),
         batch * FLOAT * touched + 12 * FLOAT * parameters(model),
