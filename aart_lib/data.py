@@ -111,9 +111,10 @@ class VideoDataset(Dataset):
 
     def keep(self, labels: Sequence[int]) -> None:
         """Narrow to these classes, in column order; videos without any of them leave. Raises: ValueError."""
-        kept = integers(labels, "labels").tolist()
-        if not all(0 <= label < self.spec.classes for label in kept) or len(set(kept)) != len(kept):
-            raise ValueError(f"labels must be different class indices below {self.spec.classes}, got {list(labels)}")
+        found = integers(labels, "labels")
+        kept = found.ravel().tolist()
+        if found.ndim != 1 or not all(0 <= label < self.spec.classes for label in kept) or len(set(kept)) != len(kept):
+            raise ValueError(f"labels must be different class indices below {self.spec.classes}, got {found.tolist()}")
         self.labels, everything = kept, len(self.entries)
         self._column = {label: column for column, label in enumerate(kept)}
         self.entries = self.entries.take(self.entries.showing(kept))

@@ -206,7 +206,7 @@ def test_labels_are_columns_in_the_order_given_and_the_rest_is_left_out(tmp_path
     assert dataset.labels == [2, 0] and len(VideoDataset([path], TINY)) == 4
 
 
-@pytest.mark.parametrize("labels", [[5], [-1], [1, 1], [1.5], [True, False], torch.tensor([1.0]), ["1"]])
+@pytest.mark.parametrize("labels", [[5], [-1], [1, 1], [1.5], [True, False], torch.tensor([1.0]), ["1"], 3])
 def test_classes_that_do_not_exist_are_refused(tmp_path, labels):
     with pytest.raises(ValueError, match=r"labels must be (different class indices below 5|integers)"):
         VideoDataset([shard(tmp_path, record())], TINY, labels=labels)
