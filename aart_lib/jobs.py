@@ -44,7 +44,7 @@ def side_by_side(work: Callable, tasks: Sequence[tuple], jobs: int = 1) -> Itera
             while waiting or running:
                 while waiting and len(running) < jobs:  # no more, or they would begin when the others are stopped
                     task = waiting.pop(0)
-                    running[pool.submit(work, *task)] = task
+                    running[pool.submit(_done, work, task)] = task
                 for done in concurrent.futures.wait(running, return_when="FIRST_COMPLETED").done:
                     yield running.pop(done), done.result()
     except BaseException as error:
@@ -71,6 +71,14 @@ def _begin(threads: int, lock, started) -> None:
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # ctrl-C in the terminal is the parent's, which tells us once
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _done(work: Callable, task: tuple):
+    """In that process: work(*task). Told to stop, it ends: it would wait for a queue that a stopped neighbor locked."""
+    try:
+        return work(*task)
+    except KeyboardInterrupt:
+        os._exit(1)
 
 
 def _end_with_parent() -> None:

@@ -19,6 +19,7 @@ from aart_lib import jobs, synthetic
 from aart_lib.cli import main
 from aart_lib.jobs import side_by_side
 from aart_lib.processes import ProcessLost
+from aart_lib.running import on_signals
 
 ROOT = Path(__file__).parent.parent
 TINY = replace(synthetic.SETTINGS["default"], train_videos=60, test_videos=24, shard_size=60, frames=(3, 6))
@@ -35,6 +36,19 @@ def fails(number: int, *, folder: Path) -> int:
             time.sleep(0.05)
         raise ValueError("the first one is bad")
     time.sleep(600)
+
+
+def fails_beside_a_training(number: int, *, folder: Path) -> None:
+    if number == 0:
+        fails(number, folder=folder)
+    with on_signals(signal.default_int_handler):
+        try:
+            fails(number, folder=folder)
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # while it saves its state
+            time.sleep(1)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            raise
 
 
 def killed(number: int) -> None:
@@ -93,9 +107,10 @@ def test_where_no_processes_can_start_all_is_done_in_this_one(monkeypatch):
     assert [task for task, _ in found] == [(3,), (1,)] and {pid for _, (_, pid, _) in found} == {os.getpid()}
 
 
-def test_an_error_of_one_ends_all(tmp_path):
+@pytest.mark.parametrize("work", [fails, fails_beside_a_training])
+def test_an_error_of_one_ends_all(tmp_path, work):
     with pytest.raises(ValueError, match="the first one is bad"):
-        list(side_by_side(partial(fails, folder=tmp_path), [(0,), (1,), (2,)], 2))
+        list(side_by_side(partial(work, folder=tmp_path), [(0,), (1,), (2,)], 2))
     assert not (tmp_path / "begun2").exists()
     assert multiprocessing.active_children() == []
 
