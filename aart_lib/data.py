@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from aart_lib.batch import Batch, Item, collate
+from aart_lib.exact import integers
 from aart_lib.index import CONVERTED, Entries, Entry, converted_rows, index
 from aart_lib.records import RecordError, Skipped, read_record
 from aart_lib.running import can_start_processes
@@ -32,7 +33,6 @@ from aart_lib.specs import (  # noqa: F401
     chosen_frames,
     dequantize,
     features_of,
-    integers,
     quantize,
 )
 from aart_lib.tensors import Given, given
@@ -215,7 +215,7 @@ class VideoDataset(Dataset):
         workers = workers if workers and can_start_processes() else 0
         own_seed = torch.Generator()  # so that reading draws nothing from the numbers that dropout draws
         how: dict = {"num_workers": workers, "pin_memory": torch.cuda.is_available(), "generator": own_seed}
-        return DataLoader(_Together(drawn), batch_size=None, sampler=plan, collate_fn=_as_it_is, **how)
+        return DataLoader(_Together(drawn), batch_size=None, sampler=plan, **how)
 
     def _order(self, seed: int) -> np.ndarray:
         """A permutation of the videos [N]: window by window where the data set is streamed."""
@@ -268,10 +268,6 @@ def _room_for(*shape: int) -> Tensor:
     return torch.from_numpy(np.empty(shape, np.float32))  # numpy asks for huge pages: three times as fast to fill
 
 
-def _as_it_is(batch):
-    return batch
-
-
 def _read(entry: Entry) -> bytes:
     with open(entry.path, "rb") as file:
         return read_record(file, entry.path, entry.offset, os.fstat(file.fileno()).st_size)
@@ -312,7 +308,7 @@ class Splits:
         parts = {"train": train.select(sorted(order[held:])), "validation": train.select(sorted(order[:held]))}
         bare = [name for name, part in {**parts, "test": test}.items() if not part.entries.label_counts()]
         if bare:
-            raise ValueError(f"no {bare[0]} video has a label; there is nothing to learn or judge")
+            raise ValueError(f"no {bare[0]} video of these has a label; there is nothing to learn or judge")
         return cls(train.spec.joined(test.spec), **parts, test=test)
 
     @property
@@ -329,7 +325,9 @@ def find_shards(spec: DatasetSpec, data_dir, split: str) -> list[Path]:
     for tried in (patterns, converted):
         if found := sorted({path for pattern in tried for path in folder.glob(pattern) if path.is_file()}):
             return found
-    raise ValueError(f"{folder} has no {split} shards of {spec.name}; looked for {', '.join(patterns)}")
+    packed = [path.name for pattern in patterns for path in folder.glob(f"{pattern}.*")][:1]
+    more = f"; {packed[0]} must be unpacked first" if packed else ""
+    raise ValueError(f"{folder} has no {split} shards of {spec.name}; looked for {', '.join(patterns)}{more}")
 
 
 def most_frequent(dataset: VideoDataset, count: int) -> list[int]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from aart_lib.records import RecordError, Skipped, decode_example, refuse, scan_heads, scan_records
 from aart_lib.running import cache_folder, replacing
-from aart_lib.specs import DatasetSpec, chosen_frames, features_of
+from aart_lib.specs import DatasetSpec, chosen_frames, features_of, holds
 
 SEGMENT = 5  # seconds, the length of YouTube-8M's rated segments
 CONVERTED = ".frames"  # raw bytes [frames of all videos, D], see `convert`
@@ -123,10 +123,14 @@ def index(paths, spec: DatasetSpec, *, segments=False, check=True, skipped: Skip
     """
     parts = []
     for path in map(Path, paths):
+        if path.is_dir():
+            raise RecordError(path, 0, "it is a folder; give the record files in it")
         if path.suffix == CONVERTED and segments:
             raise ValueError(f"{path} is converted and has no rated segments; give the folder it was converted from")
         if path.suffix == CONVERTED:
             parts.append(_converted(path, spec))
+        elif not path.stat().st_size:
+            refuse(RecordError(path, 0, "the file is empty; fetch it again"), skipped)
         elif check or segments or spec.video_level or skipped is not None:
             if skipped is not None:
                 skipped.files.pop(str(path), None)  # counted anew where a file is opened again
@@ -151,7 +155,8 @@ def _videos(at: Entry, payload: bytes, spec: DatasetSpec, segments: bool, check:
     context, counts = decode_example(payload), [2**31]
     names = [n for key in ("id", "video_id") for n in context.get(key, []) if isinstance(n, bytes)]
     if not names or len(names[0]) > LONGEST_ID:
-        raise ValueError(f"neither `id` nor `video_id` names the video in at most {LONGEST_ID} bytes")
+        told = f"neither `id` nor `video_id` names the video in at most {LONGEST_ID} bytes"
+        raise ValueError(told + holds(payload))
     labels = _integers(context, "labels", spec.classes, f"the vocabulary of {spec.classes} classes")
     if check:  # what cannot be used is told now, not after hours of training
         # type: that `append` returns nothing is what leads on to the frames

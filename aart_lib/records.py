@@ -16,6 +16,8 @@ from functools import lru_cache
 import google_crc32c
 import numpy as np
 
+from aart_lib import foreign
+from aart_lib.exact import byte_table, numbers
 from aart_lib.running import replacing
 
 HEADER = struct.Struct("<QI")
@@ -94,13 +96,22 @@ def _length(file, path, offset: int, size: int, check: bool) -> int:
     file.seek(offset)
     header = file.read(HEADER.size)
     if len(header) < HEADER.size:
-        raise RecordError(path, offset, "the file ends inside a record header; fetch the file again")
+        raise RecordError(path, offset, "the file ends inside a record header; fetch it again" + _instead(file, offset))
     length, length_crc = HEADER.unpack(header)
     if check and _masked_crc(header[:8]) != length_crc:
-        raise RecordError(path, offset, "wrong checksum of the length: not a TFRecord file, or damaged")
+        reason = "wrong checksum of the length: not a TFRecord file, or damaged"
+        raise RecordError(path, offset, reason + _instead(file, offset))
     if length > size - offset - HEADER.size - FOOTER.size:  # before anything is allocated
-        raise RecordError(path, offset, f"the record claims {length} bytes, the file ends before; fetch it again")
+        reason = f"the record claims {length} bytes, the file ends before; fetch it again"
+        raise RecordError(path, offset, reason + _instead(file, offset))
     return length
+
+
+def _instead(file, offset: int) -> str:
+    """What the file is if it is no record file from its first byte on."""
+    file.seek(0)
+    what = "" if offset else foreign.told(file.read(512))
+    return what and f"; it is {what}"
 
 
 def scan_heads(path) -> Iterator[tuple[int, bytes]]:
@@ -230,7 +241,7 @@ def _packed_varints(buffer) -> Iterator[int]:
         yield value
 
 
-def _frames(buffer) -> np.ndarray:
+def _frames(buffer, name: str) -> np.ndarray:
     """A ``FeatureList`` with one byte string a frame, as uint8 [T, n].
 
     Frames of one size have the same header bytes in front. Where that holds (it is checked), the
@@ -247,7 +258,8 @@ def _frames(buffer) -> np.ndarray:
                 return table[:, len(header) :]
     values = [_feature(body) for number, kind, body in _fields(buffer) if number == 1 and kind == _BYTES]
     if any(len(value) != 1 or not isinstance(value[0], bytes) for value in values):
-        raise ValueError("a frame that is not exactly one byte string")
+        strange = next(value for value in values if len(value) != 1 or not isinstance(value[0], bytes))
+        raise ValueError(f"`{name:.40}` must be one byte string a frame, got {_words(strange)}; quantize makes bytes")
     if len({len(value[0]) for value in values}) > 1:
         raise ValueError("frames of different sizes in one feature list")
     return np.stack([np.frombuffer(value[0], np.uint8) for value in values]) if values else np.zeros((0, 0), np.uint8)
@@ -276,12 +288,32 @@ def decode_lists(payload: bytes, names: Iterable[str]) -> dict[str, np.ndarray]:
     """
     wanted = set(names)
     return {
-        name: _frames(frames)
+        name: _frames(frames, name)
         for number, kind, lists in _fields(memoryview(payload))
         if number == 2 and kind == _BYTES
         for name, frames in _entries(lists)
         if name in wanted
     }
+
+
+def contents(payload: bytes) -> dict[str, str]:
+    """What a record holds by name, in words: "3 integers", "1024 bytes a frame"; as far as it can be read."""
+    found = dict[str, str]()
+    try:
+        found |= {name: _words(value) for name, value in decode_example(payload).items()}
+        for number, kind, lists in _fields(memoryview(payload)):
+            for name, frames in _entries(lists) if number == 2 and kind == _BYTES else ():
+                first = next((body for number, kind, body in _fields(frames) if number == 1 and kind == _BYTES), b"")
+                found[name] = f"{_words(_feature(first))} a frame"
+    except ValueError:
+        pass  # the rest is not such a message
+    return found
+
+
+def _words(values) -> str:
+    if isinstance(values, list):
+        return f"{len(values[0])} bytes" if len(values) == 1 else f"{len(values)} byte strings"
+    return f"{len(values)} {'floats' if values.dtype.kind == 'f' else 'integers'}"
 
 
 def decode_sequence_example(payload: bytes, lists: Iterable[str] = ()) -> tuple[dict, dict[str, np.ndarray]]:
@@ -312,7 +344,7 @@ def _encode_bytes(*values: bytes) -> bytes:
 def _encode_feature(name: str, value) -> bytes:
     if isinstance(value, (bytes, str)):
         return _encode_bytes(_utf8(value))
-    array = _numbers(name, value)
+    array = numbers(name, value, whole=name in INTEGERS)
     if array.dtype.kind == "f":
         return _message(_FLOAT_LIST, _message(1, array.astype("<f4").tobytes()))
     return _message(_INT64_LIST, _message(1, *(_varint(int(i) & 0xFFFFFFFFFFFFFFFF) for i in array)))
@@ -323,37 +355,6 @@ def _utf8(text: bytes | str) -> bytes:
         return text.encode() if isinstance(text, str) else text
     except UnicodeEncodeError:
         raise ValueError(f"{text!r} is no Unicode text; a record can hold it as bytes") from None
-
-
-def _numbers(name: str, value) -> np.ndarray:
-    """A list that a record holds as it is. Raises: ValueError for numbers that would change."""
-    array = _array(value)
-    kinds = {_array(one).dtype.kind for one in value} - {"u"} if isinstance(value, (list, tuple)) else set()
-    kind, whole = array.dtype.kind, name in INTEGERS and array.size
-    sound = array.ndim == 1 and kind in ("iu" if whole else "iuf") and kinds <= {kind}  # a mixture became floats
-    most = np.finfo(np.float32).max if kind == "f" else np.iinfo(np.int64).max
-    if not (sound and (np.abs(array[np.isfinite(array)]) <= most).all()):
-        wanted = "integers of 64 bits" if whole else "integers of 64 bits, or of floats of 32"
-        got = f"{array.dtype} {list(array.shape)}: {' '.join(str(value).split()):.40}"
-        raise ValueError(f"`{name}` must be a list of {wanted}, got {got}")
-    return array
-
-
-def _array(value) -> np.ndarray:
-    try:
-        return np.asarray(value)
-    except (TypeError, ValueError, RuntimeError):  # rows of different lengths; bfloat16; a tensor with a gradient
-        return np.asarray(None)
-
-
-def _bytes_table(name: str, table) -> np.ndarray:
-    """A byte list, uint8 [T,n]. Raises: ValueError for numbers that would change."""
-    array = _array(table)
-    if array.dtype.kind not in "iu" or array.ndim != 2 or (array.size and not 0 <= array.min() <= array.max() <= 255):
-        got = f"{array.dtype} {list(array.shape)}"
-        got += f" from {array.min()} to {array.max()}" if array.size and array.dtype.kind in "iu" else ""
-        raise ValueError(f"list `{name}` must be bytes [T,n], 0 to 255, got {got}; quantize makes bytes of features")
-    return array.astype(np.uint8, copy=False)
 
 
 def _encode_map(encoded: Mapping[str, bytes]) -> list[bytes]:
@@ -374,7 +375,7 @@ def encode_sequence_example(context: Mapping, lists: Mapping[str, np.ndarray]) -
     Raises: ValueError that names what would not be read back as it is; features become bytes by `quantize`.
     """
     frames = {
-        name: b"".join(_message(1, _encode_bytes(row.tobytes())) for row in _bytes_table(name, table))
+        name: b"".join(_message(1, _encode_bytes(row.tobytes())) for row in byte_table(name, table))
         for name, table in lists.items()
     }
     return encode_example(context) + _message(2, *_encode_map(frames))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aart_lib.records import decode_example, decode_lists
+from aart_lib.records import contents, decode_example, decode_lists
 
 LEVEL = 4 / 255  # one byte step of the stored features: the unit in which ε is spoken of
 BOX = (4 / 512 - 2, 255 * LEVEL + 4 / 512 - 2)  # the values a stored feature can have: [-1.992, 2.008]
@@ -144,12 +144,17 @@ def chosen_frames(total: int, most: int, sampling: str = "uniform", seed=None) -
     return np.sort(draw.choice(total, most, replace=False))
 
 
-def integers(values, what: str) -> np.ndarray:
-    """As int64, of any shape. Raises: ValueError for anything that is no integer, booleans too."""
-    found = np.asarray(values if hasattr(values, "__array__") else list(values) if np.iterable(values) else values)
-    if found.size and (found.dtype.kind not in "iu" or found.max() >= 2**63):
-        raise ValueError(f"{what} must be integers, got {found.dtype} {found.ravel()[:5].tolist()}")
-    return found.astype(np.int64)
+def holds(payload: bytes) -> str:
+    """The end of a refusal: what the record holds, and which data set's it could be."""
+    found = contents(payload)
+    words = lambda spec, stored: f"{stored} floats" if spec.video_level else f"{stored} bytes a frame"  # noqa: E731
+    fits = [
+        f", as {name} has"
+        for name, spec in SPECS.items()
+        if all(found.get(key) == words(spec, stored) for key, (stored, _) in spec.features.items())
+    ]
+    shown = ", ".join(f"{name!r:.20} ({what})" for name, what in found.items()) or "nothing"
+    return f"; the record holds {shown:.110}{fits[0] if fits else ''}"
 
 
 def features_of(payload: bytes, spec: DatasetSpec, choose: Callable[[int], np.ndarray]):
@@ -168,7 +173,7 @@ def _frame_features(payload: bytes, spec: DatasetSpec, choose):
     for name, (stored, _) in spec.features.items():
         if name not in lists or lists[name].shape[1] != stored:
             got = f"{lists[name].shape[1]} bytes a frame" if name in lists else "no such list"
-            raise ValueError(f"feature list `{name}` must have {stored} bytes a frame, got {got}")
+            raise ValueError(f"feature list `{name}` must have {stored} bytes a frame, got {got}{holds(payload)}")
     counts = {name: len(table) for name, table in lists.items()}
     if len(set(counts.values())) != 1 or not min(counts.values()):
         raise ValueError(f"feature lists must have the same number of frames, at least one, got {counts}")
@@ -189,7 +194,7 @@ def _video_features(payload: bytes, spec: DatasetSpec) -> np.ndarray:
     for name, (stored, used) in spec.features.items():
         values = context.get(name, [])
         if len(values) != stored or not isinstance(values, np.ndarray):
-            raise ValueError(f"feature `{name}` must have {stored} numbers, got {len(values)}")
+            raise ValueError(f"feature `{name}` must have {stored} numbers, got {len(values)}{holds(payload)}")
         if not np.isfinite(values).all():
             raise ValueError(f"feature `{name}` holds NaN or infinity")
         parts.append(values[:used])
