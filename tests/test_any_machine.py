@@ -12,7 +12,8 @@ import pytest
 
 from aart_lib import checkpoint, synthetic
 from aart_lib.cli import main
-from aart_lib.data import DatasetSpec, convert
+from aart_lib.convert import convert
+from aart_lib.data import DatasetSpec
 from aart_lib.records import encode_sequence_example, write_records
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="on Linux the other systems are acted")
