@@ -13,66 +13,19 @@ Source of the palette: Okabe and Ito, "Color Universal Design" (2008), legible w
 has too few colors for every variant of a defense; those get others, apart in lightness too.
 """
 
-import io
 from collections.abc import Mapping, Sequence
-from functools import wraps
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from .records import replacing
+from aart_lib import style
+from aart_lib.running import replacing
 
-CLEAN, ATTACKED, EVIDENCE, NEUTRAL = "#0072B2", "#D55E00", "#444444", "#5B7C99"
-_NAMES = "standard", "adversarial", "logit-pairing", "trades", "vat", "a-art"
-DEFENSE_COLORS = dict(zip(_NAMES, "#000000 #E69F00 #999999 #56B4E9 #CC79A7 #009E73".split(), strict=True))
-DEFENSE_COLORS |= {"adversarial-uniform": "#7A4B00", "adversarial-mean": "#F0E442", "attention-only": "#882255"}
-DEFENSE_COLORS |= {"attention-noise": "#AA44CC", "attention-shuffled": "#FF6B8B", "a-art-all-rows": "#8FDDB8"}
+CLEAN, ATTACKED, EVIDENCE, NEUTRAL = style.CLEAN, style.ATTACKED, "#444444", "#5B7C99"
+DEFENSE_COLORS, defense_style, styled = style.DEFENSE_COLORS, style.defense_style, style.styled
 ATTENTION_MAP, FEATURE_MAP, LEVEL = "viridis", "PRGn", 4 / 255  # a level: one byte step, the unit of ε
-
-_LINES = {"clean": dict(color=CLEAN, marker="o", ls="-"), "attacked": dict(color=ATTACKED, marker="s", ls="--")}
-_CEILING = {"color": "#332288", "ls": (0, (6, 2)), "lw": 1.3, "zorder": 3}
-_HATCHED = {"color": ATTACKED, "hatch": "////", "ec": "white", "lw": 0}
-_STYLE = sns.axes_style("ticks", {"axes.spines.top": False, "axes.spines.right": False, "font.family": "DejaVu Sans"})
-_STYLE |= {"axes.titlesize": 11, "axes.titlepad": 9, "axes.titlelocation": "left", "figure.titleweight": "bold"}
-_STYLE |= {"legend.frameon": False, "legend.fontsize": 9, "legend.title_fontsize": 9, "hatch.linewidth": 0.8}
-
-_begun = list[str]()  # functions that draw just now, the outermost first
-
-
-def styled(draw):
-    """The function, under the project's style and nothing of the user's; his settings are as before when it ends."""
-
-    @wraps(draw)
-    def under(*arguments, **options):
-        if _begun:  # the style is set, which takes some milliseconds
-            return draw(*arguments, **options)
-        _begun.append(draw.__name__)
-        try:
-            with plt.style.context(["default", _STYLE]):
-                return draw(*arguments, **options)
-        finally:
-            _begun.pop()
-
-    return under
-
-
-class Drawing(Figure):
-    """A figure that is in the project's style when it is shown, too: its ticks are made only then."""
-
-    draw, get_tightbbox, savefig = map(styled, (Figure.draw, Figure.get_tightbbox, Figure.savefig))
-
-    def _repr_png_(self) -> bytes:  # for notebooks, also where pyplot has chosen no backend yet
-        self.savefig(file := io.BytesIO(), format="png", bbox_inches="tight")
-        return file.getvalue()
-
-
-def defense_style(name: str) -> dict[str, str]:
-    """{"color", "marker"} of a defense, in every figure the same; unknown names have them from their letters."""
-    marker = "Xpv^PD"[_NAMES.index(name)] if name in _NAMES else "<>*Hd8"[sum(name.encode()[-3::2]) % 6]
-    other = f"#{int.from_bytes(name.encode(), 'big') % 0xCCCCCC:06X}"  # none is too light to see
-    return {"color": DEFENSE_COLORS.get(name, other), "marker": marker}
 
 
 @styled
@@ -93,7 +46,7 @@ def save(fig: Figure, path) -> None:
 
 def _figure(title: str, height: float) -> Figure:
     """A new figure of notebook width."""
-    fig = Drawing(figsize=(9, height), layout="constrained", facecolor="white")  # inches
+    fig = style.Drawing(figsize=(9, height), layout="constrained", facecolor="white")  # inches
     fig.suptitle(title, x=0.01, ha="left", wrap=True)
     return fig
 
@@ -190,14 +143,14 @@ def _draw_attention(above, below, attention: Mapping, evidence: np.ndarray) -> N
     for i, (left, length) in enumerate(run for column in evidence.T for run in _runs(column)):
         for ax in (above, below):  # where several labels show, the shade is deeper
             ax.axvspan(left, left + length, color="black", alpha=0.08, lw=0, label="" if i else "evidence")
-    for key, look in _LINES.items():
+    for key, look in style.LINES.items():
         above.plot(time, attention[key], **look, ms=4 if len(time) <= 80 else 0, lw=1.6, label=key)
         above.fill_between(time, attention[key], color=look["color"], alpha=0.12, lw=0)
     above.set(ylim=(0, 1.3 * float(max(map(max, attention.values())))), ylabel="attention")
     above.text(0.01, 0.97, f"{abs(change).sum() / 2:.0%} moved", transform=above.transAxes, va="top", weight="bold")
     above.legend(loc="upper right", ncols=3, borderaxespad=0.1)
     below.bar(time, change.clip(0), 0.85, color="#B2182B", lw=0)
-    below.bar(time, change.clip(None, 0), 0.85, **_HATCHED | {"color": "#92A8B8"})
+    below.bar(time, change.clip(None, 0), 0.85, **style.HATCHED | {"color": "#92A8B8"})
     below.axhline(0, color="#666666", lw=0.8)
     below.set_ylabel("change")
 
@@ -226,11 +179,11 @@ def _draw_evidence(ax, evidence: np.ndarray, names: Sequence[str]) -> None:
 
 def _draw_scores(ax, scores: Mapping, names: Sequence[str], true: np.ndarray) -> None:
     """Probabilities of the 7 leading labels before and after; a check mark stands before the true ones."""
-    clean, attacked = (np.asarray(scores[key], float) for key in _LINES)
+    clean, attacked = (np.asarray(scores[key], float) for key in style.LINES)
     chosen = np.argsort(-(np.maximum(clean, attacked) + true), kind="stable")[:7]
     places = np.arange(len(chosen))
     before = ax.barh(places, clean[chosen], 0.25, color=CLEAN, lw=0, label="clean")
-    after = ax.barh(places + 0.27, attacked[chosen], 0.25, **_HATCHED, label="attacked")
+    after = ax.barh(places + 0.27, attacked[chosen], 0.25, **style.HATCHED, label="attacked")
     for y, c in enumerate(chosen):
         text = ("✓ " if true[c] else "") + f"{names[c]:.24}"
         ax.text(0, y - 0.19, text, va="bottom", size=9, weight="bold" if true[c] else "normal")
@@ -268,7 +221,7 @@ def plot_attention_grid(maps: Mapping[str, Mapping], *, evidence=None, title: st
 def plot_perturbation(delta, mask=None, *, evidence=None, title: str = "", ax=None) -> Figure:
     """Where a perturbation lies in time: L2 norm of delta [T,D] per frame; frames outside mask [T] are padding."""
     ax, norms = _axes(ax, title, 2.8), np.linalg.norm(np.asarray(delta, float), axis=1)  # [T]
-    ax.bar(np.arange(len(norms)), norms, 0.85, **_HATCHED, label="perturbation")
+    ax.bar(np.arange(len(norms)), norms, 0.85, **style.HATCHED, label="perturbation")
     for i, (left, length) in enumerate([] if mask is None else _runs(~np.asarray(mask, bool))):
         ax.axvspan(left, left + length, fc="#F2F2F2", ec="#CCCCCC", hatch="xx", label="" if i else "padding")
     _mark_evidence(ax, evidence, 0.95)
@@ -289,10 +242,10 @@ def plot_learning_curves(histories: Mapping[str, Sequence[Mapping]], *, title: s
     """
     alone, seeds = len(histories) == 1, 1
     axes = _figure(title, 3.4).subplots(1, 1 if alone else 2, sharey=True, squeeze=False)[0]
-    for ax, measure in zip(axes[[0, 0]] if alone else axes, _LINES, strict=True):
+    for ax, measure in zip(axes[[0, 0]] if alone else axes, style.LINES, strict=True):
         for name, rows in histories.items():
             kept = np.reshape([(row["epoch"], row[measure]) for row in rows if row.get(measure) is not None], (-1, 2))
-            look = _LINES[measure] | ({} if alone else defense_style(name))
+            look = style.LINES[measure] | ({} if alone else defense_style(name))
             seeds = max(seeds, _curve(ax, kept[:, 0], kept[:, 1], measure if alone else name, **look))
         _finish(ax, integers=True, xlabel="epoch", ylabel="validation GAP@20", title="" if alone else measure)
     return _finish(axes[-1], legend=_seeds(seeds))
@@ -302,7 +255,7 @@ def plot_learning_curves(histories: Mapping[str, Sequence[Mapping]], *, title: s
 def plot_loss_terms(history: Sequence[Mapping], *, terms=("task", "robust", "attention"), title="", ax=None):
     """The named terms of a loss by epoch, on a log scale. history: [{"epoch", term: weighted value}]."""
     ax, seeds = _axes(ax, title), 1
-    for term, look in zip(terms, [*_LINES.values(), *map(defense_style, reversed(_NAMES))], strict=False):
+    for term, look in zip(terms, [*style.LINES.values(), *map(defense_style, reversed(style.NAMES))], strict=False):
         x, y = np.array([(row["epoch"], row[term]) for row in history if row.get(term)]).reshape(-1, 2).T
         seeds = max(seeds, _curve(ax, x, y, term, **look))
     return _finish(ax, legend=_seeds(seeds), integers=True, xlabel="epoch", ylabel="loss (weighted)", yscale="log")
@@ -325,7 +278,7 @@ def plot_robustness_curve(curves: Mapping[str, tuple], *, calibrated=None, ceili
     for name, (epsilons, gaps) in curves.items():
         x, known = np.broadcast_to(epsilons, np.shape(gaps)), np.isfinite(gaps)
         seeds = max(seeds, _curve(ax, x[known], gaps[known], name, ms=6, **defense_style(name)))
-    ax.plot(*np.transpose(ceiling), **_CEILING, label="matched filter,\ncertified")
+    ax.plot(*np.transpose(ceiling), **style.CEILING, label="matched filter,\ncertified")
     if calibrated is not None:
         ax.axvline(calibrated, color="#666666", ls=":", lw=1.2, label="calibrated ε")
         if ends[-1] > 6 * calibrated:
@@ -335,8 +288,8 @@ def plot_robustness_curve(curves: Mapping[str, tuple], *, calibrated=None, ceili
     return _finish(ax, legend=_seeds(seeds) + ",\nelse seed 0" * any(np.isnan(g).any() for _, g in curves.values()))
 
 
-_BARS: dict[str, tuple[str, dict]] = {"clean": ("clean", {"color": CLEAN}), "worst": ("worst attack", _HATCHED)}
-_BARS["steady_attention"] = "attention held\nsteady, attacked", _HATCHED | {"color": "#BBBBBB", "hatch": ".."}
+_BARS: dict[str, tuple[str, dict]] = {"clean": ("clean", {"color": CLEAN}), "worst": ("worst attack", style.HATCHED)}
+_BARS["steady_attention"] = "attention held\nsteady, attacked", style.HATCHED | {"color": "#BBBBBB", "hatch": ".."}
 
 
 @styled
@@ -355,8 +308,8 @@ def plot_table_bars(rows: Sequence[Mapping], *, ceiling: Mapping | None = None, 
         means, (label, look) = [np.mean(values or np.nan) for values in gaps], _BARS[key]
         ax.bar_label(ax.barh(places, means, 0.26, label=label, **look), fmt="{:.3f}", padding=9, size=8)
         ax.plot(np.concatenate(gaps), np.repeat(places, [*map(len, gaps)]), "o", ms=3.5, color="black", mec="white")
-    for (name, at), dashes in zip((ceiling or {}).items(), ("-", _CEILING["ls"]), strict=False):
-        ax.axvline(at, **_CEILING | {"ls": dashes}, label=f"matched filter,\n{name}")
+    for (name, at), dashes in zip((ceiling or {}).items(), ("-", style.CEILING["ls"]), strict=False):
+        ax.axvline(at, **style.CEILING | {"ls": dashes}, label=f"matched filter,\n{name}")
     ax.set_yticks(range(len(groups)), groups)
     ax.set(xlim=(0, 1.08), ylim=(len(groups) - 0.45, -0.55))
     return _finish(ax, legend=_seeds(max(map(len, groups.values())), "dots: {} seeds"), grid="x", xlabel="GAP@20")
@@ -390,10 +343,10 @@ def plot_evidence_share(rows: Sequence[Mapping], *, title: str = "", ax=None) ->
     groups = _by_defense([row for row in rows if row.get("evidence_share")])
     ax = _axes(ax, title, 1.4 + 0.45 * len(groups))
     for line, group in enumerate(groups.values()):
-        clean, attacked, chance = ([row["evidence_share"][key] for row in group] for key in (*_LINES, "chance"))
+        clean, attacked, chance = ([row["evidence_share"][key] for row in group] for key in (*style.LINES, "chance"))
         y, once = np.linspace(line - 0.3, line + 0.3, len(group) + 2)[1:-1], "_" * (line > 0)  # a legend entry each
         ax.hlines(y, clean, attacked, color="#AAAAAA", lw=2, zorder=1)
-        for x, (key, look) in zip((clean, attacked), _LINES.items(), strict=True):
+        for x, (key, look) in zip((clean, attacked), style.LINES.items(), strict=True):
             ax.plot(x, y, **look | {"ls": ""}, ms=7, mec="white", label=f"{once}{key}")
         ax.vlines(np.mean(chance), line - 0.4, line + 0.4, color=EVIDENCE, ls=":", label=f"{once}chance")
         text = "{:.1f}× → {:.1f}× chance".format(*np.mean([clean, attacked], axis=1) / np.mean(chance))
@@ -429,7 +382,7 @@ def plot_quantization(*, start: float = 0.3, title: str = "", ax=None) -> Figure
     ax.step(places, places, where="mid", color="black", lw=1.8, label="stored, read again")
     moves = (0, 2, "clean", CLEAN), (1 / 3, 2, "+ ⅓ level", "white"), (1, 3, "+ 1 level", ATTACKED)
     for (levels, landing, name, fill), key in zip(moves, ("clean", "attacked", "attacked"), strict=True):
-        x, look = places[2] + levels * LEVEL, _LINES[key] | {"ls": ":", "mfc": fill, "markevery": [1]}
+        x, look = places[2] + levels * LEVEL, style.LINES[key] | {"ls": ":", "mfc": fill, "markevery": [1]}
         ax.plot([x, x], [places[0], places[landing]], **look, lw=1, ms=9, label=name, zorder=3)
     ax.set_xticks(places, [f"{x:.3f}" for x in places], size=8)
     ax.set_yticks(places, [f"{x:.3f}  (byte {b:.0f})" for x, b in zip(places, byte, strict=True)], size=8)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from matplotlib.animation import PillowWriter
 
-from aart_lib import plots
+from aart_lib import plots, style
 from aart_lib.attacks import NORMS, OBJECTIVES, Attack, ThreatModel, perturb
 from aart_lib.data import Batch, VideoDataset, collate
 from aart_lib.model import cls_attention, predict, rollout
@@ -174,7 +174,7 @@ def animate_attention(path, views: Mapping, epsilons, evidence, labels, names: S
     last = sum(series[-1].scores["attacked"] * (1 - labels) for series in views.values())
     shown = [*np.flatnonzero(labels), *np.argsort(-last)[:2]]  # the true labels, and two wrong ones that come up
     top = 1.3 * max(line.max() for series in views.values() for view in series for line in view.attention.values())
-    fig, writer = plots.Drawing(figsize=(9, 3.3 * len(views))), PillowWriter(fps=fps)
+    fig, writer = style.Drawing(figsize=(9, 3.3 * len(views))), PillowWriter(fps=fps)
     with writer.saving(fig, str(path), dpi=80):
         for step in [0] * fps + [*range(len(epsilons))] + [-1] * 2 * fps:  # wait at both ends
             fig.clear()

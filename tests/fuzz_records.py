@@ -117,14 +117,23 @@ def composed(draw: random.Random) -> bytes:
     context = {"id": b"v", "labels": [1], "segment_scores": np.float32([1, 0])}
     context |= {"segment_start_times": [0, draw.choice((5, 11, 12))], "segment_labels": [1, 2]}
     context |= {name: draw.choice(kinds)() for name in NAMES if draw.random() < 0.15}
-    context = {name: [int(v) for v in value] if wide(value) else value for name, value in context.items()}
+    context = {
+        name: [(int(v) + 2**63) % 2**64 - 2**63 for v in value] if wide(value) else value
+        for name, value in context.items()
+    }
     strange = draw.random() < 0.5
     lists = {
         name: np.zeros((draw.choice((0, 1, 12)), draw.choice((0, size, size))) if strange else (12, size), np.uint8)
         for name, size in (("rgb", 3), ("audio", 2), ("evidence", 5))
         if not strange or draw.random() < 0.9
     }
-    return encode_sequence_example(context, lists)
+    return raw(context) + encode_sequence_example({}, lists)
+
+
+def raw(context: dict) -> bytes:
+    """A context as a stranger may write it: numbers of any kind under any name, which our own writer refuses."""
+    encoded = {name: records._encode_feature("", value) for name, value in context.items()}
+    return records._message(1, *records._encode_map(encoded))
 
 
 def wide(value) -> bool:

@@ -26,7 +26,7 @@ from aart_lib.attacks import (
     pgd,
 )
 from aart_lib.data import BOX, LEVEL, Batch
-from aart_lib.losses import attention_entropy, bce, bernoulli_kl
+from aart_lib.losses import attention_divergence, attention_entropy, bce, bernoulli_kl
 from aart_lib.model import MODELS, ModelConfig, Output, SteadyAttention, VideoTransformer
 from aart_lib.threats import NORMS, ThreatModel
 
@@ -296,7 +296,7 @@ def test_the_mixture_of_an_attack_moves_or_keeps_attention():
         attack = Attack(threat, OBJECTIVES["bce-attention"].at(mixture), steps=20)
         frames = perturb(model, batch, attack, generator=generator())
         attacked = model(frames, batch.mask, return_attention=True).attention
-        return attacks.attention_divergence(clean, attacked, batch.mask).mean()
+        return attention_divergence(clean, attacked, batch.mask).mean()
 
     assert moved(20.0) > 1.5 * moved(0.0) > 3 * moved(-20.0)
 

@@ -17,9 +17,8 @@ import torch
 from kill import COMMANDS, Killer
 from test_train import CONFIG, SHAPE, THREAT, splits  # noqa: F401 (a fixture)
 
-from aart_lib import checkpoint, running, synthetic, training
+from aart_lib import checkpoint, data, running, synthetic, training
 from aart_lib.cli import main
-from aart_lib.data import VideoDataset
 from aart_lib.experiment import reproduce
 from aart_lib.losses import DEFENSES
 from aart_lib.training import TrainConfig, TrainingStopped, train
@@ -140,7 +139,7 @@ def test_who_may_read_what_is_written_is_for_the_umask_to_say(tmp_path):
 
 
 def test_a_reader_that_is_killed_ends_the_run_with_a_sentence(tiny, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(VideoDataset, "__getitems__", lambda *rest: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(data._Together, "__getitems__", lambda *rest: os.kill(os.getpid(), signal.SIGKILL))
     assert main(training_of(tiny, tmp_path, "--workers", "1")) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("aart: a process that reads was ended") and "--workers 0" in said and "--shm-size" in said

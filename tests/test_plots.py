@@ -14,6 +14,7 @@ from aart_lib.losses import DEFENSES
 
 matplotlib.use("Agg")
 plots = pytest.importorskip("aart_lib.plots")
+style = pytest.importorskip("aart_lib.style")
 plt = plots.plt
 
 TIME, CLASSES = 12, 4
@@ -144,8 +145,8 @@ def test_every_defense_has_a_color_of_its_own_and_none_looks_clean_or_attacked()
     colors = [plots.CLEAN, plots.ATTACKED, *(plots.defense_style(name)["color"] for name in DEFENSES)]
     for one, other in itertools.combinations(map(lightness_and_color, colors), 2):
         assert np.linalg.norm(one - other) > 15
-    markers = {plots.defense_style(name)["marker"] for name in plots._NAMES}
-    assert len(markers) == len(plots._NAMES) and not markers & {"o", "s"}
+    markers = {plots.defense_style(name)["marker"] for name in style.NAMES}
+    assert len(markers) == len(style.NAMES) and not markers & {"o", "s"}
 
 
 @pytest.mark.parametrize("name", ["uniform-attention", "model X", "mine", "é"])

@@ -25,13 +25,13 @@ MODULES = sorted((ROOT / "aart_lib").rglob("*.py"))
 NAMES = {path: ".".join(path.relative_to(ROOT / "aart_lib").with_suffix("").parts) for path in MODULES}
 # A module may import only modules that stand before it.
 ORDER = (
-    "foreign exact running records metrics uncertainty model plots processes jobs specs index batch tensors data "
-    "convert synthetic vocabulary download losses threats measures attacks checkpoint suites scoring flags steps "
-    "training presets summary tune experiment.judge experiment.reproduce widgets pictures report overview options "
-    "commands cli"
+    "running foreign exact records metrics uncertainty model style plots processes jobs specs index batch tensors data "
+    "convert synthetic vocabulary download losses threats measures objectives attacks checkpoint suites scoring flags "
+    "steps training presets summary tune experiment.judge experiment.reproduce widgets pictures report "
+    "overview options commands cli"
 ).split()
 FREE = {"__init__", "__main__", "experiment.__init__"}  # they hand names on
-FILE_LIMIT, LIBRARY_LIMIT = 250, 4670  # lines of code
+FILE_LIMIT, LIBRARY_LIMIT = 250, 5530  # lines of code
 NOT_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
