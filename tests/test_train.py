@@ -14,7 +14,7 @@ from shared_run import stepped
 from aart_lib import steps, training
 from aart_lib.attacks import Attack, fgsm, noise, perturb
 from aart_lib.data import Batch, DatasetSpec, open_splits
-from aart_lib.losses import DEFENSES, terms
+from aart_lib.losses import DEFENSES, TERMS, Defense, Term, attention_entropy, terms
 from aart_lib.model import ModelConfig, Output
 from aart_lib.processes import Part
 from aart_lib.records import encode_sequence_example, write_records
@@ -59,6 +59,44 @@ def same_weights(a, b) -> bool:
 
 def timeless(history: list[dict]) -> list[dict]:
     return [{key: value for key, value in entry.items() if key != "seconds"} for entry in history]
+
+
+# ---------------------------------------------------------------- somebody's own terms, switched-off gradients
+
+
+@pytest.mark.parametrize("how", [{}, {"two_sided": True}, {"steps": 2, "start": "random", "rows": "all"}])
+def test_a_term_of_ones_own_is_given_maps_of_both_sides(splits, monkeypatch, how):
+    def apart(defense, clean, attacked, labels, mask):
+        return (clean.attention[-1] - attacked.attention[-1]).abs().sum((1, 2, 3))
+
+    monkeypatch.setitem(TERMS, "attention-l1", apart)  # a plain function, given everything
+    drifts = []
+    for weight in (0.0, 3.0):
+        defense = Defense({"task": 0.5, "robust": 0.5, "attention-l1": weight}, epsilon_scale=4.0, **how)
+        _, history = train(defense, splits, SHAPE, THREAT, CONFIG, progress=None)
+        drifts.append(history[-1]["loss"]["attention-l1"])
+    assert 0 < drifts[1] < drifts[0]
+
+
+def test_a_term_of_clean_frames_alone_is_learned_without_an_attack(splits, monkeypatch):
+    def flat(defense, clean, attacked, labels, mask):
+        assert attacked is None
+        return -attention_entropy(clean.attention, mask)
+
+    monkeypatch.setitem(TERMS, "flat", Term(flat, needs_attacked=False))
+    defense, found = Defense({"task": 1.0, "flat": 0.0}), []
+    assert not defense.pairs and not Defense({"task": 0.5, "robust": 0.5, "flat": 1.0}).shares_clean_pass
+    for weight in (0.0, 5.0):
+        weights = {"task": 1.0, "flat": weight}
+        found.append(train(replace(defense, weights=weights), splits, SHAPE, THREAT, CONFIG, progress=None)[1])
+    assert found[1][-1]["loss"]["flat"] < found[0][-1]["loss"]["flat"]
+
+
+@pytest.mark.parametrize("outside", [torch.inference_mode, torch.no_grad])
+def test_a_training_is_the_same_whatever_the_caller_switched_off(splits, outside):
+    plain, _ = run("a-art", splits)
+    with outside():
+        assert same_weights(run("a-art", splits)[0], plain)
 
 
 # ---------------------------------------------------------------- the shared pass
