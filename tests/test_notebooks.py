@@ -261,6 +261,7 @@ def copy(tmp_path_factory) -> Path:
 
 
 @every_notebook
+@pytest.mark.timeout(600)  # a notebook may take three minutes on two quiet cores
 def test_runs_from_an_empty_kernel_and_exercises_can_be_solved(path, copy):
     env = os.environ | {"AART_QUICK": "1"}
     notebook = execute.run(with_solutions(read(path)), copy.parent, library=ROOT, env=env)  # not the notebooks' folder
