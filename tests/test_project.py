@@ -31,7 +31,7 @@ ORDER = (
     "overview options commands cli"
 ).split()
 FREE = {"__init__", "__main__", "experiment.__init__"}  # they hand names on
-FILE_LIMIT, LIBRARY_LIMIT = 250, 5530  # lines of code
+FILE_LIMIT, LIBRARY_LIMIT = 250, 5540  # lines of code
 NOT_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
