@@ -90,19 +90,9 @@ def _unpack(packed: bytes, task: tuple):
         for name, table in found.items():
             getattr(import_module(f"aart_lib.{module}"), name).update(table)
     try:
-        with on_signals(signal.default_int_handler):
-            return work(*task)
-    except KeyboardInterrupt:
-        _end_soon()
-        raise
-
-
-def _end_soon(*signal_and_frame) -> None:
-    """End after the parent had time to end this process: at once, it could die with the lock that all others wait for,
-    and without it, it could wait for the lock of one that was killed."""
-    end = threading.Timer(5, os._exit, (1,))
-    end.daemon = True
-    end.start()
+        return work(*task)
+    except KeyboardInterrupt:  # told to stop: it would wait for a queue that a stopped neighbor has locked
+        os._exit(1)
 
 
 @contextmanager
@@ -122,7 +112,6 @@ def _begin(threads: int, lock, started) -> None:
     """In a new process: its share of the threads, its own line for bars, and an end with its parent."""
     torch.set_num_threads(threads)
     show_any_text()
-    signal.signal(signal.SIGTERM, _end_soon)
     with started.get_lock():
         line, started.value = started.value, started.value + 1
     tqdm.set_lock(lock)
