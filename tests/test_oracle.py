@@ -106,7 +106,7 @@ class Duel:
 
 def duel(toolbox, batch: Batch, name: str, norm: str, steps: int = STEPS, **options) -> Duel:
     model, _ = checkpoint.load(CHECKPOINTS / f"{name}-seed0.safetensors")
-    attack = pgd(THREATS[norm], steps, restarts=1, **options)
+    attack = pgd(THREATS[norm], steps, restarts=1, **{"start": "random"} | options)  # what ART draws
     ours = perturb(model, batch, attack, generator=torch.Generator().manual_seed(0))
     return Duel(f"{name}, {norm}", model, attack, ours, attacked_by_art(toolbox, model, batch, attack))
 

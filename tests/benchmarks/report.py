@@ -82,12 +82,12 @@ def margins(entries: list[dict]) -> list[tuple[str, float, dict]]:
 
 def draw(results: dict, path: Path) -> None:
     """Bars of how far each ratio lies beyond its target; hatched where it falls short."""
-    from aart_lib import plots
+    from aart_lib import plots, style
 
     found = margins(results["entries"])
     title = f"{finding(results['entries'])}: what the project costs beside its peers, on one thread"
     ax = plots._axes(None, title, 1.6 + 0.42 * len(found))
-    for met, label, look in ((True, "met", {"color": plots.CLEAN}), (False, "missed", plots._HATCHED)):
+    for met, label, look in ((True, "met", {"color": plots.CLEAN}), (False, "missed", style.HATCHED)):
         chosen = [(place, factor) for place, (_, factor, entry) in enumerate(found) if entry["met"] is met]
         if chosen:
             places, factors = zip(*chosen, strict=True)
