@@ -9,24 +9,28 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOME = {
-    "records": ("read_records", "write_records", "RecordError"),
-    "metrics": ("gap", "hit_at_one", "perr", "mean_average_precision", "Accumulator"),
-    "model": ("ModelConfig", "Output", "SteadyAttention", "VideoTransformer", "cls_attention", "rollout"),
-    "specs": ("BOX", "LEVEL", "SPECS", "dequantize", "quantize"),
-    "batch": ("Batch", "Item", "collate"),
-    "data": ("Splits", "VideoDataset", "open_splits"),
-    "losses": ("DEFENSES", "Defense", "attention_divergence", "attention_entropy", "bce", "bernoulli_kl"),
+    "data.records": ("read_records", "write_records", "RecordError"),
+    "data.batch": ("BOX", "LEVEL", "Batch", "Item", "collate", "dequantize", "quantize"),
+    "data.formats": ("SPECS",),
+    "data.dataset": ("VideoDataset",),
+    "data.catalog": ("Splits", "open_data", "open_splits"),
+    "model": ("ModelConfig", "Output", "VideoTransformer"),
+    "attention": (
+        *("SteadyAttention", "attention_divergence", "attention_entropy", "cls_attention", "evidence_share", "rollout"),
+    ),
+    "losses": ("DEFENSES", "Defense", "bce", "bernoulli_kl"),
     "threats": ("ThreatModel",),
     "attacks": ("Attack", "fgsm", "noise", "perturb", "pgd"),
-    "suites": ("suite",),
+    "metrics": ("gap", "hit_at_one", "perr", "mean_average_precision", "Accumulator"),
+    "steps": ("TrainConfig",),
+    "training": ("train",),
     "scoring": ("calibrate", "probabilities", "score"),
+    "experiment.presets": ("default_threat", "model_config"),
+    "experiment.suites": ("suite",),
     "experiment.judge": ("evaluate", "judge"),
-    "measures": ("evidence_share",),
-    "training": ("TrainConfig", "train"),
-    "presets": ("default_threat", "model_config", "open_data"),
     "experiment.reproduce": ("reproduce",),
 }
-_MODULES = {"checkpoint", "download", "experiment", "pictures", "plots", "report", "synthetic", "widgets"}
+_MODULES = {"checkpoint", "data", "runtime", "viz", "experiment", "cli", "objectives"}
 _MODULES |= {module for module in _HOME if "." not in module}
 _ORIGIN = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted({*_ORIGIN, *_MODULES})

@@ -2,6 +2,6 @@
 
 import sys
 
-from aart_lib.cli import main
+from aart_lib.cli.parser import main
 
 sys.exit(main())

@@ -15,10 +15,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from aart_lib.data import Batch
+from aart_lib.data.batch import Batch, Part, drawn
 from aart_lib.model import DetachedAttention, Output, VideoTransformer, evaluating, precision, predict, tempered, wide
 from aart_lib.objectives import OBJECTIVES, Objective
-from aart_lib.processes import Part, drawn
 from aart_lib.threats import NORMS, ThreatModel, store
 
 

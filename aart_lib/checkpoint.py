@@ -12,7 +12,7 @@ from safetensors.torch import save as to_bytes
 
 from aart_lib.attacks import ThreatModel
 from aart_lib.model import ModelConfig, VideoTransformer
-from aart_lib.running import replacing
+from aart_lib.runtime.files import replacing
 
 VERSION = 1
 LARGEST_HEADER = 2**22  # bytes; descriptions are a few kB, tensors a line each

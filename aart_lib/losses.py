@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aart_lib.attention import DIVERGENCES, attention_divergence
 from aart_lib.model import Output, wide
 
 
@@ -34,59 +35,6 @@ def bernoulli_kl(logits: Tensor, other: Tensor) -> Tensor:
     yes = F.logsigmoid(logits) - F.logsigmoid(other)
     no = F.logsigmoid(-logits) - F.logsigmoid(-other)
     return (probability * yes + (1 - probability) * no).sum(1)
-
-
-def _log(p: Tensor) -> Tensor:
-    return wide(p).clamp_min(1e-12).log()  # a padded key has probability 0 in both maps and adds nothing
-
-
-def _jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
-    middle = _log((p + q) / 2)
-    return ((p * (_log(p) - middle) + q * (_log(q) - middle)) / 2).sum(-1)
-
-
-# Distances between rows of attention, each a distribution over keys: [...,K], [...,K] -> [...].
-DIVERGENCES = {
-    "symmetric-kl": lambda p, q: ((p - q) * (_log(p) - _log(q))).sum(-1),
-    "jensen-shannon": _jensen_shannon,
-    "squared-l2": lambda p, q: (p - q).square().sum(-1),
-    "total-variation": lambda p, q: (p - q).abs().sum(-1) / 2,
-}
-
-
-def attention_divergence(
-    clean: tuple[Tensor, ...],
-    attacked: tuple[Tensor, ...],
-    mask: Tensor,
-    *,
-    kind: str = "symmetric-kl",
-    layers: str = "last",
-    rows: str = "cls",
-) -> Tensor:
-    """How far attention moved: [B], summed over keys, averaged over heads, rows and layers.
-
-    Args:
-        clean, attacked: maps a layer, [B,H,T+1,T+1]; mask: [B,T] bool.
-        kind: one of `DIVERGENCES`; layers: "last" or "all"; rows: "cls" (the row that pools the frames) or "all"
-        ([CLS] and every real frame).
-    Summed, not averaged, over keys: an entry of a 300-frame map is about 1/300, and a mean of squares vanishes.
-    """
-    distance = DIVERGENCES[kind]
-    pairs = list(zip(clean, attacked, strict=True))
-    total: Any = 0.0  # [B] from the first layer on
-    for p, q in pairs[-1:] if layers == "last" else pairs:
-        if rows == "cls":
-            total = total + distance(p[:, :, 0], q[:, :, 0]).mean(1)
-        else:
-            real = F.pad(mask, (1, 0), value=True)[:, None]  # [B,1,T+1]
-            total = total + (distance(p, q) * real).sum(2).mean(1) / real.sum((1, 2))
-    return total / (1 if layers == "last" else len(pairs))
-
-
-def attention_entropy(attention: tuple[Tensor, ...], mask: Tensor) -> Tensor:
-    """Entropy of the last layer's [CLS] row as a share of the uniform row's: [B], 1 = flat, 0 = one frame."""
-    row = attention[-1][:, :, 0]
-    return -(row * _log(row)).sum(-1).mean(1) / (mask.sum(1) + 1.0).log().clamp_min(1e-12)
 
 
 @dataclass(frozen=True)
@@ -244,49 +192,6 @@ DEFENSES |= {
     "a-art-few": replace(_AART, few=0.5),
     "trades-few": replace(_AART, weights=_STAY, few=0.5),
 }
-SIX = ("standard", "adversarial", "logit-pairing", "trades", "vat", "a-art")
-
-
-# What the trials on each data set's validation split chose (figures/trials-*.json, a test compares); all else as above.
-TUNED: dict[str, dict[str, dict]] = {
-    "synthetic": {
-        "standard": {"rate": 0.004, "weight_decay": 0.1},
-        "adversarial": {"epsilon_scale": 4.0, "weights": _MOSTLY},
-        "logit-pairing": {"epsilon_scale": 3.0, "weights": _MIX | {"pairing": 0.03}},
-        "trades": {"epsilon_scale": 4.0, "weights": {"consistency": 1.0}},
-        "vat": {"epsilon_scale": 4.0, "weights": {"consistency": 1.0}},
-        "a-art": {"epsilon_scale": 4.0, "weights": {"consistency": 1.0, "attention": 0.3}},
-        "a-art-fast": {"epsilon_scale": 3.0, "weights": _MIX | {"pairing": 0.03, "attention": 0.3}},
-        "adversarial-uniform": {"epsilon_scale": 4.0, "weights": _MOSTLY},
-        "adversarial-mean": {"epsilon_scale": 4.0, "weights": _MOSTLY},  # as the control beside it
-    },
-    "audioset": {
-        "standard": {"rate": 0.002, "weight_decay": 0.1},
-        "adversarial": {"epsilon_scale": 4.0, "weights": _MOSTLY},
-        "logit-pairing": {"epsilon_scale": 4.0, "weights": _MOSTLY | {"pairing": 0.1}},
-        "trades": {"epsilon_scale": 4.0, "weights": {"consistency": 6.0}},
-        "vat": {"epsilon_scale": 3.0, "weights": {"consistency": 3.0}},
-        "a-art": {"epsilon_scale": 4.0, "weights": {"consistency": 6.0, "attention": 0.3}},
-        "a-art-fast": {"epsilon_scale": 3.0, "weights": _MOSTLY | {"pairing": 0.1, "attention": 1.0}},
-        "adversarial-uniform": {"epsilon_scale": 3.0, "weights": _MOSTLY},
-    },
-}
-
-
-def changed(name: str, changes: Mapping) -> tuple[Defense, dict]:
-    """A defense with changes, ``weights`` among them term by term; settings of the loop are handed back apart."""
-    recipe, changes = defense(name), dict(changes)
-    settings = {key: changes.pop(key) for key in ("rate", "weight_decay") if key in changes}
-    weights = dict(recipe.weights) | changes.pop("weights", {})
-    return replace(recipe, weights=weights, **changes), settings
-
-
-def tuned(data: str, name: str) -> tuple[Defense, dict]:
-    """The defense as tuned for a data set, and settings of the training loop.
-
-    A data set without trials of its own gets what the trials on the embedded data chose, for every defense alike.
-    """
-    return changed(name, TUNED.get(data, TUNED["synthetic"]).get(name, {}))
 
 
 def defense(name: str) -> Defense:

@@ -23,7 +23,7 @@ import inspect
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -232,22 +232,6 @@ class VideoTransformer(nn.Module):
             raise ValueError(f"video {int((~mask.any(1)).nonzero()[0])} of the batch has no real frame; leave it out")
 
 
-class SteadyAttention(nn.Module):
-    """A model whose attention is held at given maps, for the batch they came from.
-
-    What an attacker can still do to it, knowing that, is the most that steadying attention could save.
-    """
-
-    fixed_attention = True
-
-    def __init__(self, model: nn.Module, maps: tuple[Tensor, ...]):
-        super().__init__()
-        self.model, self.maps = model, tuple(m.detach() for m in maps)
-
-    def forward(self, frames: Tensor, mask: Tensor, *, return_attention=False) -> Output:
-        return predict(self.model, frames, mask, return_attention=return_attention, held=self.maps)
-
-
 class DetachedAttention(nn.Module):
     """The same model to an attacker who looks past its attention: same output, no gradient through the maps."""
 
@@ -276,18 +260,3 @@ def tempered(model: nn.Module, temperature: float) -> nn.Module:
         for parameter in block.query.parameters():
             parameter.data /= temperature
     return changed
-
-
-def cls_attention(attention: tuple[Tensor, ...]) -> Tensor:
-    """Temporal attention as shown to people: how [CLS] weighs the frames, [B,L,H,T] from maps [B,H,T+1,T+1]."""
-    return torch.stack([m[:, :, 0, 1:] for m in attention], 1)
-
-
-def rollout(attention: tuple[Tensor, ...]) -> Tensor:
-    """Attention of [CLS] to the frames through all layers, [B,T]; rows of the maps of all layers are needed.
-
-    Heads are averaged, half of each token is taken to pass by the residual. Source: Abnar & Zuidema 2020, eq. 1.
-    """
-    means = (layer.mean(1) for layer in attention)
-    flow = reduce(lambda flow, mixed: mixed @ flow, ((m + torch.eye(m.shape[-1]).to(m)) / 2 for m in means))
-    return flow[:, 0, 1:]

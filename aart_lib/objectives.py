@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aart_lib.data import Batch
-from aart_lib.losses import attention_divergence, bce, bernoulli_kl
+from aart_lib.attention import attention_divergence
+from aart_lib.data.batch import Batch
+from aart_lib.losses import bce, bernoulli_kl
 from aart_lib.model import Output
 
 

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import torch
 
-from aart_lib import processes
 from aart_lib.attacks import Attack, perturb, pgd
-from aart_lib.data import Batch, VideoDataset
+from aart_lib.data.batch import Batch
+from aart_lib.data.dataset import VideoDataset
 from aart_lib.metrics import Accumulator
 from aart_lib.model import evaluating, predict
+from aart_lib.runtime import processes
 from aart_lib.threats import ThreatModel
 
 BATCH, BLOCK = 100, 500  # videos attacked at once, and among how many those of like length are put together

@@ -15,13 +15,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from aart_lib import processes
 from aart_lib.attacks import Attack, AttackFailed, one_step, perturb
-from aart_lib.data import Batch
+from aart_lib.data.batch import Batch, Part, drawn
+from aart_lib.data.formats import SAMPLINGS
 from aart_lib.losses import Defense, terms
 from aart_lib.model import ModelConfig, Output, VideoTransformer
-from aart_lib.processes import Part, drawn
-from aart_lib.specs import SAMPLINGS
+from aart_lib.runtime import processes
 from aart_lib.threats import ThreatModel
 
 LARGEST_SEED = 2**40  # each epoch has a seed of its own, 100,003 times this and more

@@ -15,13 +15,13 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from aart_lib import processes
 from aart_lib.attacks import ThreatModel, fgsm, pgd
 from aart_lib.checkpoint import load_state, save_state
-from aart_lib.data import Splits
+from aart_lib.data.catalog import Splits
 from aart_lib.losses import Defense
 from aart_lib.model import ModelConfig, VideoTransformer
-from aart_lib.running import on_signals
+from aart_lib.runtime import processes
+from aart_lib.runtime.signals import on_signals
 from aart_lib.scoring import score
 from aart_lib.steps import Hardware, Learner, TrainConfig, TrainingStopped
 

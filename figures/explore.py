@@ -4,7 +4,7 @@ Every variant is trained with seed 0 and judged on the *validation* split by the
 choosing, not for claiming. The ledger, explored-DATA.json, is gone on with when the script is run again.
 
 Also an example of how to try an idea of your own: a new distance between attention maps is an entry of
-`losses.DIVERGENCES`, a new term one of `losses.TERMS`, a new attack objective one of `attacks.OBJECTIVES`; what
+`attention.DIVERGENCES`, a new term one of `losses.TERMS`, a new attack objective one of `attacks.OBJECTIVES`; what
 changes the training step itself is a subclass of its run.
 """
 
@@ -18,18 +18,23 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
-from aart_lib import attacks, losses, plots, synthetic, training
-from aart_lib.data import LEVEL, SPECS, open_splits
+from aart_lib import attacks, attention, losses, training
+from aart_lib.attention import attention_divergence, attention_entropy, rollout
+from aart_lib.data import synthetic
+from aart_lib.data.batch import LEVEL
+from aart_lib.data.catalog import open_data, open_splits
+from aart_lib.data.formats import SPECS
+from aart_lib.experiment.figures import rank_correlation
 from aart_lib.experiment.judge import evaluate
-from aart_lib.losses import Defense, attention_divergence, attention_entropy, bernoulli_kl, tuned
-from aart_lib.model import rollout
-from aart_lib.pictures import rank_correlation
-from aart_lib.presets import PRESETS, model_config, open_data, train_config
-from aart_lib.running import replacing, write_json
+from aart_lib.experiment.presets import PRESETS, model_config, train_config
+from aart_lib.experiment.recipes import tuned
+from aart_lib.losses import Defense, bernoulli_kl
+from aart_lib.runtime.files import replacing, write_json
 from aart_lib.threats import ThreatModel
+from aart_lib.viz import plots
 
 THREATS = {"synthetic": ThreatModel("linf", 0.0416), "audioset": ThreatModel("l2-clip", 0.704)}  # as in the tables
-SYMMETRIC = losses.DIVERGENCES["symmetric-kl"]
+SYMMETRIC = attention.DIVERGENCES["symmetric-kl"]
 
 # ---------------------------------------------------------------- other distances between rows of attention [...,K]
 
@@ -37,7 +42,7 @@ SYMMETRIC = losses.DIVERGENCES["symmetric-kl"]
 def scores_apart(p, q):
     """Squared difference of the scores before the softmax, which are the logs up to a constant a row."""
     real = (p > 0) & (q > 0)
-    apart = (losses._log(p) - losses._log(q)) * real
+    apart = (attention._log(p) - attention._log(q)) * real
     centered = (apart - apart.sum(-1, keepdim=True) / real.sum(-1, keepdim=True)) * real
     return centered.square().sum(-1)
 
@@ -54,7 +59,7 @@ def sharpened(p, q):
     return SYMMETRIC(target.detach(), q)
 
 
-losses.DIVERGENCES |= {"scores": scores_apart, "smoothed": smoothed, "sharpened": sharpened}
+attention.DIVERGENCES |= {"scores": scores_apart, "smoothed": smoothed, "sharpened": sharpened}
 
 # ---------------------------------------------------------------- other terms
 

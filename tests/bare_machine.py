@@ -67,6 +67,6 @@ def take_away() -> None:
 take_away()
 
 if __name__ == "__main__":
-    from aart_lib.cli import main
+    from aart_lib.cli.parser import main
 
     sys.exit(max(main(command) for command in json.loads(sys.argv[1])))

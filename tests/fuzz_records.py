@@ -26,10 +26,11 @@ from pathlib import Path
 
 import numpy as np
 
-from aart_lib import index, records
-from aart_lib.index import Entries, Entry
-from aart_lib.records import RecordError, encode_example, encode_sequence_example
-from aart_lib.specs import SPECS, DatasetSpec, chosen_frames, features_of
+from aart_lib.data import index, records
+from aart_lib.data.convert import save_converted
+from aart_lib.data.formats import SPECS, DatasetSpec, chosen_frames, features_of
+from aart_lib.data.index import Entries, Entry
+from aart_lib.data.records import RecordError, encode_example, encode_sequence_example
 
 PATTERNS = {"audioset": "audioset_*", "yt8m-frame": "yt8m_frame/*", "yt8m-video": "yt8m_video/*"}
 TINY = DatasetSpec("tiny", {"rgb": (3, 3), "audio": (2, 2)}, 5, ("train*.tfrecord",), ("test*.tfrecord",), max_frames=4)
@@ -204,7 +205,7 @@ def converted_seed(path: Path) -> bytes:
     """A converted file of two videos; returns the bytes of its index."""
     path.write_bytes(bytes(7 * TINY.dims))
     videos = [Entry(str(path), 0, "a", (1, 3), 0, 4), Entry(str(path), 4, "b", (), 0, 3)]
-    index.save_converted(path, TINY, Entries.of(videos))
+    save_converted(path, TINY, Entries.of(videos))
     return path.with_suffix(".npz").read_bytes()
 
 

@@ -39,8 +39,10 @@ COMMANDS["side-by-side"] = [*COMMANDS["reproduce"], "--jobs", "2"]  # the states
 
 def run(arguments: list[str], trained: str) -> int:
     """The command line with a state saved at nearly every step, slow renames, and a line for each training."""
-    from aart_lib import cli, running, training
+    from aart_lib import training
+    from aart_lib.cli import parser as cli
     from aart_lib.experiment import reproduce
+    from aart_lib.runtime import files
 
     rename, train = os.replace, reproduce.train
 
@@ -53,7 +55,7 @@ def run(arguments: list[str], trained: str) -> int:
             file.write(f"{options['progress']}\n")
         return train(*rest, **options)
 
-    training.SAVE_SECONDS, running.os.replace, reproduce.train = SAVE_SECONDS, slow_rename, told
+    training.SAVE_SECONDS, files.os.replace, reproduce.train = SAVE_SECONDS, slow_rename, told
     return cli.main(arguments)
 
 
@@ -205,7 +207,7 @@ class Killer:
 
 def data(folder: Path) -> Path:
     """A small copy of the embedded data set."""
-    from aart_lib import synthetic
+    from aart_lib.data import synthetic
 
     small = replace(synthetic.SETTINGS["default"], train_videos=300, test_videos=60, shard_size=300, frames=(6, 12))
     synthetic.write(small, folder / "data")

@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from aart_lib import processes, scoring, training
-from aart_lib.data import DatasetSpec, open_splits
+from aart_lib import scoring, training
+from aart_lib.data.catalog import open_splits
+from aart_lib.data.formats import DatasetSpec
 from aart_lib.experiment.judge import judge
 from aart_lib.losses import DEFENSES
 from aart_lib.model import ModelConfig, VideoTransformer
+from aart_lib.runtime import processes
 from aart_lib.steps import Hardware, TrainConfig
 from aart_lib.threats import ThreatModel
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aart_lib import checkpoint, synthetic
-from aart_lib.cli import main
-from aart_lib.convert import convert
-from aart_lib.data import DatasetSpec
-from aart_lib.records import encode_sequence_example, write_records
+from aart_lib import checkpoint
+from aart_lib.cli.parser import main
+from aart_lib.data import synthetic
+from aart_lib.data.convert import convert
+from aart_lib.data.formats import DatasetSpec
+from aart_lib.data.records import encode_sequence_example, write_records
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="on Linux the other systems are acted")
 ROOT = Path(__file__).parent.parent

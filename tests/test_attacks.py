@@ -25,9 +25,10 @@ from aart_lib.attacks import (
     perturb,
     pgd,
 )
-from aart_lib.data import BOX, LEVEL, Batch
-from aart_lib.losses import attention_divergence, attention_entropy, bce, bernoulli_kl
-from aart_lib.model import MODELS, ModelConfig, Output, SteadyAttention, VideoTransformer
+from aart_lib.attention import SteadyAttention, attention_divergence, attention_entropy
+from aart_lib.data.batch import BOX, LEVEL, Batch
+from aart_lib.losses import bce, bernoulli_kl
+from aart_lib.model import MODELS, ModelConfig, Output, VideoTransformer
 from aart_lib.threats import NORMS, ThreatModel
 
 D, C = 5, 4

@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aart_lib import attacks, checkpoint, commands, suites, synthetic
-from aart_lib.cli import main, parser
-from aart_lib.data import SPECS
+from aart_lib import attacks, checkpoint
+from aart_lib.cli import commands
+from aart_lib.cli.options import preset_asked
+from aart_lib.cli.parser import main, parser
+from aart_lib.data import synthetic
+from aart_lib.data.formats import SPECS
+from aart_lib.data.records import encode_example, encode_sequence_example, write_records
+from aart_lib.experiment import suites
 from aart_lib.model import ModelConfig, VideoTransformer
-from aart_lib.options import preset_asked
-from aart_lib.records import encode_example, encode_sequence_example, write_records
 
 TINY = replace(synthetic.SETTINGS["default"], train_videos=40, test_videos=12, shard_size=40, frames=(3, 5))
 COMMANDS = sorted(next(a.choices for a in parser()._actions if a.dest == "command"))

@@ -17,15 +17,18 @@ import torch
 from kill import COMMANDS, Killer
 from test_train import CONFIG, SHAPE, THREAT, splits  # noqa: F401 (a fixture)
 
-from aart_lib import checkpoint, data, running, synthetic, training
-from aart_lib.cli import main
+from aart_lib import checkpoint, training
+from aart_lib.cli.parser import main
+from aart_lib.data import dataset as data
+from aart_lib.data import synthetic
 from aart_lib.experiment import reproduce
 from aart_lib.losses import DEFENSES
+from aart_lib.runtime import files
 from aart_lib.training import TrainConfig, TrainingStopped, train
 
 ROOT = Path(__file__).parent.parent
 TINY = replace(synthetic.SETTINGS["default"], train_videos=160, test_videos=40, shard_size=160, frames=(3, 5))
-HOLD = "import sys, time; from pathlib import Path; from aart_lib.running import reserved\n"
+HOLD = "import sys, time; from pathlib import Path; from aart_lib.runtime.files import reserved\n"
 HOLD += "with reserved(Path(sys.argv[1]), 0): print('here', flush=True); time.sleep(100)"
 
 
@@ -98,16 +101,16 @@ def test_files_that_killed_runs_left_are_removed_and_no_others(tmp_path):
     for name in kinds + others:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
-    program = "import sys, time; from aart_lib.running import replacing\n"
+    program = "import sys, time; from aart_lib.runtime.files import replacing\n"
     program += "with replacing(sys.argv[1]): print('here', flush=True); time.sleep(100)"
     writer = started("-c", program, tmp_path / "report.md", stdout=subprocess.PIPE)
     assert writer.stdout.readline() == "here\n"
     (living,) = [name for name in names(tmp_path) if "report.md" in name]
-    with running.reserved(tmp_path, 0):
+    with files.reserved(tmp_path, 0):
         assert names(tmp_path) == sorted([*others, living, ".run.lock"])
     writer.kill()
     writer.wait()
-    with running.reserved(tmp_path, 0):
+    with files.reserved(tmp_path, 0):
         pass
     assert names(tmp_path) == sorted(others)
 
@@ -120,7 +123,7 @@ def test_readers_that_outlive_a_killed_run_leave_its_folder_free(tmp_path):
     run.kill()
     run.wait()
     try:
-        with running.reserved(tmp_path, 0):
+        with files.reserved(tmp_path, 0):
             os.kill(reader, 0)  # it lives
     finally:
         os.kill(reader, signal.SIGKILL)
@@ -130,7 +133,7 @@ def test_readers_that_outlive_a_killed_run_leave_its_folder_free(tmp_path):
 def test_who_may_read_what_is_written_is_for_the_umask_to_say(tmp_path):
     before = os.umask(0o027)
     try:
-        with running.replacing(tmp_path / "a.json") as file:
+        with files.replacing(tmp_path / "a.json") as file:
             file.write(b"{}")
         synthetic.write(replace(TINY, train_videos=2, test_videos=2), tmp_path / "data")
     finally:
@@ -295,7 +298,7 @@ class Full(io.BytesIO):
 def test_a_write_that_finds_no_room_names_the_file_and_leaves_none(tiny, tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         full = lambda *a, **o: Full()  # noqa: E731
-        write_at(3, patch, lambda: patch.setattr(running, "open", full, raising=False))
+        write_at(3, patch, lambda: patch.setattr(files, "open", full, raising=False))
         said = answer(capsys, training_of(tiny, tmp_path / "out"))
     assert f"{tmp_path / 'out' / 'model.state'}: no space left on device; make room, then the same command" in said
     assert names(tmp_path / "out") == ["model.state"]
@@ -304,11 +307,11 @@ def test_a_write_that_finds_no_room_names_the_file_and_leaves_none(tiny, tmp_pat
 
 def test_too_little_room_is_told_with_both_numbers(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(running.shutil, "disk_usage", lambda folder: usage._replace(free=2_000_000))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: usage._replace(free=2_000_000))
     with pytest.raises(ValueError, match=r"has room for 2\.0 MB, and about 3\.0 MB will be written in all; make room"):
-        running.reserved(tmp_path, 3_000_000).__enter__()
+        files.reserved(tmp_path, 3_000_000).__enter__()
     (tmp_path / "written").write_bytes(bytes(1_500_000))  # by the run that is gone on with
-    with running.reserved(tmp_path, 3_000_000):
+    with files.reserved(tmp_path, 3_000_000):
         pass
 
 
@@ -326,7 +329,7 @@ def test_a_folder_that_may_not_be_written_to_is_refused(tiny, tmp_path, capsys, 
     def refused(*arguments, **options):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(arguments[0]))
 
-    monkeypatch.setattr(running, "open", refused, raising=False)
+    monkeypatch.setattr(files, "open", refused, raising=False)
     out = tmp_path / "ledger.json" if command == "tune" else tmp_path
     said = answer(capsys, [command, "--data-dir", tiny, "--out", out])
     assert f"{tmp_path} cannot be written to (Permission denied); choose another --out" in said
@@ -350,7 +353,7 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_ends(tiny, tmp_path
         said = answer(capsys, command)
         assert f"{tmp_path} is in use by process {holder.pid} on " in said and "choose another --out" in said
     assert names(tmp_path) == [".run.lock"]
-    with running.reserved(tmp_path, 0, name="ledger"):  # what may lie beside it is free
+    with files.reserved(tmp_path, 0, name="ledger"):  # what may lie beside it is free
         pass
     holder.kill()  # its lock file stays, its lock does not
     holder.wait()

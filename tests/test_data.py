@@ -12,22 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Subset
 
-from aart_lib import data, synthetic
-from aart_lib.data import (
-    BOX,
-    LEVEL,
-    SPECS,
-    DatasetSpec,
-    Item,
-    VideoDataset,
-    collate,
-    dequantize,
-    find_shards,
-    most_frequent,
-    open_splits,
-    quantize,
-)
-from aart_lib.records import (
+from aart_lib.data import dataset as data
+from aart_lib.data import synthetic
+from aart_lib.data.batch import BOX, LEVEL, Item, collate, dequantize, quantize
+from aart_lib.data.catalog import find_shards, most_frequent, open_splits
+from aart_lib.data.dataset import VideoDataset
+from aart_lib.data.formats import SPECS, DatasetSpec
+from aart_lib.data.records import (
     RecordError,
     decode_example,
     encode_example,

@@ -18,20 +18,32 @@ from accelerate import Accelerator as Here
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from aart_lib import checkpoint, processes
+from aart_lib import checkpoint
 from aart_lib import training as loop
 from aart_lib.attacks import CHOICES, OBJECTIVES, VIEWS, Attack, perturb
-from aart_lib.data import Batch, VideoDataset
+from aart_lib.attention import (
+    DIVERGENCES,
+    SteadyAttention,
+    attention_divergence,
+    attention_entropy,
+    cls_attention,
+    evidence_share,
+    hijacked,
+    rollout,
+)
+from aart_lib.data.batch import Batch, drawn
+from aart_lib.data.catalog import open_data
+from aart_lib.data.dataset import VideoDataset
 from aart_lib.experiment.judge import evaluate
+from aart_lib.experiment.presets import default_threat, model_config, preset_named
 from aart_lib.experiment.reproduce import Experiment
-from aart_lib.losses import DEFENSES, DIVERGENCES, attention_divergence, attention_entropy
-from aart_lib.measures import evidence_share, hijacked, violation
+from aart_lib.losses import DEFENSES
 from aart_lib.metrics import gap
-from aart_lib.model import ModelConfig, SteadyAttention, VideoTransformer, cls_attention, rollout
-from aart_lib.presets import default_threat, model_config, open_data, preset_named
+from aart_lib.model import ModelConfig, VideoTransformer
+from aart_lib.runtime import processes
 from aart_lib.scoring import calibrate, score
 from aart_lib.steps import Hardware, Learner, TrainConfig
-from aart_lib.threats import NORMS, ThreatModel
+from aart_lib.threats import NORMS, ThreatModel, violation
 from aart_lib.training import _Run, train
 
 ROOT = Path(__file__).parent.parent
@@ -294,7 +306,7 @@ def noise_of(rank: int, count: int) -> torch.Tensor:
     told = {"rank": lambda: rank, "count": lambda: count, "gathered": lambda frames: [frames]}
     with mock.patch.multiple(processes, **told):
         ((_, part),) = made._placed([share], 4)
-    return home(processes.drawn(share.frames.shape, part))
+    return home(drawn(share.frames.shape, part))
 
 
 def test_processes_elsewhere_draw_the_noise_of_one(training):
@@ -401,7 +413,7 @@ def test_a_model_from_a_checkpoint_goes_where_the_run_computes(tmp_path):
     with (
         Device(),
         mock.patch("aart_lib.experiment.reproduce.fingerprint", return_value="same"),
-        mock.patch("aart_lib.processes.device", return_value=AWAY),
+        mock.patch("aart_lib.runtime.processes.device", return_value=AWAY),
     ):
         model, _ = experiment.train("standard", 0, threat, path=tmp_path / "model.safetensors")
     assert all(isinstance(parameter, Elsewhere) for parameter in model.parameters())
@@ -422,7 +434,8 @@ def test_a_run_in_half_precision_keeps_whole_weights():
     program = """
 import dataclasses, torch
 from aart_lib.losses import DEFENSES
-from aart_lib.presets import default_threat, model_config, open_data, preset_named, train_config
+from aart_lib.data import open_data
+from aart_lib.experiment.presets import default_threat, model_config, preset_named, train_config
 from aart_lib.training import train
 splits = open_data("synthetic")
 some = {"train": splits.train.select(range(64)), "validation": splits.validation.select(range(8))}

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aart_lib import download as module
-from aart_lib.cli import main
-from aart_lib.download import DownloadError, download
+from aart_lib.cli.parser import main
+from aart_lib.data import download as module
+from aart_lib.data.download import DownloadError, download
 
 PLAN = "/2/download_plans/frame_train.json"
 NAMES = ["trainaB.tfrecord", "trainZz.tfrecord", "train0a.tfrecord", "trainqq.tfrecord"]

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from aart_lib.data import DatasetSpec, Item, collate, open_splits
+from aart_lib.data.batch import Item, collate
+from aart_lib.data.catalog import open_splits
+from aart_lib.data.formats import DatasetSpec
+from aart_lib.data.records import RecordError, encode_sequence_example, write_records
 from aart_lib.experiment.judge import judge
 from aart_lib.losses import DEFENSES
 from aart_lib.model import ModelConfig, VideoTransformer
-from aart_lib.records import RecordError, encode_sequence_example, write_records
 from aart_lib.steps import TrainConfig
 from aart_lib.threats import ThreatModel
 from aart_lib.training import train

@@ -10,18 +10,19 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from aart_lib import scoring, suites
+from aart_lib import scoring
 from aart_lib.attacks import Attack, AttackFailed, fgsm, noise, perturb, pgd
-from aart_lib.data import BOX, Batch, Item, collate
+from aart_lib.attention import evidence_share, hijacked
+from aart_lib.data.batch import BOX, Batch, Item, collate
 from aart_lib.experiment import judge as evaluation
+from aart_lib.experiment import suites
+from aart_lib.experiment.flags import flags
 from aart_lib.experiment.judge import _WorstCase, evaluate, judge
-from aart_lib.flags import flags
 from aart_lib.losses import bce
-from aart_lib.measures import evidence_share, hijacked, violation
 from aart_lib.metrics import average_precision_per_video, gap
 from aart_lib.model import MODELS, ModelConfig, Output, VideoTransformer
 from aart_lib.scoring import calibrate, generator_for, probabilities, score
-from aart_lib.threats import NORMS, ThreatModel
+from aart_lib.threats import NORMS, ThreatModel, violation
 
 D, C, T = 8, 6, 5
 THREAT = ThreatModel("linf", 0.15)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from aart_lib.flags import CHECKS, flags
+from aart_lib.experiment.flags import CHECKS, flags
 
 HISTORY = [{"clean": 0.8, "attacked": 0.6}, {"clean": 0.801, "attacked": 0.602}]
 GAPS = {
@@ -132,7 +132,7 @@ def test_a_mistake_inside_a_check_is_not_taken_for_a_missing_attack(monkeypatch)
     def slip(row, history):
         return row["attacked"]["pdg"]["gap"]
 
-    monkeypatch.setattr("aart_lib.flags.CHECKS", (("slip", slip, 0.0, "a typo", ("attacked", "pgd")),))
+    monkeypatch.setattr("aart_lib.experiment.flags.CHECKS", (("slip", slip, 0.0, "a typo", ("attacked", "pgd")),))
     with pytest.raises(KeyError, match="pdg"):
         flags("a-art", HONEST, HISTORY)
 

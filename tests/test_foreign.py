@@ -16,10 +16,12 @@ import torch
 from google.protobuf.message import Message
 from test_records import SequenceExample
 
-from aart_lib import records
-from aart_lib.data import SPECS, VideoDataset, find_shards
-from aart_lib.foreign import told
-from aart_lib.records import RecordError, Skipped, encode_example, encode_sequence_example, read_records
+from aart_lib.data import records
+from aart_lib.data.catalog import find_shards
+from aart_lib.data.dataset import VideoDataset
+from aart_lib.data.foreign import told
+from aart_lib.data.formats import SPECS
+from aart_lib.data.records import RecordError, Skipped, encode_example, encode_sequence_example, read_records
 
 FRAMES = {"rgb": np.ones((2, 1024), np.uint8), "audio": np.ones((2, 128), np.uint8)}
 

@@ -24,11 +24,21 @@ from test_data import MEANS, TINY, frame_lists, many, record, shard
 from test_index import rated
 from test_records import SequenceExample
 
-from aart_lib import data, index, records, running
-from aart_lib.convert import convert
-from aart_lib.data import VideoDataset, open_splits
-from aart_lib.index import Entries, Entry
-from aart_lib.records import RecordError, Skipped, encode_example, encode_sequence_example, scan_heads, scan_records
+from aart_lib.data import dataset as data
+from aart_lib.data import index, records
+from aart_lib.data.catalog import open_splits
+from aart_lib.data.convert import convert
+from aart_lib.data.dataset import VideoDataset
+from aart_lib.data.index import Entries, Entry
+from aart_lib.data.records import (
+    RecordError,
+    Skipped,
+    encode_example,
+    encode_sequence_example,
+    scan_heads,
+    scan_records,
+)
+from aart_lib.runtime import files
 
 
 @pytest.fixture(autouse=True)
@@ -356,8 +366,8 @@ def test_a_folder_with_nothing_left_is_refused(tmp_path):
 def test_every_command_that_opens_data_skips_when_told_and_tells_it(tmp_path, capsys):
     from test_cli import TINY as SETTINGS
 
-    from aart_lib import synthetic
-    from aart_lib.cli import main
+    from aart_lib.cli.parser import main
+    from aart_lib.data import synthetic
 
     folder, out = tmp_path / "data", tmp_path / "out"
     synthetic.write(SETTINGS, folder)
@@ -439,17 +449,17 @@ def test_a_damaged_resume_state_is_refused(halted, name):
 
 def test_damaged_notes_of_a_run_count_as_not_there(tmp_path):
     path = tmp_path / "threat.json"
-    assert running.read_json(path) == {}
+    assert files.read_json(path) == {}
     for body in (b"", b"{", b"[1, 2]", b"\xff\xfe", b"[" * 100_000, b"null"):
         path.write_bytes(body)
-        assert running.read_json(path) == {}
-    running.write_json(path, {"norm": "linf"})
-    assert running.read_json(path) == {"norm": "linf"}
+        assert files.read_json(path) == {}
+    files.write_json(path, {"norm": "linf"})
+    assert files.read_json(path) == {"norm": "linf"}
 
 
 def test_damaged_scores_of_a_run_are_named(tmp_path):
+    from aart_lib.experiment.presets import PRESETS
     from aart_lib.experiment.reproduce import Experiment
-    from aart_lib.presets import PRESETS
 
     many(tmp_path, [f"v{i}" for i in range(8)])
     many(tmp_path, ["t0", "t1"], name="test0.tfrecord")

@@ -6,13 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_data import MEANS, TINY, frame_lists, many, record, shard
 
-from aart_lib import convert as converting
-from aart_lib import data, index, records
-from aart_lib.convert import convert
-from aart_lib.data import VideoDataset, find_shards, open_splits
-from aart_lib.index import Entries, Entry
-from aart_lib.records import RecordError, encode_sequence_example, scan_heads, scan_records, write_records
-from aart_lib.specs import SPECS
+from aart_lib.data import convert as converting
+from aart_lib.data import dataset as data
+from aart_lib.data import index, records
+from aart_lib.data.catalog import find_shards, open_splits
+from aart_lib.data.convert import convert
+from aart_lib.data.dataset import VideoDataset
+from aart_lib.data.formats import SPECS
+from aart_lib.data.index import Entries, Entry
+from aart_lib.data.records import RecordError, encode_sequence_example, scan_heads, scan_records, write_records
 
 
 @pytest.fixture(autouse=True)

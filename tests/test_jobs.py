@@ -15,11 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from aart_lib import jobs, losses, synthetic
-from aart_lib.cli import main
-from aart_lib.jobs import side_by_side
-from aart_lib.processes import ProcessLost
-from aart_lib.running import on_signals
+from aart_lib import losses
+from aart_lib.cli.parser import main
+from aart_lib.data import synthetic
+from aart_lib.runtime import jobs
+from aart_lib.runtime.jobs import side_by_side
+from aart_lib.runtime.processes import ProcessLost
+from aart_lib.runtime.signals import on_signals
 
 ROOT = Path(__file__).parent.parent
 TINY = replace(synthetic.SETTINGS["default"], train_videos=60, test_videos=24, shard_size=60, frames=(3, 6))
@@ -122,7 +124,7 @@ def test_a_job_that_is_killed_is_told_in_a_sentence():
 
 PROGRAM = """
 from aart_lib import losses
-from aart_lib.jobs import side_by_side
+from aart_lib.runtime.jobs import side_by_side
 losses.TERMS["mine"] = lambda defense, clean, attacked, labels, mask: twice(clean.logits.sum(1))
 losses.DEFENSES["mine"] = losses.Defense({"task": 1.0, "mine": 0.5})
 twice = lambda x: 2 * x
@@ -215,8 +217,9 @@ def test_the_table_is_the_same_side_by_side(data, tmp_path, capsys, monkeypatch)
 
 
 def test_the_strong_suite_trains_what_it_borrows_first(data, tmp_path):
+    from aart_lib.data.catalog import open_data
+    from aart_lib.experiment.presets import PRESETS, default_threat
     from aart_lib.experiment.reproduce import Experiment
-    from aart_lib.presets import PRESETS, default_threat, open_data
 
     preset = replace(PRESETS["quick"], suite="strong")
     experiment = Experiment(open_data("synthetic", data), preset, tmp_path, names=["standard", "a-art"])

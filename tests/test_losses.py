@@ -10,23 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Bernoulli, kl_divergence
 
+from aart_lib.attention import DIVERGENCES, attention_divergence, attention_entropy
 from aart_lib.checkpoint import load
-from aart_lib.losses import (
-    DEFENSES,
-    DIVERGENCES,
-    SIX,
-    TERMS,
-    TUNED,
-    Defense,
-    attention_divergence,
-    attention_entropy,
-    bce,
-    bernoulli_kl,
-    changed,
-    defense,
-    terms,
-    tuned,
-)
+from aart_lib.experiment.recipes import SIX, TUNED, changed, tuned
+from aart_lib.losses import DEFENSES, TERMS, Defense, bce, bernoulli_kl, defense, terms
 from aart_lib.model import Output
 
 CHECKPOINTS = Path(__file__).parent.parent / "notebooks" / "checkpoints"

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aart_lib.model import ACTIVATIONS, MODELS, ModelConfig, SteadyAttention, VideoTransformer, rollout
-from aart_lib.model import cls_attention as cls_rows
+from aart_lib.attention import SteadyAttention, rollout
+from aart_lib.attention import cls_attention as cls_rows
+from aart_lib.model import ACTIVATIONS, MODELS, ModelConfig, VideoTransformer
 
 CONFIG = ModelConfig(features=6, labels=5, max_frames=8, width=16, heads=4, layers=3)
 LENGTHS = (7, 1, 4)

@@ -21,7 +21,7 @@ import pytest
 import torch
 from nbconvert import PythonExporter
 
-from aart_lib import synthetic
+from aart_lib.data import synthetic
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks"

@@ -13,9 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aart_lib import checkpoint, synthetic
+from aart_lib import checkpoint
 from aart_lib.attacks import Attack, ThreatModel, perturb, pgd
-from aart_lib.data import BOX, SPECS, Batch, VideoDataset
+from aart_lib.data import synthetic
+from aart_lib.data.batch import BOX, Batch
+from aart_lib.data.dataset import VideoDataset
+from aart_lib.data.formats import SPECS
 from aart_lib.model import VideoTransformer
 
 CHECKPOINTS = Path(__file__).parent.parent / "notebooks" / "checkpoints"

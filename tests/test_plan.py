@@ -12,11 +12,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from aart_lib.attacks import ThreatModel
-from aart_lib.data import SPECS, VideoDataset
+from aart_lib.data.dataset import VideoDataset
+from aart_lib.data.formats import SPECS
+from aart_lib.data.records import encode_sequence_example, write_records
 from aart_lib.experiment.judge import evaluate
 from aart_lib.losses import DEFENSES
 from aart_lib.model import ModelConfig, VideoTransformer
-from aart_lib.records import encode_sequence_example, write_records
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "tests" / "benchmarks"))

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from aart_lib.losses import DEFENSES
 
 matplotlib.use("Agg")
-plots = pytest.importorskip("aart_lib.plots")
-style = pytest.importorskip("aart_lib.style")
+plots = pytest.importorskip("aart_lib.viz.plots")
+style = pytest.importorskip("aart_lib.viz.style")
 plt = plots.plt
 
 TIME, CLASSES = 12, 4

@@ -13,9 +13,10 @@ from shared_run import SPEC, stepped
 from test_train import write_videos
 
 from aart_lib import scoring
-from aart_lib.data import open_splits
+from aart_lib.data.batch import Part, drawn
+from aart_lib.data.catalog import open_splits
 from aart_lib.losses import DEFENSES
-from aart_lib.processes import Part, drawn, gathered
+from aart_lib.runtime.processes import gathered
 
 PROGRAM = Path(__file__).with_name("shared_run.py")
 ROOT = str(Path(__file__).parent.parent)

@@ -25,13 +25,17 @@ MODULES = sorted((ROOT / "aart_lib").rglob("*.py"))
 NAMES = {path: ".".join(path.relative_to(ROOT / "aart_lib").with_suffix("").parts) for path in MODULES}
 # A module may import only modules that stand before it.
 ORDER = (
-    "running foreign exact records metrics uncertainty model style plots processes jobs specs index batch tensors data "
-    "convert synthetic vocabulary download losses threats measures objectives attacks checkpoint suites scoring flags "
-    "steps training presets summary tune experiment.judge experiment.reproduce widgets pictures report "
-    "overview options commands cli"
+    "runtime.files runtime.signals runtime.processes runtime.jobs "
+    "data.batch data.exact data.foreign data.records data.formats data.index data.tensors data.dataset data.synthetic "
+    "data.vocabulary data.catalog data.convert data.describe data.download "
+    "metrics model attention losses threats objectives attacks scoring checkpoint steps training "
+    "viz.style viz.plots viz.explorer "
+    "experiment.recipes experiment.presets experiment.suites experiment.judge experiment.flags experiment.uncertainty "
+    "experiment.ceiling experiment.summary experiment.reproduce experiment.tune experiment.figures experiment.report "
+    "cli.options cli.commands cli.parser"
 ).split()
-FREE = {"__init__", "__main__", "experiment.__init__"}  # they hand names on
-FILE_LIMIT, LIBRARY_LIMIT = 250, 5540  # lines of code
+FREE = {"__main__", *(name for name in NAMES.values() if name.endswith("__init__"))}  # they hand names on
+FILE_LIMIT, LIBRARY_LIMIT = 250, 5590  # lines of code
 NOT_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -188,8 +192,9 @@ def code_lines(source: str) -> int:
 
 def test_import_reader_sees_every_way_to_import():
     source = "import aart_lib.data\nfrom . import model\ndef f():\n    from .metrics import gap\n"
-    source += "from aart_lib import records\nfrom aart_lib.experiment import judge\n"
-    assert imported_modules(source) == {"data", "model", "metrics", "records", "experiment.judge"}
+    source += "from aart_lib import losses\nfrom aart_lib.experiment import judge\n"
+    source += "from aart_lib.data.batch import LEVEL\n"
+    assert imported_modules(source) == {"model", "metrics", "losses", "experiment.judge", "data.batch"}
 
 
 def test_line_counter_leaves_out_docstrings_comments_and_blanks():
@@ -278,7 +283,8 @@ def test_the_search_for_unsafe_calls_finds_them():
 
 @pytest.mark.parametrize("path", MODULES, ids=NAMES.get)
 def test_module_has_no_way_to_run_what_it_reads(path):
-    allowed = ["cloudpickle"] if NAMES[path] == "jobs" else []  # what a process sends to its own children; no file
+    # What a process sends to its own children; no file.
+    allowed = ["cloudpickle"] if NAMES[path] == "runtime.jobs" else []
     assert unsafe_calls(path.read_text(encoding="utf-8")) == allowed
 
 

@@ -15,7 +15,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aart_lib import records, running
+from aart_lib.data import records
+from aart_lib.runtime import files
 
 FIELD = descriptor_pb2.FieldDescriptorProto
 
@@ -348,7 +349,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_partial_one(tmp_path):
 
 
 def test_a_file_being_written_does_not_show_under_its_name(tmp_path):
-    with running.replacing(tmp_path / "new" / "a") as file:
+    with files.replacing(tmp_path / "new" / "a") as file:
         file.write(b"half")
         assert not (tmp_path / "new" / "a").exists()
     assert (tmp_path / "new" / "a").read_bytes() == b"half"

@@ -1,4 +1,4 @@
-"""report.py and pictures.py: what the report says follows from the numbers, whoever is ahead."""
+"""report.py and figures.py: what the report says follows from the numbers, whoever is ahead."""
 
 import copy
 import json
@@ -7,12 +7,13 @@ import re
 import numpy as np
 import pytest
 
-from aart_lib import checkpoint, pictures
-from aart_lib.flags import CHECKS
+from aart_lib import checkpoint
+from aart_lib.experiment import figures
+from aart_lib.experiment.flags import CHECKS
+from aart_lib.experiment.report import COLUMNS, heading, insert_results, table, write_report
+from aart_lib.experiment.suites import suite
+from aart_lib.experiment.summary import read_results, summarize
 from aart_lib.model import ModelConfig, VideoTransformer
-from aart_lib.report import COLUMNS, heading, insert_results, table, write_report
-from aart_lib.suites import suite
-from aart_lib.summary import read_results, summarize
 from aart_lib.threats import ThreatModel
 
 GAPS = {"standard": (0.95, 0.70), "adversarial": (0.94, 0.80), "trades": (0.93, 0.86), "a-art": (0.92, 0.84)}
@@ -93,7 +94,7 @@ def drawn(tmp_path):
 @pytest.fixture
 def report(drawn, monkeypatch):
     """The same without figures, which take a second each."""
-    monkeypatch.setattr("aart_lib.report.draw", lambda *_: {})
+    monkeypatch.setattr("aart_lib.experiment.report.draw", lambda *_: {})
     return drawn
 
 
@@ -187,7 +188,7 @@ def test_few_frames_are_chosen_as_the_suite_chooses_them_and_with_the_budget_of_
 def test_the_curve_of_pgd_has_a_title_about_pgd():
     results = results_of()
     of = {n: [r["other"]["pgd@2"]["gap"] for r in results["rows"] if r["defense"] == n] for n in GAPS}
-    title = pictures._epsilon(results)[1]
+    title = figures._epsilon(results)[1]
     assert f"PGD leaves the baseline {np.mean(of['standard']):.2f} GAP" in title and "worst" not in title
 
 
@@ -259,7 +260,7 @@ def test_texts_stay_true_whoever_is_first(report, first):
     ranked = sorted(GAPS, key=lambda n: -results["summary"][n]["worst_gap"])
     assert f"from {first} than from {ranked[1]}" in section(text, "What would change our mind")
     assert 3 <= section(text, "What would change our mind").count("\n- ") <= 6
-    title = pictures._bars(results)[1]
+    title = figures._bars(results)[1]
     assert ("no defense keeps a higher GAP" in title) == (first == "standard")
 
 
@@ -304,7 +305,7 @@ def test_attention_is_drawn_of_models_that_fit_the_results_and_of_no_others(tmp_
         checkpoint.save(tmp_path / f"{name}-seed0.safetensors", model, about | {"data": "synthetic", "labels": [0, 1]})
     results["data"] |= data
     with pytest.raises(ValueError, match=words):
-        pictures.models_to_show(tmp_path, results)
+        figures.models_to_show(tmp_path, results)
 
 
 # ---------------------------------------------------------------- figures
@@ -321,7 +322,7 @@ def test_every_picture_is_drawn_named_after_the_report_and_has_alternative_text(
 
 def test_a_report_without_a_name_of_its_own_takes_that_of_the_data(tmp_path, monkeypatch):
     named = []
-    monkeypatch.setattr("aart_lib.report.draw", lambda results, out, prefix: named.append(prefix) or {})
+    monkeypatch.setattr("aart_lib.experiment.report.draw", lambda results, out, prefix: named.append(prefix) or {})
     for name in ("report.md", "report-short.md", "ablations.md"):
         write_report(results_of(), tmp_path, name)
     assert named == ["synthetic", "short", "ablations"]
@@ -329,8 +330,8 @@ def test_a_report_without_a_name_of_its_own_takes_that_of_the_data(tmp_path, mon
 
 def test_every_picture_has_a_title(tmp_path, monkeypatch):
     titles = []
-    monkeypatch.setattr(pictures.plots, "save", lambda figure, path: titles.append(figure.get_suptitle()))
-    pictures.draw(results_of(), tmp_path, "x")
+    monkeypatch.setattr(figures.plots, "save", lambda figure, path: titles.append(figure.get_suptitle()))
+    figures.draw(results_of(), tmp_path, "x")
     assert len(titles) == 6 and all(len(title) > 30 for title in titles)
 
 
@@ -344,27 +345,25 @@ def test_data_without_evidence_or_ceiling_have_no_sentence_about_them(drawn):
 
 
 def test_the_rank_correlation_is_spearmans_and_its_sign_is_in_the_title():
-    assert pictures.rank_correlation([1, 2, 3], [10, 30, 1000]) == pytest.approx(1)
-    assert pictures.rank_correlation([1, 1, 2, 2], [1, 2, 1, 2]) == pytest.approx(0)
-    assert np.isnan(pictures.rank_correlation([1, 1], [1, 2]))
+    assert figures.rank_correlation([1, 2, 3], [10, 30, 1000]) == pytest.approx(1)
+    assert figures.rank_correlation([1, 1, 2, 2], [1, 2, 1, 2]) == pytest.approx(0)
+    assert np.isnan(figures.rank_correlation([1, 1], [1, 2]))
     rows = results_of()["rows"]
-    assert "more GAP is lost: rank correlation +" in pictures._drift(rows)[1]
+    assert "more GAP is lost: rank correlation +" in figures._drift(rows)[1]
     turned = copy.deepcopy(rows)
     for row in turned:
         row["attention_drift"] = 1 - row["attention_drift"]
-    assert "less GAP is lost: rank correlation -" in pictures._drift(turned)[1]
+    assert "less GAP is lost: rank correlation -" in figures._drift(turned)[1]
 
 
 def test_the_ring_is_round_the_lowest_of_each_column():
-    figure = pictures.plot_attacks(
-        {"fgsm": {"a": 0.9, "b": 0.3}, "pgd": {"a": 0.5, "b": 0.4}, "transfer-a": {"b": 0.6}}
-    )
+    figure = figures.plot_attacks({"fgsm": {"a": 0.9, "b": 0.3}, "pgd": {"a": 0.5, "b": 0.4}, "transfer-a": {"b": 0.6}})
     assert [tuple(ring.center) for ring in figure.axes[0].patches] == [(0.5, 1.5), (1.5, 0.5)]
 
 
 def test_the_curve_takes_pgd_on_all_frames_and_leaves_out_what_a_seed_lacks():
     rows = [row for row in results_of()["rows"] if row["defense"] == "a-art"]
-    epsilons, gaps = pictures._curve(rows)
+    epsilons, gaps = figures._curve(rows)
     assert np.allclose(epsilons, [0, 0.02, 0.04, 0.06, 0.08, 0.12, 0.16, 0.32])
     assert np.isnan(gaps[1]).tolist() == [False, True, False, True, False, True, True, True]
     assert gaps[0][2] == rows[0]["attacked"]["pgd"]["gap"] and gaps[0][4] == rows[0]["other"]["pgd@2"]["gap"]

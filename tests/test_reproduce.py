@@ -8,17 +8,21 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from aart_lib import attacks, suites, synthetic
+from aart_lib import attacks
 from aart_lib.attacks import ThreatModel
-from aart_lib.cli import main
+from aart_lib.cli.parser import main
+from aart_lib.data import synthetic
+from aart_lib.data.catalog import open_data, settings_hash
 from aart_lib.experiment import reproduce as reproduction
+from aart_lib.experiment import suites
+from aart_lib.experiment.presets import PRESETS, preset_named
+from aart_lib.experiment.recipes import tuned
+from aart_lib.experiment.report import heading, table, write_report
 from aart_lib.experiment.reproduce import Experiment, three_worst
-from aart_lib.losses import DEFENSES, tuned
-from aart_lib.presets import PRESETS, open_data, preset_named, settings_hash
-from aart_lib.report import heading, table, write_report
-from aart_lib.running import write_json
-from aart_lib.suites import suite
-from aart_lib.summary import MEASURES
+from aart_lib.experiment.suites import suite
+from aart_lib.experiment.summary import MEASURES
+from aart_lib.losses import DEFENSES
+from aart_lib.runtime.files import write_json
 
 ROOT = Path(__file__).parent.parent
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from aart_lib.attacks import OBJECTIVES, Attack, AttackFailed, fgsm, perturb, pgd
-from aart_lib.data import Batch, Item, collate
+from aart_lib.data.batch import Batch, Item, collate
 from aart_lib.losses import bce
 from aart_lib.model import MODELS, ModelConfig, Output, VideoTransformer
 from aart_lib.threats import NORMS, ThreatModel

@@ -4,7 +4,7 @@ from itertools import combinations, pairwise
 
 import pytest
 
-from aart_lib.suites import CURVE, FREE_QUERIES, FREE_VIDEOS, SUITES, suite
+from aart_lib.experiment.suites import CURVE, FREE_QUERIES, FREE_VIDEOS, SUITES, suite
 from aart_lib.threats import NORMS, ThreatModel, few_frames_epsilon
 
 THREAT = ThreatModel("linf", 0.1)

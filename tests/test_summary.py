@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from aart_lib import synthetic
+from aart_lib.data import synthetic
+from aart_lib.data.catalog import open_data, variant_of
+from aart_lib.experiment.ceiling import ceiling, matched_filter
+from aart_lib.experiment.summary import MEASURES, compare, intervals, summarize
+from aart_lib.experiment.uncertainty import gap_of, holm, interval, judged
 from aart_lib.metrics import gap
-from aart_lib.presets import open_data, variant_of
-from aart_lib.summary import MEASURES, ceiling, compare, intervals, summarize
-from aart_lib.uncertainty import gap_of, holm, interval, judged
 
 TINY = replace(synthetic.SETTINGS["default"], train_videos=60, test_videos=20, shard_size=60, frames=(3, 6))
 
@@ -159,7 +160,7 @@ def test_the_ceiling_is_the_matched_filters_certified_gap_at_every_epsilon_of_th
     gaps = [entry["gap"] for entry in found]
     assert gaps == sorted(gaps, reverse=True) and gaps[0] > gaps[-1]
     (batch,) = short.test.batches(100)
-    scores = synthetic.matched_filter(
+    scores = matched_filter(
         synthetic.SETTINGS["short"], batch.frames, batch.evidence, labels=batch.labels, epsilon=0.05
     )
     assert gaps[2] == pytest.approx(float(gap(torch.from_numpy(scores), batch.labels)))

@@ -10,10 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aart_lib import running, synthetic
-from aart_lib.data import BOX, LEVEL, SPECS, VideoDataset
+from aart_lib.data import describe, synthetic
+from aart_lib.data.batch import BOX, LEVEL
+from aart_lib.data.dataset import VideoDataset
+from aart_lib.data.formats import SPECS
+from aart_lib.data.records import read_records, write_records
+from aart_lib.experiment.ceiling import matched_filter
 from aart_lib.metrics import gap
-from aart_lib.records import read_records, write_records
+from aart_lib.runtime import files
 
 DEFAULT = synthetic.SETTINGS["default"]
 SMALL = replace(DEFAULT, train_videos=5, test_videos=2, shard_size=3)
@@ -36,7 +40,7 @@ def test():
 
 @pytest.fixture(scope="module")
 def statistics(train):
-    return synthetic.statistics(
+    return describe.statistics(
         [video.frames for video in train[:600]],
         DIMS,
         labels=multi_hot(train),
@@ -157,7 +161,7 @@ def test_videos_as_long_as_the_genuine_one_have_its_autocorrelation():
     length = synthetic.facts()["frame_level"]["frames"]
     settings = replace(DEFAULT, frames=(length, length))
     videos = [synthetic.generate(settings, "test", index).frames for index in range(60)]
-    found = synthetic.statistics(videos, DIMS, window=length)
+    found = describe.statistics(videos, DIMS, window=length)
     for part, genuine in synthetic.facts()["frame_level"]["whole"].items():
         check_likeness(found[part], genuine, 0.06)
 
@@ -254,8 +258,8 @@ def test_without_a_writable_home_the_cache_is_a_temporary_folder(tmp_path, monke
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
     if home == "none":  # as in a container whose user has no entry
         monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    monkeypatch.setattr(running.tempfile, "tempdir", os.fspath(tmp_path))
-    assert running.cache_folder() == tmp_path / "aart"
+    monkeypatch.setattr(files.tempfile, "tempdir", os.fspath(tmp_path))
+    assert files.cache_folder() == tmp_path / "aart"
 
 
 # ---------------------------------------------------------------- ceiling and statistics
@@ -268,8 +272,8 @@ def test_the_matched_filter_is_nearly_perfect_and_keeps_most_under_any_attack(te
     for row, video in enumerate(videos):
         frames[row, : len(video.frames)], evidence[row, : len(video.evidence)] = video.frames, video.evidence
     labels = multi_hot(videos)
-    clean = gap(synthetic.matched_filter(DEFAULT, frames, evidence), labels)
-    certified = gap(synthetic.matched_filter(DEFAULT, frames, evidence, labels=labels, epsilon=3 * LEVEL), labels)
+    clean = gap(matched_filter(DEFAULT, frames, evidence), labels)
+    certified = gap(matched_filter(DEFAULT, frames, evidence, labels=labels, epsilon=3 * LEVEL), labels)
     assert clean > 0.98
     assert 0.9 * clean < certified < clean
 
@@ -282,7 +286,7 @@ def test_statistics_recover_a_known_autocorrelation():
         for t in range(1, 500):
             series[t] = 0.6 * series[t - 1] + 0.8 * series[t]
         videos.append(series)
-    found = synthetic.statistics(videos, {"rgb": 5, "audio": 3}, window=500)
+    found = describe.statistics(videos, {"rgb": 5, "audio": 3}, window=500)
     for part in ("rgb", "audio"):
         assert found[part]["std"] == pytest.approx(0.5, abs=0.02)
         assert found[part]["autocorrelation"]["1"] == pytest.approx(0.6, abs=0.03)
@@ -291,4 +295,4 @@ def test_statistics_recover_a_known_autocorrelation():
 
 def test_statistics_of_videos_shorter_than_the_window_are_refused():
     with pytest.raises(ValueError, match="no video has 24 frames"):
-        synthetic.statistics([np.zeros((10, 4))], {"rgb": 4})
+        describe.statistics([np.zeros((10, 4))], {"rgb": 4})

@@ -11,12 +11,14 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset, random_split
 
 from aart_lib import checkpoint
 from aart_lib.attacks import pgd
-from aart_lib.data import Splits, VideoDataset, collate
+from aart_lib.data.batch import collate
+from aart_lib.data.catalog import Splits
+from aart_lib.data.dataset import VideoDataset
 from aart_lib.experiment.judge import evaluate
+from aart_lib.experiment.presets import Preset, default_threat, model_config
 from aart_lib.experiment.reproduce import reproduce
 from aart_lib.losses import DEFENSES
 from aart_lib.model import ModelConfig, VideoTransformer
-from aart_lib.presets import Preset, default_threat, model_config
 from aart_lib.scoring import score
 from aart_lib.steps import TrainConfig
 from aart_lib.training import fingerprint, train

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aart_lib.data import BOX, LEVEL
+from aart_lib.data.batch import BOX, LEVEL
 from aart_lib.threats import NORMS, ThreatModel, few_frames_epsilon
 
 DUAL = {

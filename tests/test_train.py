@@ -13,11 +13,13 @@ from shared_run import stepped
 
 from aart_lib import steps, training
 from aart_lib.attacks import Attack, fgsm, noise, perturb
-from aart_lib.data import Batch, DatasetSpec, open_splits
-from aart_lib.losses import DEFENSES, TERMS, Defense, Term, attention_entropy, terms
+from aart_lib.attention import attention_entropy
+from aart_lib.data.batch import Batch, Part
+from aart_lib.data.catalog import open_splits
+from aart_lib.data.formats import DatasetSpec
+from aart_lib.data.records import encode_sequence_example, write_records
+from aart_lib.losses import DEFENSES, TERMS, Defense, Term, terms
 from aart_lib.model import ModelConfig, Output
-from aart_lib.processes import Part
-from aart_lib.records import encode_sequence_example, write_records
 from aart_lib.steps import Hardware
 from aart_lib.threats import ThreatModel, few_frames_epsilon
 from aart_lib.training import TrainConfig, TrainingStopped, fingerprint, train

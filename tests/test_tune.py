@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from aart_lib import synthetic
-from aart_lib import tune as tuning
-from aart_lib.cli import main
-from aart_lib.losses import TUNED, changed
-from aart_lib.presets import PRESETS, open_data
-from aart_lib.report import heading, table
+from aart_lib.cli.parser import main
+from aart_lib.data import synthetic
+from aart_lib.data.catalog import open_data
+from aart_lib.experiment import tune as tuning
+from aart_lib.experiment.presets import PRESETS
+from aart_lib.experiment.recipes import TUNED, changed, grid
+from aart_lib.experiment.report import heading, table
+from aart_lib.experiment.summary import summarize
+from aart_lib.experiment.tune import merit
 from aart_lib.steps import Hardware
-from aart_lib.summary import summarize
 from aart_lib.threats import ThreatModel
-from aart_lib.tune import grid, merit
 
 ROOT = Path(__file__).parent.parent
 DATA = ("synthetic", "audioset")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aart_lib import metrics
-from aart_lib.uncertainty import (
+from aart_lib.experiment.uncertainty import (
     Difference,
     Judged,
     gap_of,
@@ -106,7 +106,7 @@ def test_order_of_the_videos_does_not_matter(batch, seed):
 def test_samples_do_not_depend_on_the_chunks_they_are_computed_in(monkeypatch):
     run, counts = model(*world(40, 0), 2, 0), np.random.default_rng(0).integers(0, 3, (50, 40))
     whole = resampled_gap(run, counts)
-    monkeypatch.setattr("aart_lib.uncertainty.ENTRIES", 7 * 40 * 20)
+    monkeypatch.setattr("aart_lib.experiment.uncertainty.ENTRIES", 7 * 40 * 20)
     np.testing.assert_allclose(resampled_gap(run, counts), whole, atol=1e-12)
     assert len(np.unique(whole)) == 50
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from aart_lib.specs import SPECS
-from aart_lib.vocabulary import chosen, read_vocabulary
+from aart_lib.data.formats import SPECS
+from aart_lib.data.vocabulary import chosen, read_vocabulary
 
 TABLE = """Index,TrainVideoCount,KnowledgeGraphId,Name,Vertical1,Vertical2,Vertical3
 0,788288,/m/03bt1gh,Game,Games,,

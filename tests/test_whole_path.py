@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from aart_lib import synthetic
-from aart_lib.cli import main
-from aart_lib.records import encode_sequence_example, read_records, write_records
+from aart_lib.cli.parser import main
+from aart_lib.data import synthetic
+from aart_lib.data.records import encode_sequence_example, read_records, write_records
 
 
 def command(*arguments) -> None:

@@ -9,10 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from aart_lib import synthetic, widgets
 from aart_lib.attacks import ThreatModel
-from aart_lib.data import SPECS, collate, open_splits
-from aart_lib.model import ModelConfig, VideoTransformer, cls_attention, rollout
+from aart_lib.attention import cls_attention, rollout
+from aart_lib.data import synthetic
+from aart_lib.data.batch import collate
+from aart_lib.data.catalog import open_splits
+from aart_lib.data.formats import SPECS
+from aart_lib.model import ModelConfig, VideoTransformer
+from aart_lib.viz import explorer as module
 
 THREAT = ThreatModel("linf", 0.04)
 
@@ -48,7 +52,7 @@ def models():
 
 @pytest.fixture
 def explorer(models, dataset):
-    return widgets.Explorer(models, dataset, synthetic.names(synthetic.SETTINGS["default"]), THREAT)
+    return module.Explorer(models, dataset, synthetic.names(synthetic.SETTINGS["default"]), THREAT)
 
 
 def choose(explorer, **values):
@@ -77,8 +81,8 @@ def test_explorer_shows_what_is_computed_directly(explorer, models, dataset, val
     batch = collate([dataset[values.get("video", 0)]])
     model, options = models[values.get("model", "standard")], {"search": values.get("attack", "PGD, 10 steps")}
     options |= {"norm": values.get("norm", "linf"), "few": values.get("frames")}
-    attack = widgets.attack(batch, THREAT, values.get("epsilon", 1.0), **options)
-    attacked = widgets.craft(model, batch, attack)
+    attack = explorer.attack(batch, THREAT, values.get("epsilon", 1.0), **options)
+    attacked = explorer.craft(model, batch, attack)
     layer, head = values.get("layer", 1), values.get("head")
     for key, frames in {"clean": batch.frames, "attacked": attacked}.items():
         output = model(frames, batch.mask, return_attention=True)
@@ -105,14 +109,14 @@ def test_setting_seen_before_comes_back_at_once(explorer, monkeypatch):
     before = explorer.picture.value, explorer.status.value
     choose(explorer, epsilon=2.0)
     assert (explorer.picture.value, explorer.status.value) != before
-    monkeypatch.setattr(widgets, "perturb", None)  # a new search would fail
-    monkeypatch.setattr(widgets.plots, "plot_timeline", None)  # a new drawing too
+    monkeypatch.setattr(module, "perturb", None)  # a new search would fail
+    monkeypatch.setattr(explorer.plots, "plot_timeline", None)  # a new drawing too
     choose(explorer, epsilon=1.0)
     assert (explorer.picture.value, explorer.status.value) == before
 
 
 def test_other_layer_needs_no_new_attack(explorer, monkeypatch):
-    monkeypatch.setattr(widgets, "perturb", None)
+    monkeypatch.setattr(module, "perturb", None)
     choose(explorer, layer=0, head=1)
     assert "layer 1" in explorer.status.value
 
@@ -152,34 +156,34 @@ def test_few_frames_are_touched_and_marked(explorer):
 
 def test_corners_of_the_linf_ball_lie_on_the_other_spheres(dataset):
     batch = collate([dataset[1]])
-    length = lambda norm: widgets.attack(batch, THREAT, 2.0, norm=norm).threat.epsilon  # noqa: E731
+    length = lambda norm: explorer.attack(batch, THREAT, 2.0, norm=norm).threat.epsilon  # noqa: E731
     corner = torch.full_like(batch.frames[0], length("linf"))
     assert length("linf") == 0.08
     assert corner.norm(dim=1).numpy() == pytest.approx(length("l2-frame"), rel=1e-4)
     assert float(corner.norm()) == pytest.approx(length("l2-clip"), rel=1e-4)
     started_from = ThreatModel("l2-clip", length("l2-clip"))
-    assert widgets.attack(batch, started_from, norm="linf").threat.epsilon == pytest.approx(0.08)
+    assert explorer.attack(batch, started_from, norm="linf").threat.epsilon == pytest.approx(0.08)
 
 
 def test_attention_that_cannot_move_is_left_alone(dataset, models):
     uniform = VideoTransformer(replace(models["standard"].config, attention="uniform")).eval()
     batch = collate([dataset[0]])
-    attack = widgets.attack(batch, THREAT, search="PGD on the attention alone")
-    assert torch.equal(widgets.craft(uniform, batch, attack), batch.frames)
+    attack = explorer.attack(batch, THREAT, search="PGD on the attention alone")
+    assert torch.equal(explorer.craft(uniform, batch, attack), batch.frames)
 
 
 def test_moved_is_the_total_variation():
-    view = widgets.View({"clean": np.array([0.5, 0.5, 0]), "attacked": np.array([0.5, 0.25, 0.25])}, {}, np.zeros(3))
+    view = module.View({"clean": np.array([0.5, 0.5, 0]), "attacked": np.array([0.5, 0.25, 0.25])}, {}, np.zeros(3))
     assert view.moved == pytest.approx(0.25)
 
 
 def test_animation_shows_every_epsilon_and_stays_small(models, dataset, tmp_path):
     batch, factors, path = collate([dataset[0]]), (0.0, 1.0, 2.0, 3.0), tmp_path / "attention.gif"
-    views = {name: widgets.sweep(model, batch, THREAT, factors) for name, model in models.items()}
+    views = {name: explorer.sweep(model, batch, THREAT, factors) for name, model in models.items()}
     assert [view.attacked_frames.any() for view in views["a-art"]] == [False, True, True, True]
     epsilons = [factor * THREAT.epsilon for factor in factors]
     names = synthetic.names(synthetic.SETTINGS["default"])
-    widgets.animate_attention(path, views, epsilons, batch.evidence[0], batch.labels[0], names)
+    explorer.animate_attention(path, views, epsilons, batch.evidence[0], batch.labels[0], names)
     with Image.open(path) as gif:
         assert gif.n_frames == len(factors)  # the waits at both ends are longer frames
         assert gif.width == 720

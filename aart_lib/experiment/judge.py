@@ -12,16 +12,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from aart_lib import processes
 from aart_lib.attacks import Attack, loss_and_gradient, perturb, pgd
-from aart_lib.data import BOX, Batch, VideoDataset, dequantize, quantize
+from aart_lib.attention import SteadyAttention, attention_measures, hijacked
+from aart_lib.data.batch import BOX, Batch, dequantize, quantize
+from aart_lib.data.dataset import VideoDataset
+from aart_lib.experiment.suites import FREE_VIDEOS, suite
 from aart_lib.losses import bce
-from aart_lib.measures import attention_measures, hijacked, violation
 from aart_lib.metrics import Accumulator, average_precision_per_video
-from aart_lib.model import SteadyAttention, evaluating, predict
+from aart_lib.model import evaluating, predict
+from aart_lib.runtime import processes
 from aart_lib.scoring import batches, device_of, generator_for, merged, probabilities, taken
-from aart_lib.suites import FREE_VIDEOS, suite
-from aart_lib.threats import ThreatModel
+from aart_lib.threats import ThreatModel, violation
 
 
 class _WorstCase:

@@ -14,28 +14,23 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from tqdm import tqdm
 
-from aart_lib import checkpoint, processes
-from aart_lib.data import Splits, VideoDataset
+from aart_lib import checkpoint
+from aart_lib.data.catalog import Splits, data_name, settings_hash, variant_of
+from aart_lib.data.dataset import VideoDataset
+from aart_lib.experiment.ceiling import ceiling
+from aart_lib.experiment.flags import flags
 from aart_lib.experiment.judge import judge
-from aart_lib.flags import flags
-from aart_lib.jobs import side_by_side
-from aart_lib.losses import defense, tuned
-from aart_lib.presets import (
-    PRESETS,
-    Preset,
-    data_name,
-    default_threat,
-    model_config,
-    settings_hash,
-    train_config,
-    variant_of,
-)
-from aart_lib.running import read_json, replacing, write_json
+from aart_lib.experiment.presets import PRESETS, Preset, default_threat, model_config, train_config
+from aart_lib.experiment.recipes import tuned
+from aart_lib.experiment.summary import compare, intervals, summarize
+from aart_lib.experiment.uncertainty import Judged, judged
+from aart_lib.losses import defense
+from aart_lib.runtime import processes
+from aart_lib.runtime.files import read_json, replacing, write_json
+from aart_lib.runtime.jobs import side_by_side
 from aart_lib.scoring import calibrate
-from aart_lib.summary import ceiling, compare, intervals, summarize
 from aart_lib.threats import ThreatModel
 from aart_lib.training import fingerprint, train
-from aart_lib.uncertainty import Judged, judged
 
 TARGET_RATIO = 0.80  # the paper's baseline falls from about 91 (assumed) to 72.9
 

@@ -66,7 +66,7 @@ def reproduce(settings: Settings) -> list[Entry]:
     if not settings.before or not _unpacked(settings.before, before):
         return [missing("reproduce", what, peer, target=2.0)]
     seconds, tables = {}, {}
-    _python("-c", "from aart_lib.presets import open_data; open_data('synthetic')")  # made once, untimed
+    _python("-c", "from aart_lib.data import open_data; open_data('synthetic')")  # made once, untimed
     for name, folder in (("ours", ROOT), (peer, before)):
         out = settings.folder / f"reproduce-{name.split()[-1]}"
         started = time.perf_counter()

@@ -11,7 +11,9 @@ from bench import ROOT, Entry, Settings, in_turns
 from torch.utils.flop_counter import FlopCounterMode
 
 from aart_lib import training
-from aart_lib.data import LEVEL, DatasetSpec, Splits
+from aart_lib.data.batch import LEVEL
+from aart_lib.data.catalog import Splits
+from aart_lib.data.formats import DatasetSpec
 from aart_lib.losses import DEFENSES, Defense
 from aart_lib.model import ModelConfig
 from aart_lib.threats import ThreatModel

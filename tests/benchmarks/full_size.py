@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from aart_lib.data import Batch
+from aart_lib.data.batch import Batch
+from aart_lib.experiment.presets import PRESETS
 from aart_lib.losses import DEFENSES
 from aart_lib.model import ModelConfig
-from aart_lib.presets import PRESETS
 from aart_lib.steps import Hardware, Learner, TrainConfig
 from aart_lib.threats import ThreatModel
 

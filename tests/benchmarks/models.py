@@ -2,7 +2,7 @@
 
 import torch
 
-from aart_lib.data import BOX, Batch
+from aart_lib.data.batch import BOX, Batch
 from aart_lib.model import ModelConfig, VideoTransformer
 
 # (videos, frames, features, labels), shape of the model

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aart_lib.attacks import Attack
-from aart_lib.data import BOX, Batch
+from aart_lib.data.batch import BOX, Batch
 
 
 class Logits(nn.Module):

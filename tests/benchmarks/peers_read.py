@@ -12,7 +12,8 @@ from unittest import mock
 import google_crc32c
 import numpy as np
 
-from aart_lib import data, records
+from aart_lib.data import dataset as data
+from aart_lib.data import records
 
 LISTS = {"rgb": 1024, "audio": 128}
 SPEC = data.SPECS["yt8m-frame"].leading(**LISTS)

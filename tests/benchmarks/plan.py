@@ -30,13 +30,13 @@ from work import (
     work,
 )
 
-from aart_lib import plots
-from aart_lib.data import SPECS
+from aart_lib.data.formats import SPECS
+from aart_lib.data.records import HEAD
+from aart_lib.experiment.presets import PRESETS
 from aart_lib.losses import DEFENSES, Defense
 from aart_lib.model import ModelConfig
-from aart_lib.presets import PRESETS
-from aart_lib.records import HEAD
-from aart_lib.running import replacing, write_json
+from aart_lib.runtime.files import replacing, write_json
+from aart_lib.viz import plots
 
 VIDEOS = 3.9e6  # of YouTube-8M's training split
 STREAMED = json.loads((Path(__file__).parents[2] / "figures" / "streaming.json").read_text(encoding="utf-8"))

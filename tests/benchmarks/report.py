@@ -82,7 +82,7 @@ def margins(entries: list[dict]) -> list[tuple[str, float, dict]]:
 
 def draw(results: dict, path: Path) -> None:
     """Bars of how far each ratio lies beyond its target; hatched where it falls short."""
-    from aart_lib import plots, style
+    from aart_lib.viz import plots, style
 
     found = margins(results["entries"])
     title = f"{finding(results['entries'])}: what the project costs beside its peers, on one thread"

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from aart_lib import data
-from aart_lib.data import SPECS, VideoDataset
-from aart_lib.records import encode_sequence_example, write_records
+from aart_lib.data import dataset as data
+from aart_lib.data.dataset import VideoDataset
+from aart_lib.data.formats import SPECS
+from aart_lib.data.records import encode_sequence_example, write_records
 
 FRAMES, SHARD, BATCH, STEP = 300, 500, 32, 0.100  # frames, videos a shard, videos a step, seconds a step
 VIDEO = FRAMES * 1152  # bytes

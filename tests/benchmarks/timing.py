@@ -15,10 +15,12 @@ import torch
 from accelerate import Accelerator
 from work import Passes, Work, passes, work
 
-from aart_lib.data import LEVEL, SPECS, Batch, VideoDataset
+from aart_lib.data.batch import LEVEL, Batch
+from aart_lib.data.dataset import VideoDataset
+from aart_lib.data.formats import SPECS
+from aart_lib.data.records import encode_sequence_example, write_records
 from aart_lib.losses import DEFENSES
 from aart_lib.model import ModelConfig
-from aart_lib.records import encode_sequence_example, write_records
 from aart_lib.threats import ThreatModel
 from aart_lib.training import TrainConfig, _Run
 

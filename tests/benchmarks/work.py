@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from aart_lib.attacks import OBJECTIVES
-from aart_lib.data import LEVEL
+from aart_lib.data.batch import LEVEL
+from aart_lib.experiment.suites import suite
 from aart_lib.losses import Defense
 from aart_lib.model import ModelConfig, VideoTransformer
-from aart_lib.suites import suite
 from aart_lib.threats import ThreatModel
 
 FLOAT = 4  # bytes

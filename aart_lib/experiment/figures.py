@@ -9,13 +9,16 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 
-from aart_lib import checkpoint, plots, synthetic
+from aart_lib import checkpoint
 from aart_lib.attacks import ThreatModel, perturb, pgd
-from aart_lib.data import collate
-from aart_lib.model import cls_attention, predict
-from aart_lib.presets import open_data
+from aart_lib.attention import cls_attention
+from aart_lib.data import synthetic
+from aart_lib.data.batch import collate
+from aart_lib.data.catalog import open_data
+from aart_lib.experiment.summary import first_seed
+from aart_lib.model import predict
 from aart_lib.scoring import generator_for, probabilities
-from aart_lib.summary import first_seed
+from aart_lib.viz import plots
 
 # ---------------------------------------------------------------- figures of results.json
 
@@ -230,7 +233,7 @@ def _most_misled(view: dict, dataset) -> int:
 
 def _animate(models: dict, splits, chosen: int, threat: ThreatModel, names: list[str], out) -> None:
     """The same video while ε grows from 0 to three times the table's, all frames attacked."""
-    from aart_lib.widgets import animate_attention, sweep
+    from aart_lib.viz.explorer import animate_attention, sweep
 
     item, factors = splits.test[chosen], np.linspace(0, 3, 13)
     views = {name: sweep(model, collate([item]), threat, factors.tolist()) for name, model in models.items()}

@@ -27,7 +27,7 @@ import requests
 from urllib3 import Retry
 from urllib3.exceptions import HTTPError as TransportError
 
-from aart_lib.running import replacing
+from aart_lib.runtime.files import replacing
 
 CHOICES = {
     "dataset": ("yt8m-frame", "yt8m-video", "audioset", "vocabulary"),

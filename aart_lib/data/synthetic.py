@@ -9,7 +9,7 @@ generator's own truth about timing. Every video depends on (seed, split, index) 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from aart_lib.records import encode_sequence_example, write_records
-from aart_lib.running import beside, cache_folder, read_json, write_json
-from aart_lib.specs import dequantize, quantize
+from aart_lib.data.batch import dequantize, quantize
+from aart_lib.data.records import encode_sequence_example, write_records
+from aart_lib.runtime.files import beside, cache_folder, read_json, write_json
 
 GENERATOR = 1  # raise it when the same settings give other bytes
 SPLITS = ("train", "test")
@@ -119,16 +119,16 @@ def _dims(settings: Settings) -> tuple[int, int]:
     return settings.rgb_dims, settings.audio_dims
 
 
-def _per_dim(settings: Settings, pair: tuple[float, float]) -> np.ndarray:
+def per_dim(settings: Settings, pair: tuple[float, float]) -> np.ndarray:
     """(rgb, audio) -> [D]"""
     return np.repeat(np.array(pair, float), _dims(settings))
 
 
 @lru_cache(maxsize=8)
-def _spread(settings: Settings) -> np.ndarray:
+def spread(settings: Settings) -> np.ndarray:
     """[D] standard deviation of the video offset: the genuine shape over dimensions, scaled to offset_std."""
     shape = [np.array(facts()[f"{name}_std"][:dims]) for name, dims in zip(PARTS, _dims(settings), strict=True)]
-    return np.concatenate([s / np.sqrt((s**2).mean()) for s in shape]) * _per_dim(settings, settings.offset_std)
+    return np.concatenate([s / np.sqrt((s**2).mean()) for s in shape]) * per_dim(settings, settings.offset_std)
 
 
 @lru_cache(maxsize=8)
@@ -193,9 +193,9 @@ def generate(settings: Settings, split: str, index: int) -> Video:
     evidence = _draw_evidence(rng, settings, labels, count)
     scenes = _draw_scenes(rng, settings, evidence)
     dims = sum(_dims(settings))
-    frames = rng.standard_normal((count, dims)) * _per_dim(settings, settings.noise_std)
-    frames += (rng.standard_normal((scenes[-1] + 1, dims)) * _per_dim(settings, settings.scene_std))[scenes]
-    frames += rng.standard_normal(dims) * _spread(settings)
+    frames = rng.standard_normal((count, dims)) * per_dim(settings, settings.noise_std)
+    frames += (rng.standard_normal((scenes[-1] + 1, dims)) * per_dim(settings, settings.scene_std))[scenes]
+    frames += rng.standard_normal(dims) * spread(settings)
     for label in labels:
         strength = np.exp(settings.jitter * rng.standard_normal())
         frames[evidence[:, label] == 1] += strength * patterns(settings)[label]
@@ -281,94 +281,4 @@ def ensure(settings: Settings = _DEFAULT, cache=None) -> Path:
 # ---------------------------------------------------------------- the ceiling
 
 
-@lru_cache(maxsize=256)
-def _filter(settings: Settings, frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weights [C, D] that estimate each label's strength (1 = typical) from a mean over ``frames`` frames.
-
-    The linear minimum-mean-square-error filter for patterns in independent noise, and the error variance [C].
-    """
-    scenes = max(1.0, frames / settings.scene_frames)
-    noise = _spread(settings) ** 2 + _per_dim(settings, settings.scene_std) ** 2 / scenes
-    noise += _per_dim(settings, settings.noise_std) ** 2 / frames
-    scaled = patterns(settings) / noise
-    precision = scaled @ patterns(settings).T + np.eye(settings.labels)  # prior variance of a strength: 1
-    return np.linalg.solve(precision, scaled), np.diag(np.linalg.inv(precision))
-
-
-def _evidence_ratio(strength: np.ndarray, variance: np.ndarray, jitter: float) -> np.ndarray:
-    """log P(strength | there, 1 ± jitter) - log P(strength | not there, 0), Gaussian; rises with strength >= 0."""
-    there = variance + jitter**2
-    return strength**2 / (2 * variance) - (strength - 1) ** 2 / (2 * there) + np.log(variance / there) / 2
-
-
-def matched_filter(settings: Settings, frames, evidence, *, labels=None, epsilon: float = 0.0) -> np.ndarray:
-    """Scores [B, C] of a detector that knows the patterns and *when* something is visible, but not *what*.
-
-    It is told the evidence windows of a video (not whose they are), estimates in each window's mean every label's
-    strength, and takes the log-likelihood ratio of the best window. No trained model has that knowledge, so its GAP
-    is the ceiling to compare models with (close to the best, not proven: linear, clipping is not modelled).
-    With ``epsilon`` (feature units, needs ``labels`` [B, C]) each score is moved by the most that any L-infinity
-    perturbation of that size can move it, downward where the label is right and upward where it is wrong. GAP of
-    these scores is a certified lower bound on what the filter keeps under every such attack: that much robustness
-    is possible.
-
-    Arguments: frames [B, T, D], evidence [B, T, C] (zero on padding, some in every video), as in a Batch.
-    """
-    frames, evidence = np.asarray(frames, np.float64), np.asarray(evidence) > 0
-    signs = np.zeros(evidence.shape[::2]) if labels is None else 1 - 2.0 * (np.asarray(labels) > 0)  # +1: wrong
-    prior = np.log(np.array(facts()["frequencies"])[: settings.labels])
-    scores = np.empty((len(frames), settings.labels))
-    for row, (video, visible) in enumerate(zip(frames, evidence, strict=True)):
-        ratios = []
-        for window in np.unique(visible.T[visible.any(0)], axis=0):
-            weights, variance = _filter(settings, int(window.sum()))
-            strength = weights @ video[window].mean(0) + epsilon * signs[row] * np.abs(weights).sum(1)
-            ratios.append(_evidence_ratio(np.maximum(strength, 0), variance, settings.jitter))
-        scores[row] = prior + np.max(ratios, axis=0)
-    return scores
-
-
 # ---------------------------------------------------------------- beside genuine videos
-
-
-def statistics(
-    frames: Iterable, dims: dict, *, labels=None, evidence: Iterable | None = None, window: int = 24
-) -> dict:
-    """How features vary in time, computed as the genuine facts were: compare with facts()["frame_level"]["windows"].
-
-    Arguments: ``frames``, features [T, D] of each video; ``dims``, how D divides, e.g. {"rgb": 256, "audio": 64};
-    ``labels`` [N, C] multi-hot; ``evidence``, [T, C] of each video; ``window`` in frames: videos are cut into
-    windows of one length, since removing the mean biases an autocorrelation downward, the more the shorter; the
-    rest is left out, and all windows are held in memory: a few hundred videos are enough.
-    Returns: for each of ``dims`` std, within (root mean square around the window's mean), autocorrelation by lag,
-    and the shares of values at either end; with labels ``labels_per_video`` (histogram), with evidence
-    ``evidence_share`` [C], the mean share of the frames in which a label is visible (nan: label never there).
-    Raises: ValueError if no video has ``window`` frames.
-    """
-    cut = [np.asarray(video)[s : s + window] for video in frames for s in range(0, len(video) - window + 1, window)]
-    if not cut:
-        raise ValueError(f"no video has {window} frames, so there is no window to measure; pass a smaller window")
-    parts = np.split(np.stack(cut).astype(np.float64), np.cumsum(list(dims.values()))[:-1], axis=2)
-    found = {name: _temporal(part) for name, part in zip(dims, parts, strict=True)}
-    if labels is not None:
-        found["labels_per_video"] = np.bincount((np.asarray(labels) > 0).sum(1)).tolist()
-    if evidence is not None:
-        shares = np.stack([np.asarray(video, np.float64).mean(0) for video in evidence])
-        there = np.where(shares.any(0), (shares > 0).sum(0), np.nan)
-        found["evidence_share"] = (shares.sum(0) / there).tolist()
-    return found
-
-
-def _temporal(windows: np.ndarray) -> dict:
-    """Of windows [N, T, D]."""
-    around = windows - windows.mean(1, keepdims=True)
-    power = (around**2).mean()
-    lags = [lag for lag in (1, 2, 5, 10) if lag < windows.shape[1]]
-    stored = quantize(windows)
-    return {
-        "std": float(windows.std()),
-        "within": float(np.sqrt(power)),
-        "autocorrelation": {str(lag): float((around[:, :-lag] * around[:, lag:]).mean() / power) for lag in lags},
-        "byte_0": float((stored == 0).mean()),
-        "byte_255": float((stored == 255).mean()),
-    }

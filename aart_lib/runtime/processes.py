@@ -3,10 +3,9 @@
 All run the same program. They differ in which videos they read, and only the main one writes files.
 """
 
+import multiprocessing
 import os
-from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
@@ -80,33 +79,9 @@ def write(call, *arguments) -> None:
     gathered(None)
 
 
-@dataclass
-class Part:
-    """A generator for some of the videos of a batch: they get the numbers that they get within the whole batch.
-
-    So it changes nothing how a batch is cut: each draw is made once, for all its videos, and every part takes its rows.
-    """
-
-    generator: torch.Generator
-    videos: int  # in the whole batch
-    frames: int  # of its longest video
-    first: int = 0  # place of this part's first video
-    made: list[torch.Tensor] = field(default_factory=list)  # the draws so far, which all parts of the batch share
-    taken: int = 0  # of them, by this part
-
-    def at(self, first: int) -> "Part":
-        """Another part of the same batch."""
-        return replace(self, first=first, taken=0)
-
-    def draw(self, shape: Sequence[int]) -> torch.Tensor:
-        if self.taken == len(self.made):
-            self.made.append(drawn((self.videos, self.frames, *shape[2:]), self.generator))
-        self.taken += 1
-        return self.made[self.taken - 1][self.first : self.first + shape[0], : shape[1]]
-
-
-def drawn(shape: Sequence[int], generator: torch.Generator | Part | None) -> torch.Tensor:
-    """Uniform numbers in [0,1) of a shape [B,T,...], on the generator's device."""
-    if isinstance(generator, Part):
-        return generator.draw(shape)
-    return torch.rand(tuple(shape), generator=generator, device=generator.device if generator else "cpu")
+def can_start_processes() -> bool:
+    """Whether processes can wait for each other here: some containers have no shared memory, some systems no locks."""
+    try:
+        return bool(multiprocessing.get_context("spawn").Lock())
+    except (OSError, ImportError):
+        return False

@@ -2,19 +2,21 @@
 
 from dataclasses import replace
 
+from aart_lib.data.batch import BOX
+from aart_lib.data.catalog import open_data, spec_named
+from aart_lib.data.formats import SAMPLINGS
+from aart_lib.data.records import Skipped
+from aart_lib.data.vocabulary import chosen
+from aart_lib.experiment.presets import PRESETS, preset_named
 from aart_lib.losses import defense
-from aart_lib.presets import PRESETS, open_data, preset_named, spec_named
-from aart_lib.records import Skipped
-from aart_lib.specs import BOX, SAMPLINGS
 from aart_lib.threats import ThreatModel
-from aart_lib.vocabulary import chosen
 
 AT_LEAST_ONE = ("epochs", "test_videos", "batch_size", "accumulate", "jobs")
 LARGEST_EPSILON = 1e4
 
 
 def open_asked(options, preset):
-    return open_data(options.data, options.data_dir, labels=options.labels, preset=preset)
+    return open_data(options.data, options.data_dir, labels=options.labels, **preset.reading)
 
 
 def preset_asked(options):
@@ -88,8 +90,8 @@ def check_model(options, preset, config, notes: dict) -> None:
         raise ValueError(
             f"--segments judges the rated segments of yt8m-frame, version 3; {name} has none: leave it out"
         )
-    sizes = {known: spec_named(name, found).dims for known, found in PRESETS.items()}
-    if spec_named(name, preset).dims != config.features:
+    sizes = {known: spec_named(name, found.dims).dims for known, found in PRESETS.items()}
+    if spec_named(name, preset.dims).dims != config.features:
         fitting = next(
             (f"--preset {known}" for known, size in sizes.items() if size == config.features), "another model"
         )

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from aart_lib.data import VideoDataset
-from aart_lib.index import CONVERTED, Entries, save_converted
-from aart_lib.records import Skipped
-from aart_lib.running import replacing
-from aart_lib.specs import DatasetSpec
+import numpy as np
+
+from aart_lib.data.dataset import VideoDataset
+from aart_lib.data.formats import DatasetSpec
+from aart_lib.data.index import CONVERTED, Entries, layout
+from aart_lib.data.records import Skipped
+from aart_lib.runtime.files import replacing
 
 
 def convert(paths: Sequence[Path], spec: DatasetSpec, out: Path, skipped: Skipped | None = None) -> list[Path]:
@@ -36,3 +38,9 @@ def convert(paths: Sequence[Path], spec: DatasetSpec, out: Path, skipped: Skippe
                 row += len(stored)
         save_converted(target, spec, Entries.of(videos))
     return made
+
+
+def save_converted(path: Path, spec: DatasetSpec, entries: Entries) -> None:
+    """Write the index beside a converted file. Each entry names its first row and its number of frames."""
+    with replacing(path.with_suffix(".npz")) as file:
+        np.savez(file, features=layout(spec), classes=spec.classes, **entries.columns)

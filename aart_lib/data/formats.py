@@ -3,55 +3,15 @@
 Source: github.com/google/youtube-8m, utils.Dequantize and readers.py; research.google.com/{youtube8m,audioset}.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aart_lib.records import contents, decode_example, decode_lists
+from aart_lib.data.batch import LEVEL
+from aart_lib.data.records import contents, decode_example, decode_lists
 
-LEVEL = 4 / 255  # one byte step of the stored features: the unit in which ε is spoken of
-BOX = (4 / 512 - 2, 255 * LEVEL + 4 / 512 - 2)  # the values a stored feature can have: [-1.992, 2.008]
 SAMPLINGS = ("uniform", "random", "contiguous")  # which frames of a video longer than the model takes
-
-
-def dequantize(stored: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """Bytes as float32 features in `BOX`, written to ``out`` if given. Raises: ValueError for anything but uint8.
-
-    Source: google/youtube-8m, utils.Dequantize.
-    """
-    stored = np.asarray(stored)
-    if stored.dtype != np.uint8:
-        raise ValueError(f"dequantize takes bytes, uint8, got {stored.dtype}; features are floats and stay as they are")
-    features = np.empty(stored.shape, np.float32) if out is None else out
-    features[...] = stored  # three plain passes are faster than two that convert on the way
-    features *= np.float32(LEVEL)
-    features += np.float32(BOX[0])
-    return features
-
-
-def quantize(features: np.ndarray) -> np.ndarray:
-    """Features as the nearest bytes, values outside `BOX` clipped: the inverse of `dequantize`.
-
-    For features of about unit variance: of N(0,1) a twentieth is clipped. Warns if it is over a quarter: features of
-    another range want another scale, or `VideoDataset.from_tensors`, which stores them as they are.
-    Raises: ValueError for NaN, infinity and what is no feature, such as bytes.
-    """
-    values = np.asarray(features)
-    if values.dtype.kind not in "fi" or not np.isfinite(values).all():
-        got = "NaN or infinity" if values.dtype.kind == "f" else str(values.dtype)
-        raise ValueError(f"quantize takes finite features, got {got}")
-    values = values.astype(np.float32) if values.dtype == np.float16 else values
-    levels = np.rint((values - BOX[0]) / LEVEL)
-    stored = np.clip(levels, 0, 255)
-    if (lost := float((levels != stored).mean())) > 0.25:
-        warnings.warn(
-            f"{lost:.0%} of the features lie outside {BOX[0]:.4g} to {BOX[1]:.4g} and are cut off (they go from "
-            f"{values.min():.4g} to {values.max():.4g}); scale them, or use VideoDataset.from_tensors",
-            stacklevel=2,
-        )
-    return stored.astype(np.uint8)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from aart_lib.running import on_signals, show_any_text
+from aart_lib.runtime.signals import on_signals, show_any_text
 
 FULL = errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)  # Windows does not know EDQUOT
 READER_ENDED = (
@@ -137,7 +137,8 @@ def main(arguments: list[str] | None = None) -> int:
     # ten times slower, and sleeping at once costs half as much again on a quiet machine. GNU's OpenMP reads this.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     with on_signals(lambda number, frame: signals.append(number)):  # an import broken off half-way hides the reason
-        from aart_lib import commands, processes  # torch loads only when there is work to do
+        from aart_lib.cli import commands  # torch loads only when there is work to do
+        from aart_lib.runtime import processes  # torch loads only when there is work to do
         from aart_lib.steps import TrainingStopped
 
     again = "the same command" + " with --resume" * hasattr(options, "resume")

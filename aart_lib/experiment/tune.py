@@ -4,53 +4,15 @@ A trial is a defense with other weights, another training ε or other settings o
 """
 
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 
 from aart_lib.attacks import ThreatModel, pgd
-from aart_lib.data import Splits
-from aart_lib.losses import changed
-from aart_lib.presets import Preset, data_name, model_config, train_config
-from aart_lib.running import read_json, write_json
+from aart_lib.data.catalog import Splits, data_name
+from aart_lib.experiment.presets import Preset, model_config, train_config
+from aart_lib.experiment.recipes import changed, grid
+from aart_lib.runtime.files import read_json, write_json
 from aart_lib.scoring import score
 from aart_lib.training import train
-
-_MIXED, _MOSTLY = {"task": 0.5, "robust": 0.5}, {"task": 0.2, "robust": 0.8}
-_PAIRED = (_MIXED | {"pairing": 0.03}, _MOSTLY | {"pairing": 0.1})
-_KEEP = ({"consistency": 1.0}, {"consistency": 3.0}, {"consistency": 6.0})
-_STEADY = [{"consistency": c, "attention": beta} for c, beta in ((1.0, 0.3), (1.0, 1.0), (3.0, 0.3), (6.0, 0.3))]
-# Pairs of (training ε over the test's, weights). Four for each; where the best lay at an edge, simple extensions got
-# trials beyond it, so that none had fewer than A-ART.
-GRIDS = {
-    "synthetic": {
-        "adversarial": [*product((3.0, 4.0, 5.0), (_MIXED, _MOSTLY))],
-        "logit-pairing": [*product((3.0, 4.0, 5.0), _PAIRED)],
-        "trades": [*product((3.0, 4.0), _KEEP[:2])],
-        "vat": [*product((3.0, 4.0), _KEEP[:2])],
-        "a-art": [*product((3.0, 4.0), _STEADY[:2])],
-        "adversarial-uniform": [*product((3.0, 4.0), (_MIXED, _MOSTLY))],
-    },
-    "audioset": {
-        "adversarial": [*product((2.0, 3.0), (_MIXED, _MOSTLY)), (4.0, _MOSTLY)],
-        "logit-pairing": [*product((2.0, 3.0), _PAIRED), (4.0, _PAIRED[1])],
-        "trades": [*product((2.0, 3.0), _KEEP[:2]), (3.0, _KEEP[2]), (4.0, _KEEP[2])],
-        "vat": [*product((2.0, 3.0), _KEEP[:2])],
-        "a-art": [*product((3.0, 4.0), _STEADY[2:])],
-        "adversarial-uniform": [*product((2.0, 3.0), (_MIXED, _MOSTLY))],
-    },
-}
-RATES = {"synthetic": (1e-3, 2e-3, 4e-3), "audioset": (1e-3, 2e-3)}  # of the baseline, which has no training ε
-
-
-def grid(data: str) -> dict[str, list[dict]]:
-    """The trials of each defense on a data set, as changes of the defense; other data sets use AudioSet's."""
-    data = data if data in GRIDS else "audioset"
-    baseline = [{"rate": rate, "weight_decay": decay} for rate, decay in product(RATES[data], (0.01, 0.1))]
-    others = {
-        name: [{"epsilon_scale": scale, "weights": weights} for scale, weights in pairs]
-        for name, pairs in GRIDS[data].items()
-    }
-    return {"standard": baseline} | others
 
 
 def trial(name: str, changes: dict, splits: Splits, threat: ThreatModel, preset: Preset) -> dict:

@@ -5,13 +5,8 @@ import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
-
-from aart_lib import synthetic
-from aart_lib.data import VideoDataset
-from aart_lib.flags import has
-from aart_lib.metrics import gap
-from aart_lib.uncertainty import Judged, holm, interval, paired_bootstrap
+from aart_lib.experiment.flags import has
+from aart_lib.experiment.uncertainty import Judged, holm, interval, paired_bootstrap
 
 OPTIONAL: dict = {"comparisons": [], "ceiling": [], "flags": []}
 NEEDED = (
@@ -23,26 +18,6 @@ NEEDED_IN_ROW = (
     "attention_drift attention_entropy attention_hijacked train_seconds"
 )
 MEASURES = ("worst", "worst@2", "frames-1")  # what A-ART is compared by: at ε, at 2ε, one attacked frame
-
-
-def ceiling(variant: str | None, test: VideoDataset, rows: list[dict]) -> list[dict]:
-    """GAP that the matched filter, told when evidence is visible, is certain to keep at each ε of the rows (L∞).
-
-    ``variant`` names the generator's settings that made the videos; without it there is no known ceiling.
-    """
-    if variant is None or rows[0]["other"]["pgd@2"]["threat"]["norm"] != "linf":
-        return []
-    settings, doubled = synthetic.SETTINGS[variant], rows[0]["other"]["pgd@2"]["threat"]["epsilon"]
-    found = {o["threat"]["epsilon"] for key, o in rows[0]["other"].items() if key.startswith("curve@")}
-    batches = list(test.batches(250))
-    labels = np.concatenate([batch.labels.numpy() for batch in batches])
-    gaps = []
-    for epsilon in sorted({0.0, doubled / 2, doubled, *found}):
-        parts = [
-            synthetic.matched_filter(settings, b.frames, b.evidence, labels=b.labels, epsilon=epsilon) for b in batches
-        ]
-        gaps.append({"epsilon": epsilon, "gap": gap(np.concatenate(parts), labels)})
-    return gaps
 
 
 def _runs(judged: Callable, rows: list[dict], name: str, measure: str) -> list[Judged]:

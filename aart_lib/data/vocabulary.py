@@ -10,8 +10,8 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from aart_lib import synthetic
-from aart_lib.specs import DatasetSpec
+from aart_lib.data import synthetic
+from aart_lib.data.formats import DatasetSpec
 
 FILES = ("vocabulary.csv", "*vocabulary.csv", "class_labels_indices.csv")
 

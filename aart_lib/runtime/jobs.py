@@ -20,10 +20,20 @@ import cloudpickle
 import torch
 from tqdm import tqdm
 
-from aart_lib.processes import ProcessLost, count
-from aart_lib.running import can_start_processes, on_signals, show_any_text
+from aart_lib.runtime.processes import ProcessLost, can_start_processes, count
+from aart_lib.runtime.signals import on_signals, show_any_text
 
-EXTENDED = ("losses", "model", "objectives", "attacks", "suites", "synthetic", "threats")  # with tables users add to
+# Modules with tables that users add to.
+EXTENDED = (
+    "model",
+    "attention",
+    "losses",
+    "threats",
+    "objectives",
+    "attacks",
+    "experiment.suites",
+    "experiment.recipes",
+)
 
 
 def most(tasks: int) -> int:

@@ -1,15 +1,11 @@
 """What a running command needs of its machine: a folder to itself with room in it, whole files, word of signals."""
 
 import json
-import multiprocessing
 import os
 import secrets
 import shutil
-import signal
 import socket
-import sys
 import tempfile
-import threading
 import weakref
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,33 +17,6 @@ _OWN: weakref.WeakSet = weakref.WeakSet()  # open lock files
 
 if hasattr(os, "register_at_fork"):  # a lock lasts while any process has its file, and readers outlive a killed run
     os.register_at_fork(after_in_child=lambda: [file.close() for file in _OWN])
-
-
-def can_start_processes() -> bool:
-    """Whether processes can wait for each other here: some containers have no shared memory, some systems no locks."""
-    try:
-        return bool(multiprocessing.get_context("spawn").Lock())
-    except (OSError, ImportError):
-        return False
-
-
-@contextmanager
-def on_signals(handler):
-    """SIGINT and SIGTERM go to a handler for a while; only the main thread may ask for them."""
-    own = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)} if own else {}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
-def show_any_text() -> None:
-    """What the console or the file behind the standard streams cannot show becomes a question mark, not an error."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
 
 
 def beside(path: Path) -> Path:

@@ -20,8 +20,8 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from aart_lib import style
-from aart_lib.running import replacing
+from aart_lib.runtime.files import replacing
+from aart_lib.viz import style
 
 CLEAN, ATTACKED, EVIDENCE, NEUTRAL = style.CLEAN, style.ATTACKED, "#444444", "#5B7C99"
 DEFENSE_COLORS, defense_style, styled = style.DEFENSE_COLORS, style.defense_style, style.styled

@@ -6,36 +6,23 @@ the videos of these in random order. The order depends on the seed alone, howeve
 """
 
 import copy
-import hashlib
 import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from aart_lib.batch import Batch, Item, collate
-from aart_lib.exact import integers
-from aart_lib.index import CONVERTED, Entries, Entry, converted_rows, index
-from aart_lib.records import RecordError, Skipped, read_record
-from aart_lib.running import can_start_processes
-from aart_lib.specs import (  # noqa: F401
-    BOX,
-    LEVEL,
-    SAMPLINGS,
-    SPECS,
-    DatasetSpec,
-    chosen_frames,
-    dequantize,
-    features_of,
-    quantize,
-)
-from aart_lib.tensors import Given, given
+from aart_lib.data.batch import Batch, Item, collate, dequantize
+from aart_lib.data.exact import integers
+from aart_lib.data.formats import SAMPLINGS, DatasetSpec, chosen_frames, features_of
+from aart_lib.data.index import CONVERTED, Entries, Entry, converted_rows, index
+from aart_lib.data.records import RecordError, Skipped, read_record
+from aart_lib.data.tensors import Given, given
+from aart_lib.runtime.processes import can_start_processes
 
 CACHE_BYTES = 2**28
 SHARED_BYTES = 2**20  # larger batches are handed over in shared memory, an open file each
@@ -275,83 +262,3 @@ def _read(entry: Entry) -> bytes:
 
 
 # ---------------------------------------------------------------- splits
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The three parts of a data set, with the class indices behind the label columns."""
-
-    spec: DatasetSpec
-    train: VideoDataset
-    validation: VideoDataset
-    test: VideoDataset
-
-    @classmethod
-    def of(cls, train: VideoDataset, test: VideoDataset, *, labels: int | Sequence[int] | None = None) -> "Splits":
-        """Splits of data sets that are open; validation and ``labels`` as in `open_splits`. Raises: ValueError."""
-        train, test = copy.copy(train), copy.copy(test)
-        if (train.spec.dims, train.labels) != (test.spec.dims, test.labels):
-            told = " and ".join(
-                f"{part.spec.dims} numbers a frame, {len(part.labels)} labels" for part in (train, test)
-            )
-            raise ValueError(f"train and test must have the same features and labels, got {told}")
-        train.max_frames = test.max_frames = max(train.max_frames, test.max_frames)
-        if labels is not None:
-            kept = integers(labels, "labels").tolist()
-            classes = kept if isinstance(kept, list) else most_frequent(train, kept)
-            train.keep(classes)
-            test.keep(classes)
-        if min(len(train), len(test)) < 2:
-            raise ValueError(f"there are {len(train)} train and {len(test)} test videos; it takes at least 2 of each")
-        digests = [hashlib.md5(entry.id.encode()).digest() for entry in train.entries]
-        order = sorted(range(len(train)), key=digests.__getitem__)
-        held = min(max(500, len(train) // 10), len(train) // 2, 5000)
-        parts = {"train": train.select(sorted(order[held:])), "validation": train.select(sorted(order[:held]))}
-        bare = [name for name, part in {**parts, "test": test}.items() if not part.entries.label_counts()]
-        if bare:
-            raise ValueError(f"no {bare[0]} video of these has a label; there is nothing to learn or judge")
-        return cls(train.spec.joined(test.spec), **parts, test=test)
-
-    @property
-    def labels(self) -> list[int]:
-        return self.train.labels
-
-
-def find_shards(spec: DatasetSpec, data_dir, split: str) -> list[Path]:
-    """The files of ``split`` ("train" or "test") in a data folder, sorted. Raises: ValueError if there is none."""
-    folder, patterns = Path(data_dir), getattr(spec, split)
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; --data-dir must be the folder with the {spec.name} shards")
-    converted = [pattern.removesuffix(".tfrecord") + CONVERTED for pattern in patterns]
-    for tried in (patterns, converted):
-        if found := sorted({path for pattern in tried for path in folder.glob(pattern) if path.is_file()}):
-            return found
-    packed = [path.name for pattern in patterns for path in folder.glob(f"{pattern}.*")][:1]
-    more = f"; {packed[0]} must be unpacked first" if packed else ""
-    raise ValueError(f"{folder} has no {split} shards of {spec.name}; looked for {', '.join(patterns)}{more}")
-
-
-def most_frequent(dataset: VideoDataset, count: int) -> list[int]:
-    """The ``count`` most frequent classes, most frequent first, ties by index. Raises: ValueError if there are less."""
-    counts = dataset.entries.label_counts()
-    if not 0 < count <= len(counts):
-        raise ValueError(f"--labels must be between 1 and the {len(counts)} classes that occur, got {count}")
-    return sorted(counts, key=lambda label: (-counts[label], label))[:count]
-
-
-def open_splits(
-    spec: DatasetSpec, data_dir, *, labels: int | Sequence[int] | None = None, max_frames=None, skipped=None
-) -> Splits:
-    """Train, validation and test of a data folder.
-
-    Validation is cut from train by the md5 of the id: a tenth, at least 500 videos where there are a thousand, at most
-    5,000 (it is attacked while ε is calibrated).
-    ``labels`` keeps that many classes, the most frequent of train, or the classes named; videos without any of them are
-    left out. ``skipped`` as in `VideoDataset`.
-    """
-    shards = find_shards(spec, data_dir, "train"), find_shards(spec, data_dir, "test")
-    train, test = (VideoDataset(paths, spec, max_frames=max_frames, skipped=skipped) for paths in shards)
-    try:
-        return Splits.of(train, test, labels=labels)
-    except ValueError as error:
-        raise ValueError(f"{data_dir}: {error}") from error

@@ -6,20 +6,8 @@ from pathlib import Path
 
 import torch
 
-from aart_lib import checkpoint, processes
-from aart_lib import download as fetching
-from aart_lib import report as reporting
-from aart_lib import tune as tuning
-from aart_lib.convert import convert as converted
-from aart_lib.data import VideoDataset, find_shards
-from aart_lib.experiment import judge as judging
-from aart_lib.experiment import reproduce as main_job
-from aart_lib.experiment.reproduce import Experiment
-from aart_lib.flags import flags
-from aart_lib.jobs import most as most_jobs
-from aart_lib.losses import defense
-from aart_lib.model import VideoTransformer
-from aart_lib.options import (
+from aart_lib import checkpoint
+from aart_lib.cli.options import (
     check_labels,
     check_model,
     check_threat,
@@ -28,13 +16,27 @@ from aart_lib.options import (
     preset_asked,
     threat_asked,
 )
-from aart_lib.overview import describe as described
-from aart_lib.pictures import draw_attention, models_to_show
-from aart_lib.presets import data_name, default_threat, model_config, open_data, spec_named
-from aart_lib.running import reserved, write_json
+from aart_lib.data import download as fetching
+from aart_lib.data.catalog import data_name, find_shards, open_data, spec_named
+from aart_lib.data.convert import convert as converted
+from aart_lib.data.dataset import VideoDataset
+from aart_lib.data.describe import describe as described
+from aart_lib.experiment import judge as judging
+from aart_lib.experiment import report as reporting
+from aart_lib.experiment import reproduce as main_job
+from aart_lib.experiment import tune as tuning
+from aart_lib.experiment.figures import draw_attention, models_to_show
+from aart_lib.experiment.flags import flags
+from aart_lib.experiment.presets import default_threat, model_config
+from aart_lib.experiment.reproduce import Experiment
+from aart_lib.experiment.suites import suite
+from aart_lib.experiment.summary import read_results, summarize
+from aart_lib.losses import defense
+from aart_lib.model import VideoTransformer
+from aart_lib.runtime import processes
+from aart_lib.runtime.files import reserved, write_json
+from aart_lib.runtime.jobs import most as most_jobs
 from aart_lib.steps import TrainConfig
-from aart_lib.suites import suite
-from aart_lib.summary import read_results, summarize
 from aart_lib.threats import ThreatModel
 
 SMALL = 2**20  # bytes: reports and figures
@@ -137,7 +139,7 @@ def evaluate(options) -> None:
 
 def _open_for(options, preset, notes: dict):
     """The splits with a model's labels, and the test videos or segments it is judged on."""
-    splits = open_data(options.data, options.data_dir, preset=preset)
+    splits = open_data(options.data, options.data_dir, **preset.reading)
     if data_name(splits) != (trained := notes["data"]):
         raise ValueError(f"{options.checkpoint} was trained on {trained}; evaluate it with --data {trained}")
     check_labels(options, splits.spec, notes["labels"])
@@ -208,7 +210,7 @@ def download(options) -> None:
 
 def convert(options) -> None:
     preset = preset_asked(options)
-    spec = spec_named(options.data.partition(":")[0], preset)
+    spec = spec_named(options.data.partition(":")[0], preset.dims)
     converted([], spec, options.out)  # refuses what need not be converted
     if options.data_dir is None:
         raise ValueError(f"{options.data} needs --data-dir, the folder with its shards")
@@ -227,7 +229,7 @@ def convert(options) -> None:
 
 
 def describe(options) -> None:
-    print(described(options.data, options.data_dir, labels=options.labels, preset=preset_asked(options)))
+    print(described(options.data, options.data_dir, labels=options.labels, **preset_asked(options).reading))
 
 
 def report(options) -> None:

@@ -3,12 +3,12 @@
 from collections import Counter
 from pathlib import Path
 
-from aart_lib.flags import CHECKS
-from aart_lib.losses import TUNED
-from aart_lib.pictures import attacks_of, draw, strongest
-from aart_lib.running import replacing
-from aart_lib.specs import LEVEL
-from aart_lib.summary import first_seed
+from aart_lib.data.batch import LEVEL
+from aart_lib.experiment.figures import attacks_of, draw, strongest
+from aart_lib.experiment.flags import CHECKS
+from aart_lib.experiment.recipes import TUNED
+from aart_lib.experiment.summary import first_seed
+from aart_lib.runtime.files import replacing
 
 COLUMNS = (
     ("defense", lambda name, s: name),

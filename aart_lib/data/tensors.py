@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aart_lib.exact import integers
-from aart_lib.index import CONVERTED, LONGEST_ID, Entries, Entry
-from aart_lib.specs import DatasetSpec
+from aart_lib.data.exact import integers
+from aart_lib.data.formats import DatasetSpec
+from aart_lib.data.index import CONVERTED, LONGEST_ID, Entries, Entry
 
 CLASSES = "for class indices give classes=, the number of classes"
 

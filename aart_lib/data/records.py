@@ -16,9 +16,9 @@ from functools import lru_cache
 import google_crc32c
 import numpy as np
 
-from aart_lib import foreign
-from aart_lib.exact import byte_table, numbers
-from aart_lib.running import replacing
+from aart_lib.data import foreign
+from aart_lib.data.exact import byte_table, numbers
+from aart_lib.runtime.files import replacing
 
 HEADER = struct.Struct("<QI")
 FOOTER = struct.Struct("<I")

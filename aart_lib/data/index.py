@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from aart_lib.records import RecordError, Skipped, decode_example, refuse, scan_heads, scan_records
-from aart_lib.running import cache_folder, replacing
-from aart_lib.specs import DatasetSpec, chosen_frames, features_of, holds
+from aart_lib.data.formats import DatasetSpec, chosen_frames, features_of, holds
+from aart_lib.data.records import RecordError, Skipped, decode_example, refuse, scan_heads, scan_records
+from aart_lib.runtime.files import cache_folder, replacing
 
 SEGMENT = 5  # seconds, the length of YouTube-8M's rated segments
 CONVERTED = ".frames"  # raw bytes [frames of all videos, D], see `convert`
@@ -237,24 +237,18 @@ def _sound(columns: dict, spec: DatasetSpec) -> bool:
 # ---------------------------------------------------------------- converted files
 
 
-def save_converted(path: Path, spec: DatasetSpec, entries: Entries) -> None:
-    """Write the index beside a converted file. Each entry names its first row and its number of frames."""
-    with replacing(path.with_suffix(".npz")) as file:
-        np.savez(file, features=_layout(spec), classes=spec.classes, **entries.columns)
-
-
-def _layout(spec: DatasetSpec) -> str:
+def layout(spec: DatasetSpec) -> str:
     return " ".join(f"{name}:{used}" for name, (_, used) in spec.features.items())
 
 
 def _converted(path: Path, spec: DatasetSpec) -> Entries:
     try:
         columns, more = _load(path.with_suffix(".npz"), spec)
-        layout, classes = str(more["features"]), int(more["classes"])
+        held, classes = str(more["features"]), int(more["classes"])
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{path} has no readable index {path.stem}.npz beside it; convert again") from error
-    if (layout, classes) != (_layout(spec), spec.classes):
-        raise ValueError(f"{path} was converted with {layout}, {classes} classes; convert again for {_layout(spec)}")
+    if (held, classes) != (layout(spec), spec.classes):
+        raise ValueError(f"{path} was converted with {held}, {classes} classes; convert again for {layout(spec)}")
     rows, ends = columns["frames"].sum(dtype=np.int64), columns["offset"] + columns["frames"]
     if os.path.getsize(path) != rows * spec.dims or not columns["frames"].all() or (ends > rows).any():
         raise ValueError(f"{path} has {os.path.getsize(path)} bytes, its index speaks of others; convert again")

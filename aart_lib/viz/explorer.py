@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from matplotlib.animation import PillowWriter
 
-from aart_lib import plots, style
 from aart_lib.attacks import NORMS, OBJECTIVES, Attack, ThreatModel, perturb
-from aart_lib.data import Batch, VideoDataset, collate
-from aart_lib.model import cls_attention, predict, rollout
+from aart_lib.attention import temporal_attention
+from aart_lib.data.batch import Batch, collate
+from aart_lib.data.dataset import VideoDataset
+from aart_lib.model import predict
 from aart_lib.scoring import probabilities
+from aart_lib.viz import plots, style
 
 FACTORS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # of the calibrated ε
 SEARCHES: dict[str, dict] = {  # options of `Attack` under the names of the menu
@@ -41,14 +43,6 @@ class View(NamedTuple):
     def moved(self) -> float:
         """Total variation between the two lines of attention: 0 = unmoved, 1 = all of it elsewhere."""
         return float(abs(self.attention["attacked"] - self.attention["clean"]).sum() / 2)
-
-
-def temporal_attention(maps: tuple[torch.Tensor, ...], layer: int | str = -1, head: int | None = None) -> torch.Tensor:
-    """How [CLS] weighs the frames, [B,T]: a layer and a head (None = mean of the heads), or "rollout" through all."""
-    if layer == "rollout":
-        return rollout(maps)
-    rows = cls_attention(maps)[:, int(layer)]  # [B,H,T]
-    return rows.mean(1) if head is None else rows[:, head]
 
 
 @torch.no_grad()

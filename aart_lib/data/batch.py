@@ -1,0 +1,150 @@
+"""What models and attacks are given: one video, videos side by side, and how stored bytes become their features.
+
+Source: github.com/google/youtube-8m, utils.Dequantize.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+LEVEL = 4 / 255  # one byte step of the stored features: the unit in which ε is spoken of
+BOX = (4 / 512 - 2, 255 * LEVEL + 4 / 512 - 2)  # the values a stored feature can have: [-1.992, 2.008]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One video."""
+
+    frames: Tensor  # [T,D] float32
+    labels: Tensor  # [C] float32, multi-hot
+    id: str
+    evidence: Tensor | None = None  # [T,C] bool: frames that show a label
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Videos side by side, padded with zeros to the longest."""
+
+    frames: Tensor  # [B,T,D] float32
+    mask: Tensor  # [B,T] bool, True = real frame
+    labels: Tensor  # [B,C] float32, multi-hot
+    ids: tuple[str, ...]
+    evidence: Tensor | None = None  # [B,T,C] bool
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device) -> "Batch":
+        return self._each(lambda tensor: tensor.to(device))
+
+    def pin_memory(self) -> "Batch":
+        """What torch's loader asks for where ``pin_memory=True``."""
+        return self._each(Tensor.pin_memory)
+
+    def __getstate__(self) -> dict:
+        # A reader process sends what is not in shared memory as bytes: torch would share it, an open file a tensor.
+        bare = lambda v: isinstance(v, Tensor) and not v.is_shared() and get_worker_info() is not None  # noqa: E731
+        return {key: value.numpy() if bare(value) else value for key, value in vars(self).items()}
+
+    def __setstate__(self, state: dict) -> None:
+        found = {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in state.items()}
+        vars(self).update(found)
+
+    def _each(self, change: Callable) -> "Batch":
+        return replace(self, **{k: change(v) for k, v in vars(self).items() if isinstance(v, Tensor)})
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """A `Batch` of videos of any lengths; evidence only if all have it. Serves torch's loader as ``collate_fn``.
+
+    Raises: ValueError without a video.
+    """
+    if not items:
+        raise ValueError("a batch needs at least one video, got none")
+    lengths = torch.tensor([len(item.frames) for item in items])
+    if not lengths.all():
+        raise ValueError(f"video {items[int((lengths == 0).nonzero()[0])].id!r} has no frame; leave it out")
+    pad = lambda parts: torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)  # noqa: E731
+    evidence = pad([i.evidence for i in items]) if all(i.evidence is not None for i in items) else None
+    return Batch(
+        frames=pad([item.frames for item in items]),
+        mask=torch.arange(int(lengths.max())) < lengths[:, None],
+        labels=torch.stack([item.labels for item in items]),
+        ids=tuple(item.id for item in items),
+        evidence=evidence,
+    )
+
+
+def dequantize(stored: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """Bytes as float32 features in `BOX`, written to ``out`` if given. Raises: ValueError for anything but uint8.
+
+    Source: google/youtube-8m, utils.Dequantize.
+    """
+    stored = np.asarray(stored)
+    if stored.dtype != np.uint8:
+        raise ValueError(f"dequantize takes bytes, uint8, got {stored.dtype}; features are floats and stay as they are")
+    features = np.empty(stored.shape, np.float32) if out is None else out
+    features[...] = stored  # three plain passes are faster than two that convert on the way
+    features *= np.float32(LEVEL)
+    features += np.float32(BOX[0])
+    return features
+
+
+def quantize(features: np.ndarray) -> np.ndarray:
+    """Features as the nearest bytes, values outside `BOX` clipped: the inverse of `dequantize`.
+
+    For features of about unit variance: of N(0,1) a twentieth is clipped. Warns if it is over a quarter: features of
+    another range want another scale, or `VideoDataset.from_tensors`, which stores them as they are.
+    Raises: ValueError for NaN, infinity and what is no feature, such as bytes.
+    """
+    values = np.asarray(features)
+    if values.dtype.kind not in "fi" or not np.isfinite(values).all():
+        got = "NaN or infinity" if values.dtype.kind == "f" else str(values.dtype)
+        raise ValueError(f"quantize takes finite features, got {got}")
+    values = values.astype(np.float32) if values.dtype == np.float16 else values
+    levels = np.rint((values - BOX[0]) / LEVEL)
+    stored = np.clip(levels, 0, 255)
+    if (lost := float((levels != stored).mean())) > 0.25:
+        warnings.warn(
+            f"{lost:.0%} of the features lie outside {BOX[0]:.4g} to {BOX[1]:.4g} and are cut off (they go from "
+            f"{values.min():.4g} to {values.max():.4g}); scale them, or use VideoDataset.from_tensors",
+            stacklevel=2,
+        )
+    return stored.astype(np.uint8)
+
+
+@dataclass
+class Part:
+    """A generator for some of the videos of a batch: they get the numbers that they get within the whole batch.
+
+    So it changes nothing how a batch is cut: each draw is made once, for all its videos, and every part takes its rows.
+    """
+
+    generator: torch.Generator
+    videos: int  # in the whole batch
+    frames: int  # of its longest video
+    first: int = 0  # place of this part's first video
+    made: list[torch.Tensor] = field(default_factory=list)  # the draws so far, which all parts of the batch share
+    taken: int = 0  # of them, by this part
+
+    def at(self, first: int) -> "Part":
+        """Another part of the same batch."""
+        return replace(self, first=first, taken=0)
+
+    def draw(self, shape: Sequence[int]) -> torch.Tensor:
+        if self.taken == len(self.made):
+            self.made.append(drawn((self.videos, self.frames, *shape[2:]), self.generator))
+        self.taken += 1
+        return self.made[self.taken - 1][self.first : self.first + shape[0], : shape[1]]
+
+
+def drawn(shape: Sequence[int], generator: torch.Generator | Part | None) -> torch.Tensor:
+    """Uniform numbers in [0,1) of a shape [B,T,...], on the generator's device."""
+    if isinstance(generator, Part):
+        return generator.draw(shape)
+    return torch.rand(tuple(shape), generator=generator, device=generator.device if generator else "cpu")

@@ -1,0 +1,72 @@
+"""How much is done (`PRESETS`), and what follows from it: the data, the model and the training loop's settings."""
+
+from dataclasses import dataclass, field
+
+from aart_lib.data.batch import BOX
+from aart_lib.data.catalog import Splits
+from aart_lib.data.records import Skipped
+from aart_lib.experiment.recipes import SIX
+from aart_lib.model import ModelConfig
+from aart_lib.steps import Hardware, TrainConfig
+from aart_lib.threats import ThreatModel
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How much is done; a preset names only what differs from ``small``."""
+
+    epochs: int | None = None  # None = the data set's
+    suite: str = "standard"
+    defenses: tuple[str, ...] = SIX
+    test_videos: int | None = 2000  # at most so many test videos are attacked
+    batch_size: int = 64
+    model: dict = field(default_factory=dict)
+    dims: dict = field(default_factory=dict)
+    max_frames: int | None = None
+    sampling: str = "uniform"
+    hardware: Hardware = Hardware()  # noqa: RUF009 (frozen)
+    skipped: Skipped | None = None  # where bad records are counted that are left out; None = they stop the run
+
+    @property
+    def reading(self) -> dict:
+        """What `open_data` is told of it."""
+        return {"dims": self.dims, "max_frames": self.max_frames, "skipped": self.skipped}
+
+
+PRESETS = {
+    "quick": Preset(epochs=8, suite="quick", defenses=("standard", "adversarial", "a-art"), test_videos=300),
+    "small": Preset(),
+    "full": Preset(
+        epochs=10,
+        test_videos=None,
+        batch_size=32,
+        model={"width": 256, "heads": 8, "layers": 4},
+        dims={"rgb": 1024, "audio": 128},
+        max_frames=300,
+        hardware=Hardware(workers=2),
+    ),
+}
+
+
+def preset_named(name: str) -> Preset:
+    """Raises: ValueError that lists the known presets."""
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def model_config(splits: Splits, preset: Preset = PRESETS["small"]) -> ModelConfig:
+    """The model a data set calls for."""
+    frames = splits.train.max_frames
+    return ModelConfig(splits.spec.dims, len(splits.labels), max_frames=frames, **preset.model)
+
+
+def train_config(splits: Splits, preset: Preset = PRESETS["small"], **settings) -> TrainConfig:
+    """The training loop's settings for a data set."""
+    settings = {"sampling": preset.sampling} | settings
+    return TrainConfig(preset.epochs or splits.spec.epochs, preset.batch_size, **settings)
+
+
+def default_threat(splits: Splits) -> ThreatModel:
+    """The data set's own norm and range, and the ε at which the calibration starts."""
+    return ThreatModel(splits.spec.norm, splits.spec.epsilon, box=splits.spec.box or BOX)
