@@ -62,7 +62,7 @@ def test_without_posix_in_another_code_page_with_few_files_all_commands_give_the
     (tmp_path / "matplotlibrc").write_text(MATPLOTLIBRC, encoding="utf-8")
     page = {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
     work = json.dumps(commands(tmp_path / "data", out, readers="1", jobs="2"), ensure_ascii=False)
-    program = sys.executable, "-X", "warn_default_encoding", ROOT / "tests" / "bare_machine.py", work
+    program = sys.executable, "-X", "warn_default_encoding", ROOT / "tests" / "tools" / "bare_machine.py", work
     bare = python(*program, MATPLOTLIBRC=str(tmp_path / "matplotlibrc"), **page)
     text = lambda said: sorted(line for line in said.splitlines() if str(tmp_path) not in line)  # noqa: E731
     assert text(bare) == text(plain.encode("cp1252", "replace").decode("cp1252"))

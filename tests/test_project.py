@@ -133,7 +133,7 @@ def test_workflow_creates_the_conda_environment_and_tests_it():
     name = yaml.safe_load(read("environment.yml"))["name"]
     assert (conda["environment-file"], conda["activate-environment"]) == ("environment.yml", name)
     assert any("import aart_lib" in run for run in commands(workflow()["conda"]))
-    tested = [path for run in commands(workflow()["conda"]) for path in re.findall(r"tests/\w+\.py", run)]
+    tested = [path for run in commands(workflow()["conda"]) for path in re.findall(r"tests/[\w/]+\.py", run)]
     assert tested and all((ROOT / path).is_file() for path in tested)
 
 
@@ -148,7 +148,7 @@ def test_style_and_types_look_at_everything():
     ruff = [sys.executable, "-m", "ruff", "check", "--show-files", "."]
     shown = subprocess.run(ruff, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     seen = {Path(line).resolve() for line in shown.splitlines()}
-    assert {*MODULES, *(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "tests").glob("*.py")} <= seen
+    assert {*MODULES, *(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "tests").rglob("*.py")} <= seen
     assert tomllib.loads(read("pyproject.toml"))["tool"]["mypy"]["packages"] == ["aart_lib"]
 
 

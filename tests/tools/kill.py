@@ -1,8 +1,8 @@
 """A program that kills runs with SIGKILL and looks whether what they come to in the end is what it would have been.
 
-    python tests/kill.py --command train --count 50 --seed 1
-    python tests/kill.py --command reproduce --count 50 --seed 1
-    python tests/kill.py --command side-by-side --count 20 --seed 1
+    python tests/tools/kill.py --command train --count 50 --seed 1
+    python tests/tools/kill.py --command reproduce --count 50 --seed 1
+    python tests/tools/kill.py --command side-by-side --count 20 --seed 1
 
 A run is killed at most --lives times, each time gone on with by --resume, then left to end. Half of the kills come at a
 random moment of the run, the other half as soon as a file is being written: a training state, a model, scores, a row,
@@ -25,7 +25,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TIMES = ("train_seconds", "seconds")
 STARTING = 0.4  # share of a run that goes by before it trains; a resumed one has it again
 SAVE_SECONDS, SLOW_RENAME = 0.1, 0.02

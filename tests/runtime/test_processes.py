@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from shared_run import SPEC, stepped
-from test_train import write_videos
+from test_training import write_videos
 
 from aart_lib import scoring
 from aart_lib.data.batch import Part, drawn
@@ -18,8 +18,8 @@ from aart_lib.data.catalog import open_splits
 from aart_lib.losses import DEFENSES
 from aart_lib.runtime.processes import gathered
 
-PROGRAM = Path(__file__).with_name("shared_run.py")
-ROOT = str(Path(__file__).parent.parent)
+PROGRAM = Path(__file__).parents[1] / "tools" / "shared_run.py"
+ROOT = str(Path(__file__).resolve().parents[2])
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from aart_lib.experiment.judge import evaluate
 from aart_lib.losses import DEFENSES
 from aart_lib.model import ModelConfig, VideoTransformer
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests" / "benchmarks"))
 
 import plan as planning  # noqa: E402

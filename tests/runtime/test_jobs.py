@@ -23,7 +23,7 @@ from aart_lib.runtime.jobs import side_by_side
 from aart_lib.runtime.processes import ProcessLost
 from aart_lib.runtime.signals import on_signals
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TINY = replace(synthetic.SETTINGS["default"], train_videos=60, test_videos=24, shard_size=60, frames=(3, 6))
 
 

@@ -18,7 +18,7 @@ from aart_lib.experiment.tune import merit
 from aart_lib.steps import Hardware
 from aart_lib.threats import ThreatModel
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DATA = ("synthetic", "audioset")
 
 

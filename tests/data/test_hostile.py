@@ -48,7 +48,14 @@ def own_cache(tmp_path, monkeypatch):
 
 def test_mutated_records_are_read_or_refused():
     """A small run of the program; tests/RELIABILITY.md has the figures of a large one."""
-    program = [sys.executable, str(Path(__file__).with_name("fuzz_records.py")), "--count", "3000", "--seed", "7"]
+    program = [
+        sys.executable,
+        str(Path(__file__).parents[1] / "tools" / "fuzz_records.py"),
+        "--count",
+        "3000",
+        "--seed",
+        "7",
+    ]
     done = subprocess.run(program, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3,000 mutated records" in done.stdout and "FOUND" not in done.stdout

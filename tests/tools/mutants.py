@@ -1,7 +1,7 @@
 """A program that tests the tests: it makes one small mistake at a time in a module, and some test must fail of it.
 
-    python tests/mutants.py metrics attacks losses      # every mutant, needs `pip install mutmut==3.8.1`
-    python tests/mutants.py attacks --only 17,230       # these alone, with what pytest says of them
+    python tests/tools/mutants.py metrics attacks losses      # every mutant, needs `pip install mutmut==3.8.1`
+    python tests/tools/mutants.py attacks --only 17,230       # these alone, with what pytest says of them
 
 The mistakes are mutmut's: another operator, number or text, an argument left out or None, a value not assigned, one
 branch of a choice alone. mutmut itself passes over what stands outside of a function (here objectives, divergences and
@@ -38,7 +38,7 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).resolve().parents[1]
 SUITES = {  # the tests of a module, tried file by file
     "metrics": ("test_metrics.py",),
     "attacks": ("test_attacks.py",),
@@ -167,7 +167,7 @@ def passes(name: str, module: str, text: str, seconds: float, plugin: FirstFailu
 
 def explained() -> dict[tuple[str, str], str]:
     """{(module, difference): why it may survive}"""
-    groups = tomllib.loads((TESTS / "mutants.toml").read_text(encoding="utf-8"))["survivors"]
+    groups = tomllib.loads((TESTS / "tools" / "mutants.toml").read_text(encoding="utf-8"))["survivors"]
     return {(group["module"], text): group["why"] for group in groups for text in group["mutants"]}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent / "benchmarks"
+HERE = Path(__file__).parent
 SMALL = ("step", "gap", "scaling")  # they need no other package
 ROWS = [part for name in SMALL for part in ("--only", name)]
 

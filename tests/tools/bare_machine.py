@@ -1,6 +1,6 @@
 """The command line on a machine without anything that only POSIX has; a program for test_any_machine.py.
 
-    python tests/bare_machine.py '[["describe"], ["train", "--out", "DIR"]]'
+    python tests/tools/bare_machine.py '[["describe"], ["train", "--out", "DIR"]]'
 
 Other packages keep what they found when they were imported; for the library it is gone. As on Windows, a file that is
 open here can neither be deleted nor replaced, no file name may have a character that is reserved there, and processes
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch.utils.data  # noqa: F401 (what is others' has what it needs)
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 GONE = "pread preadv pwrite fork forkpty register_at_fork setpgrp setpgid setsid killpg getuid geteuid getgid "
 GONE += "fchmod fchown chown uname sched_getaffinity getloadavg nice mkfifo link symlink"
 MODULES = "fcntl", "resource", "pwd", "grp", "termios", "pty", "tty"

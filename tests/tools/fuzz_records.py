@@ -1,7 +1,7 @@
 """A program that feeds mutated records to the reader: it may read them or refuse them in a sentence, nothing else.
 
-    python tests/fuzz_records.py --count 1000000 --seed 1       # a mutation loop of its own
-    python tests/fuzz_records.py --coverage 120                 # guided by coverage; needs `pip install atheris`
+    python tests/tools/fuzz_records.py --count 1000000 --seed 1       # a mutation loop of its own
+    python tests/tools/fuzz_records.py --coverage 120                 # guided by coverage; needs `pip install atheris`
 
 The seeds are generated; with AART_REAL_DATA set, the first records of every genuine shard there as well. An outcome
 that is neither "read" nor a refusal (another kind of error, a record that takes longer than --slowest seconds, memory

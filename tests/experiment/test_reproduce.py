@@ -24,7 +24,7 @@ from aart_lib.experiment.summary import MEASURES
 from aart_lib.losses import DEFENSES
 from aart_lib.runtime.files import write_json
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 TINY = replace(synthetic.SETTINGS["default"], train_videos=60, test_videos=24, shard_size=60, frames=(3, 6))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from kill import COMMANDS, Killer
-from test_train import CONFIG, SHAPE, THREAT, splits  # noqa: F401 (a fixture)
+from test_training import CONFIG, SHAPE, THREAT, splits  # noqa: F401 (a fixture)
 
 from aart_lib import checkpoint, training
 from aart_lib.cli.parser import main
@@ -26,7 +26,7 @@ from aart_lib.losses import DEFENSES
 from aart_lib.runtime import files
 from aart_lib.training import TrainConfig, TrainingStopped, train
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TINY = replace(synthetic.SETTINGS["default"], train_videos=160, test_videos=40, shard_size=160, frames=(3, 5))
 HOLD = "import sys, time; from pathlib import Path; from aart_lib.runtime.files import reserved\n"
 HOLD += "with reserved(Path(sys.argv[1]), 0): print('here', flush=True); time.sleep(100)"
@@ -66,7 +66,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_runs_killed_at_any_moment_come_to_what_they_would_have(tmp_path, monkeypatch):
-    """A few kills; `python tests/kill.py --count 50` for many."""
+    """A few kills; `python tests/tools/kill.py --count 50` for many."""
     monkeypatch.setitem(COMMANDS, "train", [*COMMANDS["train"][:-1], "3"])
     killer = Killer("train", tmp_path, seed=3, lives=2)
     killer.one_run(2)
