@@ -1,4 +1,4 @@
-"""batch.py, dataset.py, catalog.py: bytes to features and back, batches, splits that stay, bad records that are named."""
+"""batch.py, dataset.py, catalog.py: bytes to features and back, batches, stable splits, bad records that are named."""
 
 import math
 from dataclasses import replace
