@@ -93,9 +93,9 @@ def test_what_was_found_is_refused_in_a_short_sentence(tmp_path, name):
 
 def test_very_many_segments_take_no_square_of_their_time(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "STREAM_BYTES", 10)  # the frames are not read on opening, so any start is believed
-    payload, begun = rated(range(30_000), [1] * 30_000, [1] * 30_000), time.perf_counter()
-    assert len(VideoDataset([shard(tmp_path, payload)], TINY, segments=True)) == 30_000
-    assert time.perf_counter() - begun < 20
+    payload, begun = rated(range(10_000), [1] * 10_000, [1] * 10_000), time.perf_counter()
+    assert len(VideoDataset([shard(tmp_path, payload)], TINY, segments=True)) == 10_000
+    assert time.perf_counter() - begun < 10
 
 
 def test_a_mixture_of_text_sizes_for_labels_allocates_no_table(tmp_path):
@@ -236,7 +236,7 @@ def header(shape: str, kind: str = "<i4") -> bytes:
 BOMBS = {
     "a size that no memory has": header("(1152921504606846976,)") + bytes(12),
     "a size that this file has not": header("(4294967296,)") + bytes(12),
-    "zeros without end": header("(50000000,)") + bytes(200_000_000),
+    "zeros without end": header("(25000000,)") + bytes(100_000_000),
     "a header that is no header": b"\x93NUMPY\x01\x00\x04\x00(((\n",
     "objects": header("(1,)", "|O") + b"cos\nsystem\n(S'false'\ntR.",
     "not an array": b"labels",
@@ -250,7 +250,7 @@ def test_an_index_that_would_fill_the_memory_or_run_code_is_refused(converted, n
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError, match=r"no readable index train0\.npz beside it; convert again"):
         VideoDataset([converted], TINY)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB on Linux
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB on Linux
 
 
 def test_an_index_that_is_no_archive_or_lacks_a_column_is_refused(converted):
