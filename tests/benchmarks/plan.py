@@ -111,8 +111,7 @@ def checked(results: dict) -> tuple[Machine, list[dict]]:
     one = fit(*zip(*used, strict=True), replace(A100, name="one core", reader_cores=0, **results["reading"]))
     rows = []
     for shape, measured, row in zip(shapes, seconds, results["steps"], strict=True):
-        waits = memory(shape.model, shape.frames, shape.batch, shape.passes)
-        kept, predicted = waits["activations"] + waits["maps"], one.seconds(shape.work)
+        kept, predicted = shape.memory["activations"] + shape.memory["maps"], one.seconds(shape.work)
         errors = {"error": predicted / measured - 1, "kept error": kept / row["kept"] - 1}
         rows.append(row | {"shape": shape, "seconds": measured, "predicted": predicted} | errors)
     return one, rows

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from work import Passes, Work, passes, work
+from work import Passes, Work, memory, passes, work
 
 from aart_lib.data.batch import LEVEL, Batch
 from aart_lib.data.dataset import VideoDataset
@@ -83,6 +83,10 @@ class Shape(NamedTuple):
     @property
     def work(self) -> Work:
         return work(self.model, self.frames, self.batch, self.passes)
+
+    @property
+    def memory(self) -> dict[str, float]:
+        return memory(self.model, self.frames, self.batch, self.passes)
 
     def step(self):
         """(model, function that makes one real training step) on random numbers."""
