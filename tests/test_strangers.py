@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from aart_lib.attacks import OBJECTIVES, Attack, AttackFailed, fgsm, perturb, pgd
+from aart_lib.attention import SteadyAttention
 from aart_lib.data.batch import Batch, Item, collate
 from aart_lib.losses import bce
 from aart_lib.model import MODELS, ModelConfig, Output, VideoTransformer
@@ -112,7 +113,9 @@ def test_an_objective_that_is_nan_is_named(where, attack):
 
 def test_attention_that_cannot_move_must_be_declared():
     attack = Attack(THREAT, "attention", steps=2)
-    attacked(network(**MODELS["uniform"]), attack=attack)
+    steady = SteadyAttention(network(), network()(videos().frames, videos().mask, return_attention=True).attention)
+    for still in (network(**MODELS["uniform"]), steady):
+        attacked(still, attack=attack)
     for model, found in ((network(), replace(attack, view="detached")), (Fixed(), attack)):
         with pytest.raises(AttackFailed, match="no gradient of the objective 'attention'"):
             attacked(model, attack=found)
