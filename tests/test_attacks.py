@@ -143,27 +143,6 @@ def test_random_attacks_follow_their_generator(attack, norm):
     assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
 
 
-def test_clean_values_outside_the_box_may_stay_but_go_no_further():
-    batch = videos()
-    batch.frames[0, 0] = 3.0
-    frames = perturb(network(), batch, pgd(ThreatModel("linf", 0.5), 5, 1), generator=generator())
-    assert frames[0, 0].max() <= 3.0 and (frames[0, 0] < 3.0).any()
-    batch.frames[:, 0] = 3.0  # more than a few: these features have another range
-    with pytest.raises(ValueError, match="of the features lie outside the threat model's box"):
-        perturb(network(), batch, pgd(ThreatModel("linf", 0.5), 5, 1), generator=generator())
-
-
-def test_the_modes_are_restored_also_when_a_model_fails():
-    class Failing(nn.Module):
-        def forward(self, frames, mask, **options):
-            raise RuntimeError("planted")
-
-    model = Failing().train()
-    with pytest.raises(RuntimeError, match="planted"):
-        perturb(model, videos(), fgsm(ThreatModel("linf", 0.1)))
-    assert model.training
-
-
 # ---------------------------------------------------------------- noise
 
 
@@ -424,15 +403,6 @@ def test_an_attack_begins_where_the_first_one_ended():
     assert (loss_of(model, batch, further) >= loss_of(model, batch, ended) - 1e-5).all()
 
 
-@pytest.mark.parametrize("frames", ["gradient", "random"])
-def test_a_start_from_another_attack_is_brought_into_this_ones_budget(frames):
-    batch = videos(20)
-    first = Attack(ThreatModel("linf", 0.4), "attention", steps=2)
-    attack = Attack(ThreatModel("linf", 0.1, max_frames=1), steps=2, frames=frames, first=first)
-    delta = perturb(network(), batch, attack, generator=generator()) - batch.frames
-    assert size("linf", delta) <= 0.1 + 1e-6 and ((delta != 0).any(2).sum(1) <= 1).all()
-
-
 # ---------------------------------------------------------------- attention before its softmax
 
 
@@ -510,14 +480,6 @@ def test_a_trial_takes_the_frame_in_which_one_full_step_hurts_most(norm, epsilon
     attack = Attack(replace(threat, max_frames=1), steps=1, frames="trial")
     touched = (perturb(model, batch, attack, generator=generator()) != batch.frames).any(2)
     assert torch.equal(touched.float().argmax(1), hurt.argmax(1)) and (touched.sum(1) == 1).all()
-
-
-@pytest.mark.parametrize("objective, measured", [("margin", "margin"), ("kl", "bce"), ("targeted", "bce")])
-def test_frames_are_ranked_by_the_objective_or_by_the_loss_where_that_has_no_slope_yet(objective, measured):
-    model, batch, threat = network(), videos(), ThreatModel("linf", 0.2, max_frames=1)
-    _, slope = loss_and_gradient(model, batch, Attack(threat, measured), torch.zeros_like(batch.frames))
-    expected = slope.abs().sum(2)
-    torch.testing.assert_close(attacks._importance(model, batch, Attack(threat, objective), None, None), expected)
 
 
 def test_the_last_of_three_restarts_attacks_the_third_best_frame():

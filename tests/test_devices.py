@@ -383,17 +383,6 @@ def test_a_model_from_a_checkpoint_goes_where_the_run_computes(tmp_path):
     assert all(isinstance(parameter, Elsewhere) for parameter in model.parameters())
 
 
-def test_a_checkpoint_written_elsewhere_is_read_on_the_cpu(tmp_path):
-    notes = {"data": "synthetic", "labels": list(range(5)), "defense": "standard", "seed": 0}
-    notes["threat"] = {"norm": "linf", "epsilon": 0.1}
-    model = make()
-    with Device():
-        checkpoint.save(tmp_path / "model.safetensors", moved(make()), notes)
-    read, _ = checkpoint.load(tmp_path / "model.safetensors")
-    batch = batch_of()
-    assert torch.equal(read(batch.frames, batch.mask).logits, model(batch.frames, batch.mask).logits)
-
-
 def test_a_run_in_half_precision_keeps_whole_weights():
     program = """
 from types import SimpleNamespace

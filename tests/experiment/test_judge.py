@@ -196,26 +196,12 @@ def test_a_generator_depends_on_its_key_alone():
     assert len({tuple(draw(*key)) for key in [(0, 1, "pgd"), (1, 0, "pgd"), (0, 1, "noise"), (0, 2, "pgd")]}) == 4
 
 
-def test_the_order_of_attacks_changes_no_number(model, dataset, row, monkeypatch):
-    original = evaluation.suite
-
-    def backward(*arguments, **options):
-        within, beyond = original(*arguments, **options)
-        return dict(reversed(within.items())), dict(reversed(beyond.items()))
-
-    monkeypatch.setattr(evaluation, "suite", backward)
-    found = evaluate(model, dataset, THREAT, name="quick", progress=False)
-    assert found["attacked"] == row["attacked"] and found["other"] == row["other"]
-    assert found["worst"]["gap"] == pytest.approx(row["worst"]["gap"])
-
-
 # ---------------------------------------------------------------- calibration
 
 
-@pytest.mark.parametrize("start", [0.01, 1.0])
-def test_calibration_reaches_its_target_from_any_start(model, start):
+def test_calibration_reaches_its_target_from_far_away(model):
     videos = generated(250, 2)
-    epsilon, reached = calibrate(model, videos, ThreatModel("linf", start), target=0.8, tolerance=0.02)
+    epsilon, reached = calibrate(model, videos, ThreatModel("linf", 1.0), target=0.8, tolerance=0.02)
     assert reached == pytest.approx(0.8, abs=0.02) and epsilon == float(f"{epsilon:.3g}")
     ratio = score(model, videos, pgd(ThreatModel("linf", epsilon)))["gap"] / score(model, videos)["gap"]
     assert ratio == pytest.approx(reached)
@@ -291,24 +277,13 @@ def test_a_violation_is_counted_in_units_of_epsilon(norm):
     assert violation(ThreatModel(norm, 1.0), at_the_top.frames + 0.1, at_the_top) == pytest.approx(0.1, abs=1e-6)
 
 
-@pytest.mark.parametrize("part", ["norm", "padding", "frames"])
-def test_an_attack_that_breaks_its_bounds_is_flagged(model, dataset, monkeypatch, part):
-    def broken(shown, batch, attack, *, generator=None):
-        frames = perturb(shown, batch, attack, generator=generator)
-        if part == "norm":
-            frames[0, 0, 0] = batch.frames[0, 0, 0] + 1.01 * attack.threat.epsilon
-        elif part == "padding":
-            frames[0, -1] += 0.01 * attack.threat.epsilon  # of the shortest video
-        elif attack.threat.max_frames:
-            frames[0] += 1e-3
-        return frames
-
+def test_an_attack_that_breaks_its_bounds_is_flagged(model, dataset, monkeypatch):
     brief(monkeypatch, 1)
-    videos = Videos(dataset[:12])
-    honest = evaluate(model, videos, THREAT, name="strong", only=(), progress=False)
-    assert honest["checks"]["violation"] < 1e-5
-    monkeypatch.setattr(evaluation, "perturb", broken)
-    assert "threat-violated" in raised(evaluate(model, videos, THREAT, name="strong", only=(), progress=False))
+    row = lambda: evaluate(model, Videos(dataset[:12]), THREAT, name="strong", only=(), progress=False)  # noqa: E731
+    assert row()["checks"]["violation"] < 1e-5
+    far = lambda m, batch, a, **o: perturb(m, batch, a, **o) + 0.01 * batch.mask[..., None]  # noqa: E731
+    monkeypatch.setattr(evaluation, "perturb", far)
+    assert "threat-violated" in raised(row())
 
 
 # ---------------------------------------------------------------- the strong suite
@@ -414,22 +389,3 @@ def test_only_a_share_of_the_videos_is_searched_without_gradients(model, dataset
     assert len(searched) == len({*searched}) == 30 == row["attacked"]["gradient-free"]["videos"]
     assert 0 < len({*searched} & {f"v{i}" for i in range(20)}) < 20  # of the first batch, as of all
     assert set(row["attacked"]["gradient-free"]["same_videos"]) >= {"gap", "pgd"}
-
-
-def test_a_transferred_attack_is_made_for_the_other_model(model, dataset, monkeypatch):
-    made = []
-    monkeypatch.setattr(evaluation, "perturb", lambda m, b, a, **o: made.append((m, a)) or perturb(m, b, a, **o))
-    brief(monkeypatch, 1)
-    options = {"name": "strong", "only": ["transfer-x"], "progress": False}
-    other = copy.deepcopy(model)
-    evaluate(model, Videos(dataset[:12]), THREAT, surrogates={"x": other}, **options)
-    assert [a.threat for m, a in made if m is other] == [THREAT]
-
-
-def test_only_some_attacks_of_the_strong_suite_are_run_beside_the_standard_ones(model, dataset, monkeypatch):
-    brief(monkeypatch, 1)
-    videos, options = Videos(dataset[:12]), {"name": "strong", "surrogates": {"a": model, "b": model}}
-    row = evaluate(model, videos, THREAT, only=["apgd", "transfer-a"], progress=False, **options)
-    assert set(row["attacked"]) == {"noise", "fgsm", "pgd", "apgd", "transfer-a"}
-    standard = evaluate(model, videos, THREAT, name="standard", progress=False)
-    assert set(row["other"]) == set(standard["other"]) | {"pgd-margin@2", "apgd@2", "pgd-stored"}
