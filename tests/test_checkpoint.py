@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from aart_lib import checkpoint
 from aart_lib.model import ModelConfig, VideoTransformer
+from aart_lib.runtime import files
 
 CONFIG = ModelConfig(features=4, labels=3, max_frames=5, width=8, heads=2, layers=2)
 NOTES = {
@@ -191,8 +192,8 @@ def test_a_path_without_a_file_is_named(tmp_path):
 
 def test_a_training_state_comes_back_exactly(tmp_path):
     state = {"epoch": 3, "history": [{"clean": 0.1}], "model": {"a": torch.randn(3)}, "name": "x"}
-    checkpoint.save_state(tmp_path / "s", state)
-    found = checkpoint.load_state(tmp_path / "s")
+    files.save_state(tmp_path / "s", state)
+    found = files.load_state(tmp_path / "s")
     assert torch.equal(found["model"].pop("a"), state["model"].pop("a")) and found == state
 
 
@@ -207,4 +208,4 @@ def test_a_training_state_that_would_run_code_is_refused(tmp_path):
     torch.save([1, 2], tmp_path / "list")
     for name in ("evil", "evil2", "text", "list"):
         with pytest.raises(ValueError, match=f"{name} is not a readable training state; delete it"):
-            checkpoint.load_state(tmp_path / name)
+            files.load_state(tmp_path / name)

@@ -91,7 +91,7 @@ def test_a_state_that_its_model_outlived_goes_and_one_of_another_run_stays(tmp_p
     for age, left in ((-10, ["m.safetensors"]), (10, ["m.safetensors", "m.state"])):
         model.touch(), state.touch()
         os.utime(state, (time.time() + age,) * 2)
-        checkpoint.drop_state(model)
+        reproduce.drop_state(model)
         assert names(tmp_path) == left
 
 
@@ -169,7 +169,7 @@ def test_a_signal_ends_a_training_with_its_state_and_a_sentence(tiny, tmp_path, 
     command = [*training_of(tiny, tmp_path, "--workers", str(workers)), "--epochs", "300"]
     stopped(command, (tmp_path / "model.state").exists, number)
     assert names(tmp_path) == ["model.state"]
-    state = checkpoint.load_state(tmp_path / "model.state")
+    state = files.load_state(tmp_path / "model.state")
     assert state["epoch"] > 0 or state["step"] > 0
 
 
@@ -281,7 +281,7 @@ def test_a_disk_that_becomes_full_ends_the_run_with_a_sentence_and_the_run_goes_
         advice = "make room, then the same command with --resume goes on"
         assert said == f"aart: {path}: no space left on device; {advice}"
         assert names(disk) == ["filler", "model.state"]
-        assert checkpoint.load_state(path)["epoch"] == 1
+        assert files.load_state(path)["epoch"] == 1
         (disk / "filler").unlink()
         assert main(training_of(tiny, disk, "--resume")) == 0
         assert same_models(whole / "model.safetensors", disk / "model.safetensors")
@@ -386,7 +386,7 @@ def test_a_loss_that_is_not_finite_names_the_last_good_state(splits, tmp_path, m
             TrainingStopped, match=rf"in epoch \d, step \d: the loss is not finite \(task=.*\); lower .*; {kept}"
         ):
             train(DEFENSES["standard"], splits, SHAPE, THREAT, wild, state=state, progress=None)
-    assert checkpoint.load_state(tmp_path / "run.state")["step"] >= 1
+    assert files.load_state(tmp_path / "run.state")["step"] >= 1
 
 
 def test_gradients_are_clipped(splits, monkeypatch):  # noqa: F811
