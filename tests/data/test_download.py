@@ -93,8 +93,8 @@ def ranges(server, name: str) -> list:
 
 
 def test_all_shards_of_a_split_arrive_whole(server, tmp_path):
-    paths = fetch(server, tmp_path / "new" / "folder")
-    assert {path.name: path.read_bytes() for path in paths} == server.shards
+    files = fetch(server, tmp_path / "new" / "folder")
+    assert {file.path.name: file.path.read_bytes() for file in files} == server.shards
     assert contents(tmp_path / "new" / "folder") == server.shards
 
 
@@ -117,13 +117,14 @@ def test_video_level_validation_has_its_own_paths(server, tmp_path):
 def test_parts_share_out_all_shards_by_the_md5_of_their_names(server, tmp_path):
     for part in (1, 2):
         names = {name for name in NAMES if int(hashlib.md5(name.encode()).hexdigest(), 16) % 2 == part - 1}
-        assert {path.name for path in fetch(server, tmp_path / str(part), shards=f"{part}/2")} == names
+        assert {file.path.name for file in fetch(server, tmp_path / str(part), shards=f"{part}/2")} == names
         assert 0 < len(names) < len(NAMES)
 
 
 def test_vocabulary_arrives_under_its_own_name(server, tmp_path):
     server.files["/youtube8m/csv/2/vocabulary.csv"] = b"Index,Name\n0,Game\n"
-    assert download("vocabulary", base_url=server.url, out=tmp_path) == [tmp_path / "vocabulary.csv"]
+    (found,) = download("vocabulary", base_url=server.url, out=tmp_path)
+    assert found.path == tmp_path / "vocabulary.csv" and found.md5 is None
     assert contents(tmp_path) == {"vocabulary.csv": b"Index,Name\n0,Game\n"}
 
 
@@ -240,26 +241,11 @@ def test_a_full_disk_stops_before_anything_is_written(server, tmp_path, monkeypa
     assert contents(tmp_path) == {}
 
 
-def test_files_under_way_count_together_against_the_free_space(server, tmp_path, monkeypatch):
-    usage, advance = namedtuple("usage", "total used free"), module._Transfer._advance
-
-    def slow(*args):
-        threading.Event().wait(0.02)
-        advance(*args)
-
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6, 360_000))  # any one fits, not all
-    monkeypatch.setattr(module._Transfer, "_advance", slow)
-    with pytest.raises(DownloadError, match="make room"):
-        fetch(server, tmp_path / "together", workers=4)
-    fetch(server, tmp_path / "one by one", workers=1)
-    assert contents(tmp_path / "one by one") == server.shards
-
-
 def test_a_disk_that_fills_up_meanwhile_is_named(server, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module._Transfer, "_advance", full)
+    monkeypatch.setattr(module, "_receive", full)
     with pytest.raises(DownloadError, match=r"cannot write to .*No space left"):
         fetch(server, tmp_path)
 
@@ -361,7 +347,7 @@ def audioset(server):
 
 def test_audioset_arrives_as_a_train_and_an_eval_shard(audioset, tmp_path):
     audioset.cuts[audioset.archive] = [40]
-    paths = download("audioset", base_url=audioset.url, out=tmp_path)
+    paths = [file.path for file in download("audioset", base_url=audioset.url, out=tmp_path)]
     assert paths == [tmp_path / "audioset_bal_train.tfrecord", tmp_path / "audioset_eval.tfrecord"]
     assert [path.read_bytes() for path in paths] == [b"1" * 9000 + b"3", b"2"]
     assert set(contents(tmp_path)) == {"audioset_bal_train.tfrecord", "audioset_eval.tfrecord", "features.tar.gz"}

@@ -153,7 +153,7 @@ MISUSES = {
         {"evidence": [TABLE[:, :3]] * 6},
         r"evidence\[0\] must be",
     ),
-    "evidence of other classes": (TABLES, HOT, {"evidence": [t[:, :2] for t in TABLES]}, r"must be \[T,C\]=\[4, 3\]"),
+    "evidence of other classes": (TABLES, HOT, {"evidence": [t[:, :2] for t in TABLES]}, r"must be \[T,C\]=\(4, 3\)"),
     "soft evidence": (TABLES, HOT, {"evidence": [t[:, :3] for t in TABLES]}, "evidence must be 0 or 1"),
     "no frame wanted": (TABLES, HOT, {"max_frames": 0}, "max_frames must be at least 1"),
 }
