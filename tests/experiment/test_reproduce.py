@@ -39,7 +39,7 @@ def test_unknown_names_list_the_known():
         open_data("imagenet")
     with pytest.raises(ValueError, match="audioset needs --data-dir"):
         open_data("audioset")
-    with pytest.raises(ValueError, match="unknown variant 'tall' of the embedded data; known: default, short, long"):
+    with pytest.raises(ValueError, match="unknown variant 'tall' of the synthetic data; known: default, short, long"):
         open_data("synthetic:tall")
     with pytest.raises(ValueError, match="audioset has no variants, got 'short'; leave out what follows the colon"):
         open_data("audioset:short")

@@ -266,7 +266,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_trained(tiny, tmp_pat
         for command in (training_of(tiny, disk), ["reproduce", "--data-dir", tiny, "--out", disk], [*judging, disk]):
             said = answer(capsys, command)
             assert f"{disk} has room for 0.9 MB, and about " in said
-            assert said.endswith("MB will be written in all; make room, or choose another --out")
+            assert said.endswith("MB will be written; make room, or choose another --out")
         assert names(disk) == []
 
 
@@ -308,7 +308,7 @@ def test_a_write_that_finds_no_room_names_the_file_and_leaves_none(tiny, tmp_pat
 def test_too_little_room_is_told_with_both_numbers(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: usage._replace(free=2_000_000))
-    with pytest.raises(ValueError, match=r"has room for 2\.0 MB, and about 3\.0 MB will be written in all; make room"):
+    with pytest.raises(ValueError, match=r"has room for 2\.0 MB, and about 3\.0 MB will be written; make room"):
         files.reserved(tmp_path, 3_000_000).__enter__()
     (tmp_path / "written").write_bytes(bytes(1_500_000))  # by the run that is gone on with
     with files.reserved(tmp_path, 3_000_000):
