@@ -94,9 +94,8 @@ def gap(settings: Settings) -> list[Entry]:
         del makers["numpy + scikit-learn"]
     values = {name: _run(make, videos)[0] for name, make in makers.items()}
     times = in_turns({name: lambda make=make: _run(make, videos)[1] for name, make in makers.items()}, settings.repeats)
-    memory = (
-        f"; at most {_peak(videos // 5):.0f} MiB for {videos // 5:,} videos, {_peak(videos):.0f} MiB for {videos:,}"
-    )
+    few, many = _peak(videos // 5), _peak(videos)
+    memory = f"; at most {few:.0f} MiB for {videos // 5:,} videos, {many:.0f} MiB for {videos:,}"
     memory += f", whose scores are {videos * CLASSES * 4 / 2**20:,.0f} MiB"
     entries = []
     for name, target, within in (("heap and loop", 20.0, 1e-12), ("numpy + scikit-learn", None, 1e-6)):

@@ -96,9 +96,7 @@ def shuffled(settings: Settings) -> list[Entry]:
     """Single videos in a shuffled order, each read from the file anew."""
     path, what = _shard(settings), "shuffled access to single videos"
     if peer("tfrecord") is None:
-        return [
-            missing("shuffled", f"{what}, {kind}", "tfrecord with index", target=5.0) for kind in ("floats", "bytes")
-        ]
+        return [missing("shuffled", what, "tfrecord with index", target=5.0)]
     theirs, ours = readers.TFRecordItems(path), readers.ours_opened(path)
     order = np.random.default_rng(1).permutation(len(theirs.index)).tolist()
     same = all(np.array_equal(ours[i].frames.numpy(), readers.dequantize(theirs[i])) for i in order[:50])

@@ -34,4 +34,4 @@ def stepping(defense: Defense, parts: list[Batch], hardware: Hardware | None = N
     (_, frames, features), labels = parts[0].frames.shape, parts[0].labels.shape[1]
     videos, network = sum(map(len, parts)), ModelConfig(features, labels, max_frames=frames, **shape)
     learner = Learner(defense, network, TrainConfig(batch_size=videos), 10**6, Accelerator(), hardware)
-    return learner.model.train(), lambda: learner._step(parts, videos, ThreatModel("linf", LEVEL))
+    return learner.model.train(), lambda: learner.learn(parts, videos, ThreatModel("linf", LEVEL))

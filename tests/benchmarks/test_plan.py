@@ -86,9 +86,8 @@ def test_hours_are_the_division_one_would_do_by_hand():
     assert found["reading"] == pytest.approx(10 * size / (8 * A100.reader_bytes) / 3600)
     assert found["storage"] == many["storage"] == pytest.approx(10 * size / A100.storage / 3600)
     ring = 2 * 63 / 64 * 4 * parameters(FULL) / A100.network * 10 * 1563 / 3600
-    assert many["all-reduce"] == pytest.approx(ring) and many["computing"] == pytest.approx(
-        found["computing"] / 64, 1e-3
-    )
+    assert many["all-reduce"] == pytest.approx(ring)
+    assert many["computing"] == pytest.approx(found["computing"] / 64, 1e-3)
 
 
 def test_what_overlaps_counts_once_and_the_longest_part_moves_to_what_devices_do_not_divide():

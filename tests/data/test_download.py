@@ -88,7 +88,7 @@ def contents(folder: Path) -> dict:
 
 def test_all_shards_of_a_split_arrive_whole(server, tmp_path):
     paths = fetch(server, tmp_path / "new" / "folder")
-    assert {path.name: path.read_bytes() for path in paths} == server.shards == contents(tmp_path / "new" / "folder")
+    assert {file.path.name: file.path.read_bytes() for file in paths} == server.shards == contents(tmp_path / "new" / "folder")
     server.files[PLAN] = json.dumps(server.plan).encode()  # a bare map is a plan too
     fetch(server, tmp_path / "again")
     assert contents(tmp_path / "again") == server.shards
@@ -302,7 +302,7 @@ def audioset(server):
 
 def test_audioset_arrives_as_a_train_and_an_eval_shard(audioset, tmp_path):
     audioset.cuts[ARCHIVE] = [40]
-    paths = download("audioset", base_url=audioset.url, out=tmp_path)
+    paths = [file.path for file in download("audioset", base_url=audioset.url, out=tmp_path)]
     assert paths == [tmp_path / "audioset_bal_train.tfrecord", tmp_path / "audioset_eval.tfrecord"]
     assert [path.read_bytes() for path in paths] == [b"1" * 9000 + b"3", b"2"]
     assert set(contents(tmp_path)) == {"audioset_bal_train.tfrecord", "audioset_eval.tfrecord", "features.tar.gz"}

@@ -386,7 +386,7 @@ def halted(tmp_path_factory):
 
 
 def started(splits):
-    return training._Run(DEFENSES["standard"], splits, SHAPE, THREAT, CONFIG, Accelerator())
+    return training.Run(DEFENSES["standard"], splits, SHAPE, THREAT, CONFIG, Accelerator())
 
 
 STATES = {

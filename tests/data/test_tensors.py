@@ -136,7 +136,7 @@ MISUSES = {
     "a mask for tables": (TABLES, HOT, {"mask": REAL}, "tables have their own lengths"),
     "lengths too long": (PADDED, HOT, {"lengths": [5] * 6}, "from 1 to 4"),
     "evidence of other lengths": (TABLES, HOT, {"evidence": [TABLE[:, :3]] * 6}, r"evidence\[0\] must be"),
-    "evidence of other classes": (TABLES, HOT, {"evidence": [t[:, :2] for t in TABLES]}, r"must be \[T,C\]=\[4, 3\]"),
+    "evidence of other classes": (TABLES, HOT, {"evidence": [t[:, :2] for t in TABLES]}, r"must be \[T,C\]=\(4, 3\)"),
     "no frame wanted": (TABLES, HOT, {"max_frames": 0}, "max_frames must be at least 1"),
 }
 

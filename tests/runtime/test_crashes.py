@@ -20,6 +20,7 @@ from aart_lib import checkpoint, training
 from aart_lib.cli.parser import main
 from aart_lib.data import dataset as data
 from aart_lib.data import synthetic
+from aart_lib.experiment import reproduce
 from aart_lib.losses import DEFENSES
 from aart_lib.runtime import files
 from aart_lib.training import TrainConfig, TrainingStopped, train
@@ -79,7 +80,7 @@ def test_a_run_killed_before_its_model_is_saved_does_not_train_again(tiny, tmp_p
         patch.setattr(checkpoint, "save", killed)
         assert main(training_of(tiny, tmp_path)) == 130
     assert names(tmp_path) == ["model.state"]
-    monkeypatch.setattr(training._Run, "_step", lambda *rest: pytest.fail("trained again"))
+    monkeypatch.setattr(training.Run, "learn", lambda *rest: pytest.fail("trained again"))
     assert main(training_of(tiny, tmp_path, "--resume")) == 0
     assert names(tmp_path) == ["model.safetensors"]
 
@@ -89,7 +90,7 @@ def test_a_state_that_its_model_outlived_goes_and_one_of_another_run_stays(tmp_p
     for age, left in ((-10, ["m.safetensors"]), (10, ["m.safetensors", "m.state"])):
         model.touch(), state.touch()
         os.utime(state, (time.time() + age,) * 2)
-        checkpoint.drop_state(model)
+        reproduce.drop_state(model)
         assert names(tmp_path) == left
 
 
@@ -167,7 +168,7 @@ def test_a_signal_ends_a_training_with_its_state_and_a_sentence(tiny, tmp_path, 
     command = [*training_of(tiny, tmp_path, "--workers", str(workers)), "--epochs", "300"]
     stopped(command, (tmp_path / "model.state").exists, number)
     assert names(tmp_path) == ["model.state"]
-    state = checkpoint.load_state(tmp_path / "model.state")
+    state = files.load_state(tmp_path / "model.state")
     assert state["epoch"] > 0 or state["step"] > 0
 
 
@@ -180,7 +181,7 @@ def test_a_signal_while_models_are_judged_ends_with_a_sentence_and_keeps_them(ti
 
 
 def test_a_signal_after_the_last_step_is_heard(tiny, tmp_path, monkeypatch):
-    own = training._Run._finish_epoch
+    own = training.Run._finish_epoch
 
     def finish(self):
         if self.epoch + 1 == self.config.epochs:
@@ -188,7 +189,7 @@ def test_a_signal_after_the_last_step_is_heard(tiny, tmp_path, monkeypatch):
         own(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Run, "_finish_epoch", finish)
+        patch.setattr(training.Run, "_finish_epoch", finish)
         assert main(training_of(tiny, tmp_path)) == 130
     assert names(tmp_path) == ["model.state"]
     assert main(training_of(tiny, tmp_path, "--resume")) == 0
@@ -199,7 +200,7 @@ def test_a_signal_after_the_last_step_is_heard(tiny, tmp_path, monkeypatch):
 
 def write_at(step: int, monkeypatch, call) -> None:
     """Let something happen in the step-th step of the next training."""
-    own, taken = training._Run._step, []
+    own, taken = training.Run.learn, []
 
     def stepped(self, *rest):
         taken.append(1)
@@ -207,7 +208,7 @@ def write_at(step: int, monkeypatch, call) -> None:
             call()
         return own(self, *rest)
 
-    monkeypatch.setattr(training._Run, "_step", stepped)
+    monkeypatch.setattr(training.Run, "learn", stepped)
 
 
 class Full(io.BytesIO):
@@ -226,7 +227,7 @@ def test_a_disk_that_becomes_full_ends_the_run_with_a_sentence_and_the_run_goes_
         said = answer(capsys, training_of(tiny, out))
     advice = "make room, then the same command with --resume goes on"
     assert said == f"aart: {out / 'model.state'}: no space left on device; {advice}"
-    assert names(out) == ["model.state"] and checkpoint.load_state(out / "model.state")["epoch"] == 1
+    assert names(out) == ["model.state"] and files.load_state(out / "model.state")["epoch"] == 1
     assert main(training_of(tiny, out, "--resume")) == 0
     assert same_models(tmp_path / "whole" / "model.safetensors", out / "model.safetensors")
 
@@ -316,7 +317,7 @@ def test_a_loss_that_is_not_finite_names_the_last_good_state(splits, tmp_path, m
             TrainingStopped, match=rf"in epoch \d, step \d: the loss is not finite \(task=.*\); lower .*; {kept}"
         ):
             train(DEFENSES["standard"], splits, SHAPE, THREAT, wild, state=state, progress=None)
-    assert checkpoint.load_state(tmp_path / "run.state")["step"] >= 1
+    assert files.load_state(tmp_path / "run.state")["step"] >= 1
 
 
 def test_gradients_are_clipped(splits, monkeypatch):  # noqa: F811
