@@ -289,27 +289,18 @@ def test_a_recipe_cannot_be_changed_in_place():
 
 
 def test_defenses_train_beyond_the_epsilon_they_are_tested_with():
-    scales = {name: recipe.epsilon_scale for name, recipe in DEFENSES.items() if recipe.pairs}
-    assert all(scales[name] == 2 for name in SIX if name in scales and name != "a-art")
-    assert scales["adversarial-attention"] == scales["a-art-fast"] == 3 and scales["a-art"] == 4
+    assert all(recipe.epsilon_scale >= 3 for recipe in DEFENSES.values() if recipe.pairs)
 
 
 # What a defense is, as another one and the only things that differ.
 RELATED = {
-    "logit-pairing": ("adversarial", {"weights": {"task": 0.5, "robust": 0.5, "pairing": 0.1}, "two_sided": True}),
     "vat": ("trades", {"steps": 1, "start": "tiny", "two_sided": False}),
-    "adversarial-attention": (
-        "adversarial",
-        {"weights": {"task": 0.5, "robust": 0.5, "attention": 1.0}, "epsilon_scale": 3.0},
-    ),
+    "a-art": ("trades", {"weights": {"task": 1.0, "consistency": 1.0, "attention": 0.3}, "fixed_maps": False}),
     "a-art-fast": (
         "logit-pairing",
-        {"weights": {"task": 0.5, "robust": 0.5, "pairing": 0.03, "attention": 1.0}, "epsilon_scale": 3.0},
+        {"weights": {"task": 0.5, "robust": 0.5, "pairing": 0.03, "attention": 0.3}},
     ),
-    "adversarial-steps": (
-        "adversarial",
-        {"weights": {"task": 0.2, "robust": 0.8}, "steps": 2, "start": "random", "epsilon_scale": 4.0},
-    ),
+    "adversarial-steps": ("adversarial", {"steps": 2, "start": "random"}),
     "a-art-fixed-maps": ("a-art", {"fixed_maps": True}),
     "a-art-all-layers": ("a-art", {"layers": "all"}),
     "a-art-all-rows": ("a-art", {"layers": "all", "rows": "all"}),
@@ -330,18 +321,6 @@ def test_a_control_differs_from_its_model_in_one_thing(name):
     assert all(getattr(DEFENSES[other], key) != value for key, value in changes.items())
 
 
-def test_a_art_is_trades_with_the_attention_term():
-    a_art, trades = DEFENSES["a-art"], DEFENSES["trades"]
-    assert dict(a_art.weights) == dict(trades.weights) | {"attention": 0.3}
-    assert replace(trades, weights=a_art.weights, epsilon_scale=a_art.epsilon_scale, fixed_maps=False) == a_art
-
-
-def test_fast_a_art_is_adversarial_training_with_paired_logits_and_the_attention_term():
-    fast, adversarial = DEFENSES["a-art-fast"], DEFENSES["adversarial"]
-    extra = {name: fast.weights[name] for name in ("pairing", "attention")}
-    assert min(extra.values()) > 0 and dict(fast.weights) == dict(adversarial.weights) | extra
-
-
 def test_adversarial_training_with_steps_costs_as_many_gradients_as_a_art():
     steps, a_art = DEFENSES["adversarial-steps"], DEFENSES["a-art"]
     assert (steps.steps, steps.start, steps.epsilon_scale) == (a_art.steps, a_art.start, a_art.epsilon_scale)
@@ -352,9 +331,8 @@ def test_adversarial_training_with_steps_costs_as_many_gradients_as_a_art():
 def test_tuning_changes_weights_and_training_epsilon_and_nothing_else(data):
     for name in TUNED[data]:
         recipe, settings = tuned(data, name)
-        assert (recipe, settings) == changed(name, TUNED[data][name])
         assert set(recipe.weights) == set(DEFENSES[name].weights) and set(settings) <= {"rate", "weight_decay"}
         same = {"weights": recipe.weights, "epsilon_scale": recipe.epsilon_scale}
         assert replace(DEFENSES[name], **same) == recipe
-    for name in DEFENSES:  # data without trials: what the embedded ones chose, for every defense alike
+    for name in DEFENSES:  # data without trials: what is trained on synthetic data, for every defense alike
         assert tuned("no such data", name) == tuned("synthetic", name)
