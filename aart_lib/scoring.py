@@ -60,16 +60,7 @@ def batches(dataset: VideoDataset, model) -> Iterator[Batch]:
     device = device_of(model)
     for block in dataset.batches(BLOCK):
         for rows in block.mask.sum(1).argsort(stable=True).split(BATCH):
-            yield taken(block, rows).to(device)
-
-
-def taken(batch: Batch, rows: torch.Tensor) -> Batch:
-    """Some videos of a batch, without the padding that none of them needs."""
-    longest = int(batch.mask[rows].sum(1).max())
-    cut = {key: value[rows, :longest] for key, value in vars(batch).items() if key in ("frames", "mask")}
-    evidence = None if batch.evidence is None else batch.evidence[rows, :longest]
-    ids = tuple(batch.ids[row] for row in rows)
-    return Batch(**cut, labels=batch.labels[rows], ids=ids, evidence=evidence)
+            yield block[rows].trimmed().to(device)
 
 
 def calibrate(

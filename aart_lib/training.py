@@ -42,6 +42,7 @@ def train(
     state: Path | None = None,
     hardware: Hardware | None = None,
     progress: str | None = "train",
+    kind: type["Run"] | None = None,
 ) -> tuple[VideoTransformer, list[dict]]:
     """A trained model and its validation history.
 
@@ -51,11 +52,12 @@ def train(
         state: where to keep what a killed run needs to go on, with any number of processes. It holds the finished
             run at the end; whoever has saved the model deletes it.
         progress: name on the progress bar, None for none.
+        kind: a `Run` of your own, which learns in another way.
     Raises: TrainingStopped when a loss is not finite or the single-step attack is overfitted; KeyboardInterrupt after
         a signal, when the state is saved; ProcessLost when a process of the run died; ValueError if ``state`` belongs
         to a run with other settings.
     """
-    run = _Run(defense, splits, model, threat, config, Accelerator(), hardware)
+    run = (kind or Run)(defense, splits, model, threat, config, Accelerator(), hardware)
     if state and Path(state).exists():
         run.restore(load_state(state), state)
     bar = tqdm(
@@ -91,7 +93,7 @@ def _changed(settings) -> dict:
     return {key: value for key, value in asdict(settings).items() if value != defaults[key]}
 
 
-class _Run(Learner):
+class Run(Learner):
     """Everything one training carries from epoch to epoch."""
 
     def __init__(self, defense, splits, model, threat, config, accelerator, hardware=None):
@@ -160,7 +162,7 @@ class _Run(Learner):
             videos = min(self.config.batch_size, len(self.splits.train) - first)
             parts = [next(loader) for _ in range(self.parts)]
             try:
-                losses = self._step(parts, videos, threat)
+                losses = self.learn(parts, videos, threat)
             except TrainingStopped as error:
                 kept = f"the last good state is {state}" if state and Path(state).exists() else "no state was saved"
                 raise TrainingStopped(f"in epoch {self.epoch + 1}, step {self.step + 1}: {error}; {kept}") from error

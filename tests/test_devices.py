@@ -44,7 +44,7 @@ from aart_lib.runtime import processes
 from aart_lib.scoring import calibrate, score
 from aart_lib.steps import Hardware, Learner, TrainConfig
 from aart_lib.threats import NORMS, ThreatModel, violation
-from aart_lib.training import _Run, train
+from aart_lib.training import Run, train
 
 ROOT = Path(__file__).parent.parent
 
@@ -294,7 +294,7 @@ def learner(name: str) -> Learner:
 def test_a_training_step_keeps_everything_elsewhere(training, name):
     made = learner(name)
     before = [home(p) for p in made.model.parameters()]
-    losses = made._step([batch_of()], 4, THREAT)
+    losses = made.learn([batch_of()], 4, THREAT)
     assert set(losses) == set(DEFENSES[name].weights)
     after = [home(p) for p in made.model.parameters()]
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -305,7 +305,7 @@ def noise_of(rank: int, count: int) -> torch.Tensor:
     made, share = learner("a-art"), batch_of(4 // count)
     told = {"rank": lambda: rank, "count": lambda: count, "gathered": lambda frames: [frames]}
     with mock.patch.multiple(processes, **told):
-        ((_, part),) = made._placed([share], 4)
+        ((_, part),) = made.placed([share], 4)
     return home(drawn(share.frames.shape, part))
 
 
@@ -321,7 +321,7 @@ def videos() -> VideoDataset:
 
 def trained(videos, kept: dict, stop=None, accelerator=Accelerator) -> dict[str, torch.Tensor]:
     """Weights after two epochs of three steps; ``kept`` is the file of the state, the stop-th step gets a signal."""
-    own, steps = _Run._step, []
+    own, steps = Run.learn, []
 
     def step(self, *rest):
         steps.append(1)
@@ -334,7 +334,7 @@ def trained(videos, kept: dict, stop=None, accelerator=Accelerator) -> dict[str,
     file = {"save_state": lambda _, state: kept.update(copied(state)), "load_state": lambda _: kept}
     with (
         mock.patch.multiple(loop, Accelerator=accelerator, Path=lambda state: state, **file),
-        mock.patch.multiple(_Run, _step=step, fingerprint=lambda self: "same"),
+        mock.patch.multiple(Run, learn=step, fingerprint=lambda self: "same"),
     ):
         go = {"state": SimpleNamespace(exists=lambda: bool(kept)), "progress": None}
         model, _ = train(DEFENSES["a-art"], splits, shape, THREAT, config, **go)

@@ -21,7 +21,7 @@ from aart_lib.losses import bce
 from aart_lib.metrics import Accumulator, average_precision_per_video
 from aart_lib.model import evaluating, predict
 from aart_lib.runtime import processes
-from aart_lib.scoring import batches, device_of, generator_for, merged, probabilities, taken
+from aart_lib.scoring import batches, device_of, generator_for, merged, probabilities
 from aart_lib.threats import ThreatModel, violation
 
 
@@ -160,7 +160,7 @@ class _Judging:
         count = round(self.free * (self.seen + len(batch))) - round(self.free * self.seen)
         if not count:
             return pgd_frames
-        few = taken(batch, torch.arange(count))
+        few = batch[:count].trimmed()
         length, frames = few.frames.shape[1], pgd_frames.clone()
         frames[:count, :length] = perturb(self.model, few, attack, generator=generator)
         for name, shown in (("free", frames), ("free pgd", pgd_frames)):

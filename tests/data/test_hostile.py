@@ -431,7 +431,7 @@ def started(splits):
     from aart_lib import training
     from aart_lib.losses import DEFENSES
 
-    return training._Run(DEFENSES["standard"], splits, SHAPE, THREAT, CONFIG, Accelerator())
+    return training.Run(DEFENSES["standard"], splits, SHAPE, THREAT, CONFIG, Accelerator())
 
 
 STATES = {

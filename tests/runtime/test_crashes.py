@@ -81,7 +81,7 @@ def test_a_run_killed_before_its_model_is_saved_does_not_train_again(tiny, tmp_p
         patch.setattr(checkpoint, "save", killed)
         assert main(training_of(tiny, tmp_path)) == 130
     assert names(tmp_path) == ["model.state"]
-    monkeypatch.setattr(training._Run, "_step", lambda *rest: pytest.fail("trained again"))
+    monkeypatch.setattr(training.Run, "learn", lambda *rest: pytest.fail("trained again"))
     assert main(training_of(tiny, tmp_path, "--resume")) == 0
     assert names(tmp_path) == ["model.safetensors"]
 
@@ -183,7 +183,7 @@ def test_a_signal_while_models_are_judged_ends_with_a_sentence_and_keeps_them(ti
 
 
 def test_a_signal_after_the_last_step_is_heard(tiny, tmp_path, monkeypatch):
-    own = training._Run._finish_epoch
+    own = training.Run._finish_epoch
 
     def finish(self):
         if self.epoch + 1 == self.config.epochs:
@@ -191,7 +191,7 @@ def test_a_signal_after_the_last_step_is_heard(tiny, tmp_path, monkeypatch):
         own(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Run, "_finish_epoch", finish)
+        patch.setattr(training.Run, "_finish_epoch", finish)
         assert main(training_of(tiny, tmp_path)) == 130
     assert names(tmp_path) == ["model.state"]
     assert main(training_of(tiny, tmp_path, "--resume")) == 0
@@ -236,7 +236,7 @@ def small_disk(folder: Path, options: str):
 
 def write_at(step: int, monkeypatch, call) -> None:
     """Let something happen in the step-th step of the next training."""
-    own, taken = training._Run._step, []
+    own, taken = training.Run.learn, []
 
     def stepped(self, *rest):
         taken.append(1)
@@ -244,7 +244,7 @@ def write_at(step: int, monkeypatch, call) -> None:
             call()
         return own(self, *rest)
 
-    monkeypatch.setattr(training._Run, "_step", stepped)
+    monkeypatch.setattr(training.Run, "learn", stepped)
 
 
 def fill(folder: Path) -> None:
