@@ -191,9 +191,9 @@ def test_the_worst_case_of_a_video_is_its_lowest_precision_and_ties_go_to_the_hi
     labels = torch.tensor([[1.0, 0.0, 0.0]] * 3)
     first = torch.tensor([[0.9, 0.1, 0.2], [0.3, 0.2, 0.1], [0.1, 0.8, 0.9]])
     second = torch.tensor([[0.1, 0.8, 0.9], [0.6, 0.2, 0.1], [0.9, 0.1, 0.2]])
-    worst = _WorstCase()
-    worst.offer(first, torch.tensor([0.1, 0.7, 2.0]), labels)
-    worst.offer(second, torch.tensor([2.0, 0.4, 0.1]), labels)
+    worst = _WorstCase(labels)
+    worst.offer(first, torch.tensor([0.1, 0.7, 2.0]))
+    worst.offer(second, torch.tensor([2.0, 0.4, 0.1]))
     expected = torch.stack([second[0], first[1], first[2]])  # lower precision, higher loss of equals, lower precision
     assert torch.equal(worst.scores, expected)
     np.testing.assert_allclose(worst.precision, average_precision_per_video(expected, labels))
@@ -474,16 +474,16 @@ def test_a_share_of_each_batch_is_searched_without_gradients(model, dataset, mon
     brief(monkeypatch, 3)
     monkeypatch.setattr(scoring, "BATCH", 20)
     monkeypatch.setattr(evaluation, "FREE_VIDEOS", 30)
-    seen, original = defaultdict(list), evaluation._Judging._attacked
+    seen, original = defaultdict(list), evaluation._OneBatch.attacked
 
-    def recorded(self, key, attack, batch, *rest):
-        frames = original(self, key, attack, batch, *rest)
+    def recorded(self, key, attack):
+        frames, batch = original(self, key, attack), self.batch
         with torch.no_grad():
             scores = probabilities(model(frames, batch.mask).logits)
         seen[key] += [(one, scores[i], batch.labels[i]) for i, one in enumerate(frames)]
         return frames
 
-    monkeypatch.setattr(evaluation._Judging, "_attacked", recorded)
+    monkeypatch.setattr(evaluation._OneBatch, "attacked", recorded)
     videos = Videos(dataset[:count])
     row = evaluate(model, videos, THREAT, name="strong", only={"gradient-free"}, progress=False)
     searched = [not torch.equal(a[0], b[0]) for a, b in zip(seen["gradient-free"], seen["pgd"], strict=True)]
