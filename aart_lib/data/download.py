@@ -100,7 +100,8 @@ def download(
         advice = "check the network or try another mirror; the same command goes on where this one stopped"
         raise DownloadError(f"{place} is out of reach ({reason}); {advice}") from error
     except OSError as error:
-        raise DownloadError(f"cannot write to {error.filename or out}: {error.strerror or error}") from error
+        place = error.filename if isinstance(error.filename, str) else str(out)
+        raise DownloadError(f"cannot write to {place}: {error.strerror or error}") from error
 
 
 def _check(dataset, options: dict, base_url: str | None) -> None:
