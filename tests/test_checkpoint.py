@@ -46,9 +46,6 @@ def forge(path, *, tensors=None, text=None) -> None:
     save_file(tensors, path, metadata={"aart": description() if text is None else text})
 
 
-# ---------------------------------------------------------------- round trip
-
-
 @pytest.mark.parametrize("changes", [{}, {"attention": "uniform", "pooling": "mean"}])
 def test_weights_settings_and_notes_come_back_exactly(tmp_path, changes):
     model, path = network(replace(CONFIG, **changes)).train(), tmp_path / "deep" / "model.safetensors"
@@ -87,9 +84,6 @@ def test_torchs_defaults_do_not_change_what_is_loaded(tmp_path, kind, around):
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
-# ---------------------------------------------------------------- writing
-
-
 def test_an_interrupted_save_leaves_the_old_file_and_no_other(saved, monkeypatch):
     before = saved.read_bytes()
 
@@ -109,9 +103,6 @@ def test_notes_that_lack_something_are_not_saved(tmp_path, key):
     with pytest.raises(ValueError, match=f"missing: {key}"):
         checkpoint.save(tmp_path / "x", network(), {k: v for k, v in NOTES.items() if k != key})
     assert list(tmp_path.iterdir()) == []
-
-
-# ---------------------------------------------------------------- broken files
 
 
 def changed(**tensors) -> dict:
@@ -185,9 +176,6 @@ def test_a_path_without_a_file_is_named(tmp_path):
     for path in (tmp_path / "missing.safetensors", tmp_path):
         with pytest.raises(ValueError, match=r"is not a file; give the path of a model\.safetensors"):
             checkpoint.load(path)
-
-
-# ---------------------------------------------------------------- training state
 
 
 def test_a_training_state_comes_back_exactly(tmp_path):

@@ -37,9 +37,6 @@ def model(request) -> VideoTransformer:
     return build(**VARIANTS[request.param])
 
 
-# ---------------------------------------------------------------- padding
-
-
 def test_padding_does_not_change_logits(model):
     frames, mask = videos()
     together = model(frames, mask).logits
@@ -63,9 +60,6 @@ def test_padding_gets_no_gradient(model):
     model(frames, mask).logits.square().sum().backward()
     assert frames.grad[~mask].abs().max() == 0
     assert (frames.grad[mask].abs().sum(1) > 0).all()
-
-
-# ---------------------------------------------------------------- attention maps
 
 
 def test_attention_rows_sum_to_one_and_are_zero_on_padding(model):
@@ -105,9 +99,6 @@ def test_rollout_is_the_hand_computed_one():
     torch.testing.assert_close(rollout((first, second)), torch.tensor([[0.55]]))
 
 
-# ---------------------------------------------------------------- held attention
-
-
 def test_held_maps_reproduce_the_logits(model):
     frames, mask = videos()
     output = model(frames, mask, return_attention=True)
@@ -133,9 +124,6 @@ def test_held_attention_ignores_queries_and_keys_and_stays_when_frames_change():
     assert (other.logits - before).abs().max() > 1e-3
 
 
-# ---------------------------------------------------------------- controls
-
-
 def test_uniform_attention_weighs_all_real_tokens_alike():
     model, (frames, mask) = build(**MODELS["uniform"]), videos()
     for layer in model(frames, mask, return_attention=True).attention:
@@ -152,9 +140,6 @@ def test_mean_pooling_reads_the_mean_of_the_real_frames():
     tokens = seen[0][:, 1:]
     means = torch.stack([tokens[row, :length].mean(0) for row, length in enumerate(LENGTHS)])
     torch.testing.assert_close(logits, model.head(model.norm(means)), atol=1e-5, rtol=1e-5)
-
-
-# ---------------------------------------------------------------- shapes and errors
 
 
 @pytest.mark.parametrize("batch, count", [(1, 1), (1, 8), (4, 1)])

@@ -97,9 +97,6 @@ def section(text: str, title: str) -> str:
     return text.partition(f"## {title}\n")[2].partition("\n## ")[0]
 
 
-# ---------------------------------------------------------------- the table
-
-
 def test_the_table_has_a_cell_for_every_column_and_the_numbers_of_the_summary():
     summary = results_of()["summary"]
     lines = [cells(line) for line in table(summary).splitlines()]
@@ -123,9 +120,6 @@ def test_results_go_between_their_marks_and_nowhere_else(tmp_path, end):
     readme.write_text("nothing")
     with pytest.raises(ValueError, match="no place for the table"):
         insert_results(readme, results)
-
-
-# ---------------------------------------------------------------- sections
 
 
 def test_the_bold_cell_is_the_lowest_of_its_column(report):
@@ -222,9 +216,6 @@ def test_attention_is_drawn_of_models_that_fit_the_results_and_of_no_others(tmp_
     results["data"] |= data
     with pytest.raises(ValueError, match=words):
         figures.models_to_show(tmp_path, results)
-
-
-# ---------------------------------------------------------------- figures
 
 
 def test_every_picture_is_drawn_named_after_the_report_and_has_alternative_text(drawn, tmp_path):

@@ -27,9 +27,6 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = replace(synthetic.SETTINGS["default"], train_videos=60, test_videos=24, shard_size=60, frames=(3, 6))
 
 
-# ---------------------------------------------------------------- settings
-
-
 @pytest.mark.parametrize(
     "call, words",
     [
@@ -49,9 +46,6 @@ def test_results_never_hold_what_other_readers_of_json_refuse(tmp_path):
     with pytest.raises(ValueError):
         write_json(tmp_path / "x.json", {"value": math.nan})
     assert list(tmp_path.iterdir()) == []
-
-
-# ---------------------------------------------------------------- from shards to figures
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +149,6 @@ def test_an_unknown_defense_is_told_before_anything_is_trained(folder, tmp_path)
         reproduction.reproduce(open_data("synthetic", folder), tmp_path / "x", defenses=["magic"])
     assert not (tmp_path / "x").exists()
 
-
-# ---------------------------------------------------------------- the strong suite on several seeds
 
 STRONG = replace(PRESETS["quick"], epochs=1, suite="strong", test_videos=12)
 NAMES = ["standard", "trades", "a-art"]

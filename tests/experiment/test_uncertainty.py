@@ -49,9 +49,6 @@ def width(limits):
     return limits[1] - limits[0]
 
 
-# ---------------------------------------------------------------- GAP of resampled videos
-
-
 @given(videos())
 def test_gap_of_judged_videos_is_gap_with_ties_too(batch):
     assert gap_of(judged(*batch)) == metrics.gap(*batch)
@@ -71,9 +68,6 @@ def test_samples_do_not_depend_on_the_chunks_they_are_computed_in(monkeypatch):
     monkeypatch.setattr("aart_lib.experiment.uncertainty.ENTRIES", 7 * 40 * 20)
     np.testing.assert_allclose(resampled_gap(run, counts), whole, atol=1e-12)
     assert len(np.unique(whole)) == 50
-
-
-# ---------------------------------------------------------------- intervals and differences
 
 
 def test_identical_models_differ_by_exactly_nothing():
@@ -143,9 +137,6 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
         found = interval(ours, draws=200, seed=trial)[1], paired_bootstrap(ours, theirs, draws=200, seed=trial).ci95
         covered += [low <= value <= high for (low, high), value in zip(found, truth, strict=True)]
     assert all(0.89 <= share <= 0.975 for share in covered / 200), covered
-
-
-# ---------------------------------------------------------------- many tests
 
 
 def test_holm_equals_published_values():
