@@ -142,14 +142,6 @@ def test_mean_pooling_reads_the_mean_of_the_real_frames():
     torch.testing.assert_close(logits, model.head(model.norm(means)), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("batch, count", [(1, 1), (1, 8), (4, 1)])
-def test_single_videos_and_single_frames_work(model, batch, count):
-    frames, mask = torch.randn(batch, count, 6), torch.ones(batch, count, dtype=torch.bool)
-    output = model(frames, mask, return_attention=True)
-    assert output.logits.shape == (batch, 5) and output.logits.isfinite().all()
-    assert output.attention[0].shape == (batch, 4, count + 1, count + 1)
-
-
 @pytest.mark.parametrize(
     "shape, mask, message",
     [

@@ -3,7 +3,6 @@
 import json
 import re
 
-import numpy as np
 import pytest
 
 from aart_lib import checkpoint
@@ -225,10 +224,3 @@ def test_every_picture_is_drawn_named_after_the_report_and_has_alternative_text(
     assert [name for _, name in shown] == [f"short-{key}.png" for key in keys]
     assert all(len(about) > 40 for about, _ in shown)
     assert {path.name for path in tmp_path.glob("*.png")} == {name for _, name in shown}
-
-
-def test_the_rank_correlation_is_spearmans_and_stands_in_the_title():
-    assert figures.rank_correlation([1, 2, 3], [10, 30, 1000]) == pytest.approx(1)
-    assert figures.rank_correlation([1, 1, 2, 2], [1, 2, 1, 2]) == pytest.approx(0)
-    assert np.isnan(figures.rank_correlation([1, 1], [1, 2]))
-    assert "more GAP is lost: rank correlation +" in figures._drift(results_of()["rows"])[1]
