@@ -1,7 +1,6 @@
 """attacks.py: no attack leaves its budget, the box or the real frames; stronger search is stronger."""
 
 import copy
-import random
 from dataclasses import replace
 
 import pytest
@@ -233,9 +232,6 @@ def double(model, batch: Batch):
 # ---------------------------------------------------------------- steps that halve themselves
 
 
-SPOT = Batch(torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1), ("v",))
-
-
 def croce_and_hein(model, video: Batch, attack: Attack, point: torch.Tensor):
     """Their algorithm 1 for one video, line by line: yields every point and whether a check halved the step there."""
     threat, size, last, rises, halved = attack.threat, 2 * attack.threat.epsilon, 0, 0, False
@@ -277,30 +273,6 @@ def test_automatic_steps_are_those_of_croce_and_hein_for_each_video_alone(norm, 
         for step, (one, whole) in enumerate(zip(points, together, strict=True)):
             torch.testing.assert_close(whole[[i]], one, msg=f"video {i} after step {step}")
     assert 0.1 < sum(checks) / len(checks) < 0.95, "both outcomes of a check must occur"
-
-
-class Scripted(nn.Module):
-    """Objectives and slopes that were written down before, whatever the frames are."""
-
-    def __init__(self, values: list[int], slopes: list[int]):
-        super().__init__()
-        self.script = zip(values, slopes, strict=True)
-
-    def forward(self, frames, mask, **options) -> Output:
-        value, slope = next(self.script)
-        return Output(value + slope * (frames - frames.detach()).sum((1, 2))[:, None], None)
-
-
-@pytest.mark.parametrize("seed", range(15))
-def test_automatic_steps_are_those_of_croce_and_hein_on_any_course_of_the_objective(seed):
-    draw, values, attack = random.Random(seed), [0], Attack(ThreatModel("linf", 1.0), "margin", steps=40)
-    for _ in range(attack.steps):  # mostly a rise, sometimes nothing, sometimes a fall that many rises do not make good
-        values.append(values[-1] + draw.choice((1, 1, 1, 1, 1, 1, 1, 0, draw.choice((-1, -9)))))
-    slopes, zero = [draw.choice((-1, 1)) for _ in values], torch.zeros(1, 1, 1)
-    found = attacks._ascend_auto(Scripted(values, slopes), SPOT, attack, torch.ones(1, 1, 1), None, zero, None)
-    expected = croce_and_hein(Scripted(values, slopes), SPOT, attack, zero)
-    expected = [float(point) for point, _ in expected if point is not None]
-    assert [float(delta) for delta, _ in found] == pytest.approx(expected, abs=1e-6)
 
 
 # ---------------------------------------------------------------- one wrong label
@@ -534,39 +506,6 @@ def test_steps_cover_the_ball():
     assert Attack(threat, steps=2).size == 0.4  # 2.5 / 2 would leave it
 
 
-def test_a_random_start_is_uniform_in_the_ball_and_a_tiny_one_a_hundredth_of_it():
-    batch = videos(40, lengths=[5] * 40, spread=0.1)
-
-    def start(norm, name):
-        attack = Attack(ThreatModel(norm, 0.5), steps=1, step_size=0.0, start=name, keep_best=False)
-        return perturb(network(), batch, attack, generator=generator()) - batch.frames
-
-    for name, radius, on_sphere in (("random", 0.5, 0.5), ("near", 0.5, 0.125), ("tiny", 0.005, 0.005)):
-        numbers = start("linf", name).flatten() / radius
-        assert numbers.abs().max() < 1.001 and numbers.min() < -0.99 and numbers.max() > 0.99
-        assert numbers.mean().abs() < 0.06 and float(numbers.std()) == pytest.approx(3**-0.5, rel=0.05)
-        lengths = start("l2-frame", name).norm(dim=2)
-        torch.testing.assert_close(lengths, torch.full_like(lengths, on_sphere), rtol=1e-3, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"objective": "loss"}, "unknown objective 'loss'; known: bce, margin, targeted"),
-        ({"start": "one"}, "unknown start 'one'; known: zero, tiny, near, random"),
-        ({"frames": "all"}, "unknown frames 'all'; known: gradient, trial, attention, random"),
-        ({"search": "grid"}, "unknown search 'grid'; known: gradient, auto, random"),
-        ({"labels": "none"}, "unknown labels 'none'; known: true, predicted"),
-        ({"view": "none"}, "unknown view 'none'; known: own, detached, softer, sharper"),
-        ({"steps": -1}, "steps must be at least 0 and restarts 1, got -1 and 1"),
-        ({"restarts": 0}, "got 10 and 0"),
-    ],
-)
-def test_attacks_that_do_not_exist_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        Attack(ThreatModel("linf", 0.1), **options)
-
-
 def test_the_checkpoints_are_those_of_croce_and_hein():
     assert sorted(attacks._checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
     for steps in (1, 2, 10, 50, 1000):
@@ -577,3 +516,29 @@ def test_predicted_labels_are_those_above_a_half_and_at_least_the_likeliest():
     logits = torch.tensor([[1.0, 0.0, 2.0, -3.0], [-4.0, -1.0, -2.0, -3.0]])
     found = attacks._predicted(lambda frames, mask: Output(logits, None), videos(2))
     assert found.tolist() == [[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("start, reach", [("random", 1.0), ("near", 1.0), ("tiny", 0.01)])
+def test_a_random_start_is_uniform_in_the_ball_and_a_tiny_one_a_hundredth_of_it(start, reach):
+    batch = videos(40, lengths=[5] * 40, spread=0.1)
+    attack = Attack(ThreatModel("linf", 0.5), steps=1, step_size=0.0, start=start, keep_best=False)
+    numbers = (perturb(network(), batch, attack, generator=generator()) - batch.frames).flatten() / (0.5 * reach)
+    assert 0.99 < -numbers.min() < 1.001 and 0.99 < numbers.max() < 1.001
+    assert numbers.mean().abs() < 0.06 and float(numbers.std()) == pytest.approx(3**-0.5, rel=0.05)
+
+
+REFUSED = {
+    "unknown objective 'loss'; known: bce, margin, targeted": {"objective": "loss"},
+    "unknown start 'one'; known: zero, tiny, near, random": {"start": "one"},
+    "unknown frames 'all'; known: gradient, trial, attention, random": {"frames": "all"},
+    "unknown search 'grid'; known: gradient, auto, random": {"search": "grid"},
+    "unknown labels 'none'; known: true, predicted": {"labels": "none"},
+    "unknown view 'none'; known: own, detached, softer, sharper": {"view": "none"},
+    "steps must be at least 0 and restarts 1, got -1 and 0": {"steps": -1, "restarts": 0},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_attacks_that_do_not_exist_are_refused(message):
+    with pytest.raises(ValueError, match=message):
+        Attack(ThreatModel("linf", 0.1), **REFUSED[message])
