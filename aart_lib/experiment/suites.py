@@ -22,7 +22,7 @@ def suite(
 
     Args:
         threshold: logit above which a data set has as many scores as true labels, for the objective "gap".
-        surrogates: names of other models; what is made for them is tried too ("transfer-NAME", suite "strong").
+        surrogates: names of other models; what is made for them is tried too (suite "strong").
     Raises: ValueError for an unknown suite.
     """
     if name not in SUITES:
@@ -34,9 +34,14 @@ def suite(
     beyond |= {f"curve@{factor:g}": _far(threat.times(factor), factor) for factor in CURVE[name]}
     if name == "strong":
         within |= _strong(threat, threshold) | _adaptive(threat)
-        within |= {f"transfer-{other}": pgd(threat, 20, 1) for other in surrogates}
+        within |= {transfer(other): pgd(threat, 20, 1) for other in surrogates}
         beyond |= _beyond(threat)
     return within, beyond
+
+
+def transfer(other: str) -> str:
+    """The name of the attack that is made for another model."""
+    return f"transfer-{other}"
 
 
 def _far(threat: ThreatModel, factor: float) -> Attack:
