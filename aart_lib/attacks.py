@@ -208,8 +208,7 @@ def _no_gradient(model, batch: Batch, attack: Attack) -> Tensor:
 
 
 def _called(attack: Attack) -> str:
-    known = (name for name, found in OBJECTIVES.items() if getattr(found, "of", found) is attack.aim.of)
-    return repr(attack.objective if isinstance(attack.objective, str) else next(known, attack.aim.of.__name__))
+    return repr(attack.objective if isinstance(attack.objective, str) else attack.aim.of.__name__.strip("_"))
 
 
 def _uniform(batch: Batch, generator) -> Tensor:
