@@ -208,7 +208,7 @@ def _reasons(flags: list[dict]) -> list[str]:
     for name, found in raised.items():
         values = ", ".join(f"{flag['defense']} seed {flag.get('seed', 0)}: {flag['value']:.3f}" for flag in found)
         lines += [f"- **{name}**, {found[0]['meaning']} (above {found[0]['threshold']:g}): {values}"] if found else []
-    known = _grid(["check", "raised above", "meaning"], [[name, f"{at:g}", what] for name, _, at, what, *_ in CHECKS])
+    known = _grid(["check", "raised above", "meaning"], [[c.name, f"{c.threshold:g}", c.meaning] for c in CHECKS])
     folded = f"<details><summary>All {len(CHECKS)} checks</summary>\n\n{known}\n\n</details>"
     return ["\n".join(lines) or f"None of {len(raised)} checks raised a flag.", folded]
 

@@ -66,8 +66,8 @@ def read_results(path) -> dict:
         raise ValueError(f"{path} is not JSON: {error}") from error
     rows = results.get("rows") if isinstance(results, dict) else None
     rows = rows if isinstance(rows, list) and rows else [{}]
-    lacking = [keys for keys in NEEDED.split() if not has(results, keys.split("."))]
-    lacking += [f"rows {keys}" for row in rows for keys in NEEDED_IN_ROW.split() if not has(row, keys.split("."))]
+    lacking = [keys for keys in NEEDED.split() if not has(results, keys)]
+    lacking += [f"rows {keys}" for row in rows for keys in NEEDED_IN_ROW.split() if not has(row, keys)]
     if lacking:
         raise ValueError(
             f"{path} is no results.json of this version: it lacks {lacking[0]}; run `reproduce --resume` again"

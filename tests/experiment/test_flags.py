@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from aart_lib.experiment.flags import CHECKS, flags
+from aart_lib.experiment.flags import CHECKS, Check, flags
 
 HISTORY = [{"clean": 0.8, "attacked": 0.6}, {"clean": 0.801, "attacked": 0.602}]
 GAPS = {
@@ -69,10 +69,10 @@ def names(row, history=HISTORY, *, only_raised=True) -> set[str]:
 
 def test_an_honest_strong_row_passes_every_check():
     assert names(HONEST) == set()
-    assert names(HONEST, only_raised=False) == {name for name, *_ in CHECKS}
+    assert names(HONEST, only_raised=False) == {check.name for check in CHECKS}
 
 
-@pytest.mark.parametrize("name", [name for name, *_ in CHECKS if name != "still-rising"])
+@pytest.mark.parametrize("name", [check.name for check in CHECKS if check.name != "still-rising"])
 def test_each_fraud_raises_its_own_flag(name):
     assert names(changed(*DOCTORED[name])) == {name}
 
@@ -102,7 +102,7 @@ def test_a_curve_of_one_point_or_none_counts_as_rising():
 )
 def test_a_check_without_its_attack_is_left_out(place, check):
     row = changed(place, None)
-    assert names(row, only_raised=False) == {name for name, *_ in CHECKS} - {check} and names(row) == set()
+    assert names(row, only_raised=False) == {check.name for check in CHECKS} - {check} and names(row) == set()
 
 
 def test_a_row_of_the_quick_suite_has_the_checks_that_it_allows():
@@ -132,7 +132,7 @@ def test_a_mistake_inside_a_check_is_not_taken_for_a_missing_attack(monkeypatch)
     def slip(row, history):
         return row["attacked"]["pdg"]["gap"]
 
-    monkeypatch.setattr("aart_lib.experiment.flags.CHECKS", (("slip", slip, 0.0, "a typo", ("attacked", "pgd")),))
+    monkeypatch.setattr("aart_lib.experiment.flags.CHECKS", (Check("slip", slip, 0.0, "a typo", ("attacked.pgd",)),))
     with pytest.raises(KeyError, match="pdg"):
         flags("a-art", HONEST, HISTORY)
 
