@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aart_lib.attention import DIVERGENCES, attention_divergence
+from aart_lib.data.exact import one_of
 from aart_lib.model import Output, wide
 
 
@@ -61,16 +62,15 @@ class Defense:
     model: Mapping[str, Any] = field(default_factory=dict)  # what the model does differently, see `MODELS`
 
     def __post_init__(self):
-        unknown = set(self.weights) - set(TERMS)
-        if unknown:
-            raise ValueError(f"unknown loss term {', '.join(sorted(unknown))}; known: {', '.join(TERMS)}")
+        for name in self.weights:
+            one_of("loss term", name, TERMS)
         if not all(math.isfinite(weight) and weight >= 0 for weight in self.weights.values()):
             raise ValueError(f"weights must be numbers of at least 0, got {dict(self.weights)}")
         if not self.weights:
             raise ValueError(f"a defense needs at least one loss term; known: {', '.join(TERMS)}")
-        for name, known in (("kind", DIVERGENCES), ("layers", ("last", "all")), ("rows", ("cls", "all"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
+        one_of("kind", self.kind, DIVERGENCES)
+        one_of("layers", self.layers, ("last", "all"))
+        one_of("rows", self.rows, ("cls", "all"))
 
     @property
     def pairs(self) -> bool:
@@ -220,6 +220,5 @@ DEFENSES |= {
 
 def defense(name: str) -> Defense:
     """The defense of that name. Raises: ValueError that lists the known ones."""
-    if name not in DEFENSES:
-        raise ValueError(f"unknown defense {name!r}; known: {', '.join(DEFENSES)}")
+    one_of("defense", name, DEFENSES)
     return DEFENSES[name]

@@ -66,7 +66,7 @@ def timeless(history: list[dict]) -> list[dict]:
 # ---------------------------------------------------------------- somebody's own terms, switched-off gradients
 
 
-@pytest.mark.parametrize("how", [{}, {"two_sided": True}, {"steps": 2, "start": "random", "rows": "all"}])
+@pytest.mark.parametrize("how", [{}, {"steps": 2, "start": "random", "rows": "all", "two_sided": True}])
 def test_a_term_of_ones_own_is_given_maps_of_both_sides(splits, monkeypatch, how):
     def apart(defense, clean, attacked, labels, mask):
         return (clean.attention[-1] - attacked.attention[-1]).abs().sum((1, 2, 3))
@@ -187,17 +187,15 @@ def test_a_two_sided_defense_learns_from_both_sides_of_the_frames_it_names(split
 
 
 def test_shuffling_reorders_real_frames_and_leaves_padding_last():
-    lengths = torch.tensor([5, 3, 1])
-    mask = torch.arange(5) < lengths[:, None]
+    mask = torch.arange(5) < torch.tensor([5, 3, 1])[:, None]
     frames = torch.arange(1.0, 31).reshape(3, 5, 2) * mask[..., None]
     batch = Batch(frames, mask, torch.zeros(3, 1), ("a", "b", "c"))
     orders = [steps._shuffled(batch, torch.Generator().manual_seed(seed)) for seed in range(10)]
     for found in orders:
         assert (found[~mask] == 0).all()
-        for video, length, other in zip(frames, lengths, found, strict=True):
-            assert sorted(other[:length].tolist()) == video[:length].tolist()
+        for video, real, other in zip(frames, mask, found, strict=True):
+            assert sorted(other[real].tolist()) == video[real].tolist()
     assert len({tuple(found[0, :, 0].tolist()) for found in orders}) > 5
-    assert torch.equal(orders[3], steps._shuffled(batch, torch.Generator().manual_seed(3)))
 
 
 def test_a_share_of_the_videos_can_meet_a_one_frame_attacker(splits):
@@ -218,8 +216,8 @@ def test_a_share_of_the_videos_can_meet_a_one_frame_attacker(splits):
 
 @pytest.mark.parametrize("name", DEFENSES)
 def test_every_defense_trains(splits, name):
-    model, history = run(name, splits, TrainConfig(epochs=2, batch_size=8, seed=0))
-    assert not model.training and [entry["epoch"] for entry in history] == [1, 2]
+    model, history = run(name, splits, TrainConfig(epochs=1, batch_size=8, seed=0))
+    assert not model.training and [entry["epoch"] for entry in history] == [1]
     assert set(history[-1]["loss"]) == set(DEFENSES[name].weights)
     assert all(math.isfinite(value) for value in history[-1]["loss"].values())
     assert all(0 <= history[-1][key] <= 1 for key in ("clean", "attacked", "fgsm"))
@@ -269,8 +267,7 @@ def kill_after(epochs: int, monkeypatch, start) -> None:
     torch.rand(7)  # what happens to the global random numbers in between does not matter
 
 
-@pytest.mark.parametrize("name", ["a-art", "trades", "attention-noise"])
-@pytest.mark.parametrize("finished", [1, 3])
+@pytest.mark.parametrize("name, finished", [("a-art", 1), ("attention-noise", 3)])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(splits, tmp_path, monkeypatch, name, finished):
     whole, history = run(name, splits)
     state, one_epoch = tmp_path / "run.state", training.Run.one_epoch
@@ -303,7 +300,7 @@ def kill_in_step(step: int, monkeypatch, start) -> None:
     torch.rand(7)
 
 
-@pytest.mark.parametrize("step", [1, 6, 8, 11, 16])  # four steps an epoch: 8 and 16 are the last ones of theirs
+@pytest.mark.parametrize("step", [1, 6, 8, 16])  # four steps an epoch: 8 and 16 are the last ones of theirs
 def test_a_signal_in_the_middle_of_an_epoch_loses_nothing(splits, tmp_path, monkeypatch, step):
     go = lambda **o: train(DEFENSES["a-art"], splits, SHAPE, THREAT, CONFIG, progress=None, **o)  # noqa: E731
     whole, history = go()
@@ -330,14 +327,7 @@ def test_parts_of_a_batch_one_after_another_give_the_step_of_the_whole(splits, n
             torch.testing.assert_close(weight, whole[key], rtol=0, atol=1e-9, msg=f"{key}, {accumulate} parts")
 
 
-def test_parts_of_a_batch_give_the_history_of_the_whole_to_rounding(splits):
-    whole, parts = (run("a-art-few", splits, hardware=Hardware(accumulate=count))[1] for count in (1, 3))
-    for one, other in zip(whole, parts, strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
-        assert all(one[key] == pytest.approx(other[key], abs=1e-9) for key in ("clean", "attacked", "fgsm"))
-
-
-@pytest.mark.parametrize("name", ["a-art", "a-art-few", "attention-noise", "attention-shuffled"])
+@pytest.mark.parametrize("name", ["a-art-few", "attention-shuffled"])
 def test_a_run_stopped_in_an_epoch_goes_on_with_another_number_of_parts(splits, tmp_path, monkeypatch, name):
     _, whole = run(name, splits)
     go = lambda count: run(name, splits, state=tmp_path / "run.state", hardware=Hardware(accumulate=count))  # noqa: E731
@@ -384,12 +374,6 @@ def test_the_state_of_a_run_with_other_settings_is_refused(splits, tmp_path, mon
     assert state.exists()
 
 
-def test_a_damaged_state_is_refused(splits, tmp_path):
-    (tmp_path / "run.state").write_bytes(b"not a state")
-    with pytest.raises(ValueError, match=r"run\.state is not a readable training state; delete it"):
-        run("a-art", splits, state=tmp_path / "run.state")
-
-
 def test_the_fingerprint_tells_settings_and_videos_apart(splits, tmp_path):
     base = (DEFENSES["a-art"], splits, SHAPE, THREAT, CONFIG)
     write_videos(tmp_path, "train", 60, 0)
@@ -420,9 +404,8 @@ def test_the_fingerprint_tells_videos_of_the_same_names_apart(splits):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_so(splits):
-    with pytest.raises(
-        TrainingStopped, match=r"in epoch \d, step \d: the loss is not finite .*task=.*; lower the rate"
-    ):
+    words = r"in epoch \d, step \d: the loss is not finite .*task=.*; lower the rate"
+    with pytest.raises(TrainingStopped, match=words):
         run("standard", splits, TrainConfig(epochs=3, batch_size=8, rate=1e30))
 
 

@@ -19,7 +19,7 @@ from aart_lib.data.catalog import data_name, find_shards, open_data, spec_named
 from aart_lib.data.convert import convert
 from aart_lib.data.dataset import VideoDataset
 from aart_lib.data.describe import describe
-from aart_lib.data.download import fetch
+from aart_lib.data.download import download
 from aart_lib.experiment.figures import draw_attention, models_to_show
 from aart_lib.experiment.flags import flags
 from aart_lib.experiment.judge import evaluate
@@ -192,7 +192,7 @@ def run_tune(options) -> None:
 
 
 def run_download(options) -> None:
-    found = fetch(
+    found = download(
         options.dataset,
         split=options.split,
         shards=options.shards,
@@ -201,7 +201,7 @@ def run_download(options) -> None:
         version=options.version,
         out=options.out,
     )
-    verified = sum(file.verified for file in found)
+    verified = sum(file.md5 is not None for file in found)
     bare = f", {len(found) - verified} came without a checksum to compare" * (verified < len(found))
     print(f"{len(found)} files in {options.out}: {verified} verified{bare}")
 

@@ -29,10 +29,8 @@ class Splits:
         """Splits of data sets that are open; validation and ``labels`` as in `open_splits`. Raises: ValueError."""
         train, test = copy.copy(train), copy.copy(test)
         if (train.spec.dims, train.labels) != (test.spec.dims, test.labels):
-            told = " and ".join(
-                f"{part.spec.dims} numbers a frame, {len(part.labels)} labels" for part in (train, test)
-            )
-            raise ValueError(f"train and test must have the same features and labels, got {told}")
+            told = [f"{part.spec.dims} numbers a frame, {len(part.labels)} labels" for part in (train, test)]
+            raise ValueError(f"train and test must have the same features and labels, got {' and '.join(told)}")
         train.max_frames = test.max_frames = max(train.max_frames, test.max_frames)
         if labels is not None:
             kept = integers(labels, "labels").tolist()

@@ -73,7 +73,7 @@ class Experiment:
         if path.exists():
             model, notes = checkpoint.load(path)
             if notes.get("fingerprint") == mark:
-                processes.write(checkpoint.drop_state, path)
+                processes.write(drop_state, path)
                 return model.to(processes.device()), notes
             if own:
                 raise ValueError(f"{path} was trained with other settings; choose another --out, or delete it")
@@ -93,7 +93,7 @@ class Experiment:
             "fingerprint": mark,
         }
         processes.write(checkpoint.save, path, model, notes)
-        processes.write(checkpoint.drop_state, path)
+        processes.write(drop_state, path)
         return model, notes
 
     def calibrate(self) -> tuple[ThreatModel, float]:
@@ -259,3 +259,10 @@ def _write_row(path: Path, found: dict, scores: dict) -> None:
 
 def _plain(value):
     return json.loads(json.dumps(value, default=dict))
+
+
+def drop_state(path: Path) -> None:
+    """Delete the training state beside a finished model; one newer than the model belongs to another run."""
+    state = path.with_suffix(".state")
+    if state.exists() and state.stat().st_mtime_ns <= path.stat().st_mtime_ns:
+        state.unlink()
