@@ -167,7 +167,7 @@ def plot_attacks(gaps: dict[str, dict[str, float]], *, title: str = "", ax=None)
     """
     names = list(dict.fromkeys(name for found in gaps.values() for name in found))
     table = [[found.get(name, np.nan) for name in names] for found in gaps.values()]
-    ax, about = plots._axes(ax, title, 1.9 + 0.21 * len(gaps)), {"label": "GAP@20 (one seed)"}
+    ax, about = plots.new_axes(ax, title, 1.9 + 0.21 * len(gaps)), {"label": "GAP@20 (one seed)"}
     sns.heatmap(table, annot=True, fmt=".3f", annot_kws={"size": 8}, cmap="Greys_r", cbar_kws=about, ax=ax)
     ax.patch.set(hatch="xxx", ec="#CCCCCC")  # not tried
     for column, row in enumerate(np.nanargmin(table, axis=0)):

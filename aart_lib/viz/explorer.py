@@ -178,9 +178,9 @@ def animate_attention(path, views: Mapping, epsilons, evidence, labels, names: S
                 part.subplots_adjust(left=0.08, right=0.97, bottom=0.16, top=0.8, wspace=0.08)
                 axes = part.subplot_mosaic("AS;CS", height_ratios=[3, 1], width_ratios=[2.5, 1])
                 above, beside, below = axes.values()
-                plots._draw_attention(above, below, series[step].attention, evidence)
+                plots.draw_attention(above, below, series[step].attention, evidence)
                 scores = {key: values[shown] for key, values in series[step].scores.items()}
-                plots._draw_scores(beside, scores, [names[c] for c in shown], labels[shown] > 0)
+                plots.draw_scores(beside, scores, [names[c] for c in shown], labels[shown] > 0)
                 above.set(ylim=(0, top), title=name, xticks=[])
                 below.set(ylim=(-top, top), xlabel="frame (gray: evidence)")
             writer.grab_frame()

@@ -152,13 +152,13 @@ def draw(results: dict):
     card, (_, rows) = card_of(results), checked(results)
     runs = [full_run(card, devices) for devices in DEVICES]
     title = f"Longest part: {bottleneck(runs[0])} on 1 GPU, {bottleneck(runs[-1])} on {DEVICES[-1]}; "
-    figure = plots._figure(f"{title}held-out steps predicted within {worst(rows, 'error', held=True):.0%}", 4.4)
+    figure = plots.new_figure(f"{title}held-out steps predicted within {worst(rows, 'error', held=True):.0%}", 4.4)
     left, right = figure.subplots(1, 2, width_ratios=[1.6, 1])
     for i, (part, look) in enumerate(_LOOKS.items()):
         hours, places = [run[part] for run in runs], np.arange(len(runs)) + 0.17 * (i - 2)
         left.bar_label(left.bar(places, hours, 0.16, ec="white", label=part, **look), fmt="{:.2g}", size=7, padding=1)
     left.set_xticks(range(3), [f"{devices} GPU" + "s" * (devices > 1) for devices in DEVICES])
-    plots._finish(left, ylabel="hours of the full run", yscale="log")
+    plots.finish(left, ylabel="hours of the full run", yscale="log")
     for held, label, color, marker in ((False, "fitted", plots.CLEAN, "o"), (True, "held out", plots.ATTACKED, "s")):
         points = [(row["seconds"], row["predicted"]) for row in rows if row["held"] == held]
         right.scatter(*zip(*points, strict=True), color=color, marker=marker, ec="white", label=label, zorder=3)
@@ -166,7 +166,7 @@ def draw(results: dict):
     right.plot(ends, ends, color="black", lw=1, label="equal")
     right.fill_between(ends, 0.8 * ends, 1.2 * ends, color="#DDDDDD", lw=0, label="±20 %")
     labels = {"xlabel": "seconds a step, measured (one core)", "ylabel": "seconds a step, predicted"}
-    plots._finish(right, grid="both", xscale="log", yscale="log", **labels)
+    plots.finish(right, grid="both", xscale="log", yscale="log", **labels)
     for ax, columns in ((left, 3), (right, 2)):
         ax.legend(ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)
     return figure

@@ -86,7 +86,7 @@ def draw(results: dict, path: Path) -> None:
 
     found = margins(results["entries"])
     title = f"{finding(results['entries'])}: what the project costs beside its peers, on one thread"
-    ax = plots._axes(None, title, 1.6 + 0.42 * len(found))
+    ax = plots.new_axes(None, title, 1.6 + 0.42 * len(found))
     for met, label, look in ((True, "met", {"color": plots.CLEAN}), (False, "missed", style.HATCHED)):
         chosen = [(place, factor) for place, (_, factor, entry) in enumerate(found) if entry["met"] is met]
         if chosen:
@@ -99,7 +99,7 @@ def draw(results: dict, path: Path) -> None:
     ax.set_yticks(range(len(found)), [text for text, _, _ in found], size=7.5)
     ends = [factor for _, factor, _ in found] or [1]
     ax.set(xscale="log", xlim=(min(0.6, *ends) / 5, max(2, *ends) * 5), ylim=(len(found) - 0.4, -0.6))
-    plots._finish(ax, legend="target", grid="x", xlabel="times better than the target (log scale)")
+    plots.finish(ax, legend="target", grid="x", xlabel="times better than the target (log scale)")
     plots.save(ax.figure, path)
 
 
