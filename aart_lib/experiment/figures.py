@@ -15,7 +15,7 @@ from aart_lib.attention import cls_attention
 from aart_lib.data import synthetic
 from aart_lib.data.batch import collate
 from aart_lib.data.catalog import open_data
-from aart_lib.experiment.summary import first_seed
+from aart_lib.experiment.summary import first_seed, ranked
 from aart_lib.model import predict
 from aart_lib.scoring import generator_for, probabilities
 from aart_lib.viz import plots
@@ -58,21 +58,17 @@ def strongest(tried: dict[str, dict[str, float]]) -> dict[str, str]:
     return {name: min(found, key=found.__getitem__) for name, found in gaps.items()}
 
 
-def _best(summary: dict, key: str = "worst_gap") -> str:
-    return max(summary, key=lambda name: summary[name][key])
-
-
 def _bars(results: dict):
     summary, epsilon = results["summary"], results["threat"]["epsilon"]
-    best, gaps = _best(summary), {point["epsilon"]: point["gap"] for point in results["ceiling"]}
-    lines = {"clean": gaps.get(0.0), "certified at ε": gaps.get(min(gaps, key=lambda e: abs(e - epsilon), default=0))}
+    best, gaps = ranked(summary)[0], {point["epsilon"]: point["gap"] for point in results["ceiling"]}
+    lines = {"clean": gaps[0.0], "certified at ε": gaps[epsilon]} if gaps else None
     kept = {name: s["worst_gap"] / s["clean_gap"] if s["clean_gap"] else 0.0 for name, s in summary.items()}
     title = f"Under the worst attack {best} keeps {kept[best]:.0%} of its clean GAP"
     if "standard" in kept:
         title = f"Under the worst attack the baseline keeps {kept['standard']:.0%} of its clean GAP"
         title += f", {best} {kept[best]:.0%}" if best != "standard" else ": no defense keeps a higher GAP"
     about = "Bars: clean, worst attacked and steady-attention GAP of each defense" + "; lines: the ceiling" * bool(gaps)
-    return plots.plot_table_bars(results["rows"], ceiling=lines if gaps else None, title=title), f"{about}. {title}"
+    return plots.plot_table_bars(results["rows"], ceiling=lines, title=title), f"{about}. {title}"
 
 
 def rank_correlation(x, y) -> float:
@@ -149,7 +145,7 @@ def _training(results: dict):
 
 def _evidence(results: dict):
     summary = results["summary"]
-    best = _best(summary)
+    best = ranked(summary)[0]
     shares = {
         n: (summary[n]["evidence_clean"], summary[n]["evidence_attacked"]) for n in ("standard", best) if n in summary
     }

@@ -77,7 +77,11 @@ def _ahead(name: str, kind: str, threshold: float, meaning: str) -> Check:
 
 def _checked(name: str, key: str, threshold: float, meaning: str) -> Check:
     """What was measured of the attacks themselves."""
-    return Check(name, lambda row, history: row["checks"][key], threshold, meaning, (f"checks.{key}",))
+
+    def measure(row, history):
+        return row["checks"][key]
+
+    return Check(name, measure, threshold, meaning, (f"checks.{key}",))
 
 
 def _flat(row: dict, history) -> float:
