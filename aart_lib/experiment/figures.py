@@ -11,9 +11,9 @@ from matplotlib.patches import Ellipse
 
 from aart_lib import checkpoint
 from aart_lib.attacks import ThreatModel, perturb, pgd
-from aart_lib.attention import cls_attention
+from aart_lib.attention import temporal_attention
 from aart_lib.data import synthetic
-from aart_lib.data.batch import collate
+from aart_lib.data.batch import Batch, collate
 from aart_lib.data.catalog import open_data
 from aart_lib.experiment.summary import first_seed, ranked
 from aart_lib.model import predict
@@ -191,60 +191,42 @@ def models_to_show(folder, results: dict) -> dict:
 
 
 def draw_attention(models: dict, out) -> None:
-    """The README's pictures: one test video, its attention before and under a one-frame attack, baseline and A-ART.
+    """The README's pictures: one test video before and under a one-frame attack, and while ε grows, of both models.
 
     Shown is the video of the 100 first test videos that misleads the baseline most: a strong example, not a typical
     one.
     """
-    notes = models["a-art"][1]
-    splits = open_data(notes["data"], labels=notes["labels"])
-    names = synthetic.names(synthetic.SETTINGS["default"])
-    threat = ThreatModel(**notes["threat"])
-    attack = pgd(threat.few())
-    views = {name: one_frame_view(model, splits.test, attack) for name, (model, _) in models.items()}
-    chosen = _most_misled(views["standard"], splits.test)
-    for name, view in views.items():
-        item, frames = splits.test[chosen], len(splits.test[chosen].frames)
-        figure = plots.plot_timeline(
-            item.frames.numpy(),
-            item.evidence,
-            [names[label] for label in splits.labels],
-            attention={side: view["attention"][side][chosen, :frames].numpy() for side in ("clean", "attacked")},
-            scores={side: view["scores"][side][chosen].numpy() for side in ("clean", "attacked")},
-            attacked_frames=view["touched"][chosen, :frames].numpy(),
-            labels=item.labels.numpy(),
-            title=f"{'Baseline' if name == 'standard' else 'A-ART'}: one attacked frame, and where attention goes",
-        )
+    from aart_lib.viz.explorer import animate_attention, look, sweep  # loads ipywidgets
+
+    notes, networks = models["a-art"][1], {name: model for name, (model, _) in models.items()}
+    splits, threat = open_data(notes["data"], labels=notes["labels"]), ThreatModel(**notes["threat"])
+    known = synthetic.names(synthetic.SETTINGS["default"])
+    names = [known[label] for label in splits.labels]
+    batch = collate([splits.test[i] for i in range(min(100, len(splits.test)))])
+    attacked = {name: _one_frame(model, batch, threat) for name, model in networks.items()}
+    chosen = _most_misled(networks["standard"], batch, attacked["standard"])
+    one = batch[chosen : chosen + 1].trimmed()
+    assert one.evidence is not None  # `models_to_show` sees to it
+    evidence, labels = one.evidence[0], one.labels[0]
+    for name, model in networks.items():
+        view = look(model, one, attacked[name][chosen : chosen + 1, : len(evidence)])
+        title = f"{'Baseline' if name == 'standard' else 'A-ART'}: one attacked frame, and where attention goes"
+        figure = plots.plot_timeline(one.frames[0], evidence, names, labels=labels, title=title, **view._asdict())
         plots.save(figure, Path(out) / f"attention-under-attack-{name}.png")
-    _animate({name: model for name, (model, _) in models.items()}, splits, chosen, threat, names, out)
-
-
-def _most_misled(view: dict, dataset) -> int:
-    """The video with the largest product of attention moved and probability that a true label lost."""
-    labels = torch.stack([dataset[i].labels for i in range(len(view["touched"]))])
-    lost = ((view["scores"]["clean"] - view["scores"]["attacked"]) * labels).amax(1)
-    moved = (view["attention"]["clean"] - view["attention"]["attacked"]).abs().sum(1) / 2
-    return int((lost * moved).argmax())
-
-
-def _animate(models: dict, splits, chosen: int, threat: ThreatModel, names: list[str], out) -> None:
-    """The same video while ε grows from 0 to three times the table's, all frames attacked."""
-    from aart_lib.viz.explorer import animate_attention, sweep
-
-    item, factors = splits.test[chosen], np.linspace(0, 3, 13)
-    views = {name: sweep(model, collate([item]), threat, factors.tolist()) for name, model in models.items()}
+    factors = np.linspace(0, 3, 13)  # all frames attacked, while ε grows to three times the table's
+    views = {name: sweep(model, one, threat, factors.tolist()) for name, model in networks.items()}
     path = Path(out) / "attention-while-epsilon-grows.gif"
-    animate_attention(path, views, factors * threat.epsilon, item.evidence, item.labels, names)
+    animate_attention(path, views, factors * threat.epsilon, evidence, labels, names)
 
 
-def one_frame_view(model, dataset, attack, *, videos: int = 100) -> dict:
-    """Attention [N,T] (last layer's [CLS] row, mean over heads) and probabilities [N,C], clean and attacked."""
-    batch = collate([dataset[i] for i in range(min(videos, len(dataset)))])
-    frames = perturb(model, batch, attack, generator=generator_for("picture"))
-    view: dict = {"attention": {}, "scores": {}, "touched": (frames != batch.frames).any(2)}
-    with torch.no_grad():
-        for side, shown in (("clean", batch.frames), ("attacked", frames)):
-            output = predict(model, shown, batch.mask, return_attention=True)
-            view["attention"][side] = cls_attention(output.attention or ())[:, -1].mean(1)
-            view["scores"][side] = probabilities(output.logits)
-    return view
+def _one_frame(model, batch: Batch, threat: ThreatModel) -> torch.Tensor:
+    return perturb(model, batch, pgd(threat.few()), generator=generator_for("picture"))
+
+
+@torch.no_grad()
+def _most_misled(model, batch: Batch, attacked: torch.Tensor) -> int:
+    """The video with the largest product of attention moved and probability that a true label lost."""
+    before, after = (predict(model, frames, batch.mask, return_attention=True) for frames in (batch.frames, attacked))
+    lost = ((probabilities(before.logits) - probabilities(after.logits)) * batch.labels).amax(1)
+    moved = (temporal_attention(before.attention or ()) - temporal_attention(after.attention or ())).abs().sum(1) / 2
+    return int((lost * moved).argmax())

@@ -20,12 +20,13 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from aart_lib.data.batch import LEVEL
 from aart_lib.runtime.files import replacing
 from aart_lib.viz import style
+from aart_lib.viz.style import ATTACKED, CLEAN, defense_style, styled
 
-CLEAN, ATTACKED, EVIDENCE, NEUTRAL = style.CLEAN, style.ATTACKED, "#444444", "#5B7C99"
-DEFENSE_COLORS, defense_style, styled = style.DEFENSE_COLORS, style.defense_style, style.styled
-ATTENTION_MAP, FEATURE_MAP, LEVEL = "viridis", "PRGn", 4 / 255  # a level: one byte step, the unit of ε
+EVIDENCE, NEUTRAL = "#444444", "#5B7C99"
+ATTENTION_MAP, FEATURE_MAP = "viridis", "PRGn"
 
 
 @styled
