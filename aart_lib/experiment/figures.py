@@ -4,10 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import seaborn as sns
 import torch
-from matplotlib.figure import Figure
-from matplotlib.patches import Ellipse
 
 from aart_lib import checkpoint
 from aart_lib.attacks import ThreatModel, perturb, pgd
@@ -128,7 +125,7 @@ def _attacks(tried: dict[str, dict[str, float]], seed: int):
     attack, times = Counter(strongest(tried).values()).most_common(1)[0]
     title = f"Of {len(tried)} attacks {attack} hurts most {times} of {len(strongest(tried))} defenses (seed {seed})"
     about = "Table of shades: GAP of each defense under each attack, the lowest in a ring"
-    return plot_attacks(tried, title=title), f"{about}. {title}"
+    return plots.plot_attacks(tried, title=title), f"{about}. {title}"
 
 
 def _training(results: dict):
@@ -153,24 +150,6 @@ def _evidence(results: dict):
     title = f"Attention on evidence, clean → attacked: {told}"
     about = "Lines: share of attention on evidence, clean and attacked, of each defense"
     return plots.plot_evidence_share(results["rows"], title=title), f"{about}. {title}"
-
-
-@plots.styled
-def plot_attacks(gaps: dict[str, dict[str, float]], *, title: str = "", ax=None) -> Figure:
-    """GAP of defenses under single attacks, darker for lower; a ring marks the attack that hurts a defense most.
-
-    gaps: {attack: {defense: GAP}}; an attack that was not tried on a defense lacks it. One seed.
-    """
-    names = list(dict.fromkeys(name for found in gaps.values() for name in found))
-    table = [[found.get(name, np.nan) for name in names] for found in gaps.values()]
-    ax, about = plots.new_axes(ax, title, 1.9 + 0.21 * len(gaps)), {"label": "GAP@20 (one seed)"}
-    sns.heatmap(table, annot=True, fmt=".3f", annot_kws={"size": 8}, cmap="Greys_r", cbar_kws=about, ax=ax)
-    ax.patch.set(hatch="xxx", ec="#CCCCCC")  # not tried
-    for column, row in enumerate(np.nanargmin(table, axis=0)):
-        ax.add_patch(Ellipse((column + 0.5, row + 0.5), 0.9, 1.1, fill=False, ec=plots.ATTACKED, lw=2.2, clip_on=False))
-    ax.set_yticks(np.arange(len(gaps)) + 0.5, gaps, rotation=0, size=8.5)
-    ax.set_xticks(np.arange(len(names)) + 0.5, names, rotation=30, ha="right", rotation_mode="anchor", size=8.5)
-    return ax.figure
 
 
 # ---------------------------------------------------------------- attention under attack

@@ -19,11 +19,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
 
 from aart_lib.data.batch import LEVEL
 from aart_lib.runtime.files import replacing
 from aart_lib.viz import style
-from aart_lib.viz.style import ATTACKED, CLEAN, defense_style, styled
+from aart_lib.viz.style import ATTACKED, CLEAN, defense_style, finish, new_axes, new_figure, styled
 
 EVIDENCE, NEUTRAL = "#444444", "#5B7C99"
 ATTENTION_MAP, FEATURE_MAP = "viridis", "PRGn"
@@ -43,32 +44,6 @@ def save(fig: Figure, path) -> None:
 
 
 # ---------------------------------------------------------------- helpers
-
-
-def new_figure(title: str, height: float) -> Figure:
-    """A new figure of notebook width."""
-    fig = style.Drawing(figsize=(9, height), layout="constrained", facecolor="white")  # inches
-    fig.suptitle(title, x=0.01, ha="left", wrap=True)
-    return fig
-
-
-def new_axes(ax, title: str, height: float = 3.6) -> plt.Axes:
-    """The given axes with the title on them, or the axes of a new figure with it as headline."""
-    if ax is None:
-        return new_figure(title, height).subplots()
-    ax.set_title(title)
-    return ax
-
-
-def finish(ax, *, legend: str | None = None, grid: str = "y", integers: bool = False, **labels) -> Figure:
-    """Labels, limits, grid and, with a ``legend`` title, the legend to the right of the axes."""
-    ax.set(**labels)
-    ax.grid(axis=grid, color="#DDDDDD")
-    if integers:
-        ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True, nbins=8))
-    if legend is not None:
-        ax.legend(title=legend, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return ax.figure
 
 
 def _curve(ax, x, y, label: str, **look) -> int:
@@ -315,6 +290,24 @@ def plot_table_bars(rows: Sequence[Mapping], *, ceiling: Mapping | None = None, 
     ax.set_yticks(range(len(groups)), groups)
     ax.set(xlim=(0, 1.08), ylim=(len(groups) - 0.45, -0.55))
     return finish(ax, legend=_seeds(max(map(len, groups.values())), "dots: {} seeds"), grid="x", xlabel="GAP@20")
+
+
+@styled
+def plot_attacks(gaps: dict[str, dict[str, float]], *, title: str = "", ax=None) -> Figure:
+    """GAP of defenses under single attacks, darker for lower; a ring marks the attack that hurts a defense most.
+
+    gaps: {attack: {defense: GAP}}; an attack that was not tried on a defense lacks it. One seed.
+    """
+    names = list(dict.fromkeys(name for found in gaps.values() for name in found))
+    table = [[found.get(name, np.nan) for name in names] for found in gaps.values()]
+    ax, about = new_axes(ax, title, 1.9 + 0.21 * len(gaps)), {"label": "GAP@20 (one seed)"}
+    sns.heatmap(table, annot=True, fmt=".3f", annot_kws={"size": 8}, cmap="Greys_r", cbar_kws=about, ax=ax)
+    ax.patch.set(hatch="xxx", ec="#CCCCCC")  # not tried
+    for column, row in enumerate(np.nanargmin(table, axis=0)):
+        ax.add_patch(Ellipse((column + 0.5, row + 0.5), 0.9, 1.1, fill=False, ec=ATTACKED, lw=2.2, clip_on=False))
+    ax.set_yticks(np.arange(len(gaps)) + 0.5, gaps, rotation=0, size=8.5)
+    ax.set_xticks(np.arange(len(names)) + 0.5, names, rotation=30, ha="right", rotation_mode="anchor", size=8.5)
+    return ax.figure
 
 
 @styled
