@@ -253,8 +253,9 @@ def test_a_art_is_trades_with_the_attention_term():
 def test_tuning_changes_weights_and_training_epsilon_and_nothing_else(data):
     for name in TUNED[data]:
         recipe, settings = tuned(data, name)
+        assert (recipe, settings) == changed(name, TUNED[data][name])
         assert set(recipe.weights) == set(DEFENSES[name].weights) and set(settings) <= {"rate", "weight_decay"}
         same = {"weights": recipe.weights, "epsilon_scale": recipe.epsilon_scale}
         assert replace(DEFENSES[name], **same) == recipe
-    for name in DEFENSES:  # data without trials: what is trained on synthetic data, for every defense alike
+    for name in DEFENSES:  # data without trials: what the embedded ones chose, for every defense alike
         assert tuned("no such data", name) == tuned("synthetic", name)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from aart_lib.data.batch import BOX
 from aart_lib.data.catalog import open_data, spec_named
+from aart_lib.data.exact import one_of
 from aart_lib.data.formats import SAMPLINGS
 from aart_lib.data.vocabulary import chosen
 from aart_lib.experiment.presets import PRESETS, preset_named
@@ -36,8 +37,7 @@ def preset_asked(options):
 
 
 def _check_sampling(options) -> None:
-    if options.sampling not in SAMPLINGS:
-        raise ValueError(f"unknown sampling {options.sampling!r}; known: {', '.join(SAMPLINGS)}")
+    one_of("sampling", options.sampling, SAMPLINGS)
     if options.data in ("audioset", "yt8m-video") or (options.data.startswith("synthetic") and not options.data_dir):
         longest = spec_named(options.data.partition(":")[0]).max_frames
         raise ValueError(

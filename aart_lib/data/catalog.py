@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aart_lib.data import synthetic
 from aart_lib.data.dataset import VideoDataset
-from aart_lib.data.exact import integers
+from aart_lib.data.exact import integers, one_of
 from aart_lib.data.formats import SPECS, DatasetSpec
 from aart_lib.data.index import CONVERTED
 from aart_lib.data.records import Skipped
@@ -126,8 +126,7 @@ def open_data(
 
 def spec_named(name: str, dims: dict[str, int] | None = None) -> DatasetSpec:
     """What a data set's files hold, with so many leading dimensions used. Raises: ValueError for an unknown name."""
-    if name not in SPECS:
-        raise ValueError(f"unknown data set {name!r}; known: {', '.join(SPECS)}")
+    one_of("data set", name, SPECS)
     return SPECS[name] if name == "synthetic" else SPECS[name].leading(**(dims or {}))
 
 

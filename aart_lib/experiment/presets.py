@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from aart_lib.data.batch import BOX
 from aart_lib.data.catalog import Splits
+from aart_lib.data.exact import one_of
 from aart_lib.experiment.recipes import SIX
 from aart_lib.model import ModelConfig
 from aart_lib.steps import Hardware, TrainConfig
@@ -48,8 +49,7 @@ PRESETS = {
 
 def preset_named(name: str) -> Preset:
     """Raises: ValueError that lists the known presets."""
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+    one_of("preset", name, PRESETS)
     return PRESETS[name]
 
 

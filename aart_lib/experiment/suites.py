@@ -7,6 +7,7 @@ Tramèr et al. 2020 (attacks made for one defense).
 from collections.abc import Sequence
 
 from aart_lib.attacks import OBJECTIVES, Attack, fgsm, noise, pgd
+from aart_lib.data.exact import one_of
 from aart_lib.threats import ThreatModel
 
 SUITES = ("quick", "standard", "strong")
@@ -25,8 +26,7 @@ def suite(
         surrogates: names of other models; what is made for them is tried too (suite "strong").
     Raises: ValueError for an unknown suite.
     """
-    if name not in SUITES:
-        raise ValueError(f"unknown suite {name!r}; known: {', '.join(SUITES)}")
+    one_of("suite", name, SUITES)
     steps, restarts = (10, 1) if name == "quick" else (20, 2)
     within = {"noise": noise(threat), "fgsm": fgsm(threat), "pgd": pgd(threat, steps, restarts)}
     one = threat.few()

@@ -36,7 +36,7 @@ TINY = replace(synthetic.SETTINGS["default"], train_videos=60, test_videos=24, s
         (lambda: preset_named("huge"), "unknown preset 'huge'; known: quick, small, full"),
         (lambda: open_data("imagenet"), "unknown data set 'imagenet'; known: synthetic, audioset"),
         (lambda: open_data("audioset"), "audioset needs --data-dir"),
-        (lambda: open_data("synthetic:tall"), "unknown variant 'tall' of .*; known: default, short, long"),
+        (lambda: open_data("synthetic:tall"), "unknown variant of the synthetic data 'tall'; known: default, short, long"),
         (lambda: open_data("audioset:short"), "audioset has no variants, got 'short'"),
     ],
 )

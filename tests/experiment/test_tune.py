@@ -11,7 +11,7 @@ from aart_lib.data import synthetic
 from aart_lib.data.catalog import open_data
 from aart_lib.experiment import tune as tuning
 from aart_lib.experiment.presets import PRESETS
-from aart_lib.experiment.recipes import changed, grid, tuned
+from aart_lib.experiment.recipes import TUNED, changed, grid
 from aart_lib.experiment.report import heading, table
 from aart_lib.experiment.summary import summarize
 from aart_lib.experiment.tune import merit
@@ -41,7 +41,7 @@ def test_every_trial_of_the_grid_was_run_and_the_best_was_kept(data):
         run = [found["changes"] for found in ledger[name]]
         assert [changes for changes in plan if json.loads(json.dumps(changes)) not in run] == []
         best = max(ledger[name], key=lambda found, name=name: merit(found, name))
-        assert tuned(data, name) == changed(name, best["changes"]), name
+        assert changed(name, TUNED[data][name]) == changed(name, best["changes"]), name
 
 
 @pytest.mark.parametrize("data", DATA)
