@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from aart_lib import checkpoint
@@ -70,8 +71,7 @@ def _bars(results: dict):
 
 def rank_correlation(x, y) -> float:
     """Spearman's ρ of two lists, equal values share their mean rank; nan where one of them does not vary."""
-    ranks = [[np.mean([np.sum(v < one), np.sum(v <= one) - 1]) for one in v] for v in map(np.asarray, (x, y))]
-    return float(np.corrcoef(ranks)[0, 1]) if min(map(np.ptp, ranks)) > 0 else float("nan")
+    return float(pd.DataFrame({"x": x, "y": y}).corr(method="spearman").loc["x", "y"])
 
 
 def lost_by_drift(rows: list[dict]) -> float:
