@@ -24,6 +24,7 @@ class Item:
     labels: Tensor  # [C] float32, multi-hot
     id: str
     evidence: Tensor | None = None  # [T,C] bool: frames that show a label
+    pictures: list[bytes] | None = None  # T JPEGs: what the frames look like
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Batch:
     labels: Tensor  # [B,C] float32, multi-hot
     ids: tuple[str, ...]
     evidence: Tensor | None = None  # [B,T,C] bool
+    pictures: tuple[list[bytes] | None, ...] | None = None  # of B videos
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -77,6 +79,7 @@ def collate(items: Sequence[Item]) -> Batch:
         labels=torch.stack([item.labels for item in items]),
         ids=tuple(item.id for item in items),
         evidence=evidence,
+        pictures=tuple(item.pictures for item in items) if any(item.pictures for item in items) else None,
     )
 
 

@@ -39,7 +39,7 @@ def describe(name: str, data_dir=None, *, labels: int | str | None = None, video
     )
     for part, here in found.items():
         if isinstance(here, dict):
-            lines += _beside(part, here, genuine.get(part) if name != "audioset" else None)
+            lines += _beside(part, here, genuine.get(part) if name not in ("audioset", "films") else None)
     if items[0].evidence is not None:
         pairs = [(i.evidence, c) for i in items if i.evidence is not None for c in np.flatnonzero(i.labels.numpy())]
         shares = [float(evidence[:, c].float().mean()) for evidence, c in pairs]
