@@ -97,7 +97,7 @@ def test_environments_agree_on_the_python_they_need(project):
 
 def test_every_dependency_says_what_it_is_for(project):
     lists = re.findall(
-        r"^(?:dependencies|test|browser) = \[\n(.*?)^\]", read("pyproject.toml"), re.MULTILINE | re.DOTALL
+        r"^(?:dependencies|test|films|browser) = \[\n(.*?)^\]", read("pyproject.toml"), re.MULTILINE | re.DOTALL
     )
     lines = [line for text in lists for line in text.splitlines()]
     assert len(lines) == len(sum(project["optional-dependencies"].values(), project["dependencies"]))

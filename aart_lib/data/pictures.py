@@ -32,7 +32,7 @@ def pictures(path, *, fps: float = 1.0, size: int = 224) -> Iterator[np.ndarray]
     come at any rate, also a changing one.
     Raises: ValueError with the file's name for what is no video, has no picture in it, or ends before its end.
     """
-    due, shown = 0.0, None
+    due, time, shown = 0.0, 0.0, None
     for time, frame in _frames(path, needed("av")):
         if time - due > LONGEST_GAP:
             raise ValueError(f"{path}: its clock jumps from {due:.0f} to {time:.0f} seconds; encode it again")
@@ -42,7 +42,8 @@ def pictures(path, *, fps: float = 1.0, size: int = 224) -> Iterator[np.ndarray]
         shown = frame
     if shown is None:
         raise ValueError(f"{path} holds no frame that can be decoded; leave it out")
-    yield _square(shown, size, path)
+    if due < time + 1e-6:
+        yield _square(shown, size, path)
 
 
 def _frames(path, av) -> Iterator[tuple]:
