@@ -31,6 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from aart_lib.data.exact import one_of
+
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 # What a model does differently from the default: the controls that take attention away.
 MODELS = {"transformer": {}, "uniform": {"attention": "uniform"}, "mean": {"pooling": "mean"}}
@@ -51,14 +53,9 @@ class ModelConfig:
     pooling: str = "cls"  # or "mean": the mean of the frame tokens is read out, not [CLS]
 
     def __post_init__(self):
-        choices = {
-            "activation": tuple(ACTIVATIONS),
-            "attention": ("learned", "uniform"),
-            "pooling": ("cls", "mean"),
-        }
-        for field, known in choices.items():
-            if getattr(self, field) not in known:
-                raise ValueError(f"{field} must be one of {', '.join(known)}, got {getattr(self, field)!r}")
+        one_of("activation", self.activation, ACTIVATIONS)
+        one_of("attention", self.attention, ("learned", "uniform"))
+        one_of("pooling", self.pooling, ("cls", "mean"))
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads, got width={self.width}, heads={self.heads}")
 

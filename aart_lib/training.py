@@ -16,11 +16,11 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from aart_lib.attacks import ThreatModel, fgsm, pgd
-from aart_lib.checkpoint import load_state, save_state
 from aart_lib.data.catalog import Splits
 from aart_lib.losses import Defense
 from aart_lib.model import ModelConfig, VideoTransformer
 from aart_lib.runtime import processes
+from aart_lib.runtime.files import load_state, save_state
 from aart_lib.runtime.signals import on_signals
 from aart_lib.scoring import score
 from aart_lib.steps import Hardware, Learner, TrainConfig, TrainingStopped
@@ -42,6 +42,7 @@ def train(
     state: Path | None = None,
     hardware: Hardware | None = None,
     progress: str | None = "train",
+    kind: type["Run"] | None = None,
 ) -> tuple[VideoTransformer, list[dict]]:
     """A trained model and its validation history.
 
@@ -51,22 +52,17 @@ def train(
         state: where to keep what a killed run needs to go on, with any number of processes. It holds the finished
             run at the end; whoever has saved the model deletes it.
         progress: name on the progress bar, None for none.
+        kind: a `Run` of your own, which learns in another way.
     Raises: TrainingStopped when a loss is not finite or the single-step attack is overfitted; KeyboardInterrupt after
         a signal, when the state is saved; ProcessLost when a process of the run died; ValueError if ``state`` belongs
         to a run with other settings.
     """
-    run = _Run(defense, splits, model, threat, config, Accelerator(), hardware)
+    run = (kind or Run)(defense, splits, model, threat, config, Accelerator(), hardware)
     if state and Path(state).exists():
         run.restore(load_state(state), state)
-    bar = tqdm(
-        total=config.epochs * run.steps_per_epoch,
-        initial=run.epoch * run.steps_per_epoch + run.step,
-        desc=progress,
-        unit="step",
-        disable=progress is None or not processes.is_main(),
-        mininterval=1,
-    )
-    with bar, on_signals(run.stop):
+    steps, done = run.steps_per_epoch, run.epoch * run.steps_per_epoch + run.step
+    shown: dict = {"unit": "step", "mininterval": 1, "disable": progress is None or not processes.is_main()}
+    with tqdm(desc=progress, total=config.epochs * steps, initial=done, **shown) as bar, on_signals(run.stop):
         while run.epoch < config.epochs:
             run.one_epoch(bar, state)
     if run.stopped:  # after the last step
@@ -76,9 +72,8 @@ def train(
 
 def fingerprint(defense: Defense, splits: Splits, model: ModelConfig, threat: ThreatModel, config: TrainConfig) -> str:
     """16 hex digits that tell runs with other settings, other videos or another model apart."""
-    videos = hashlib.sha256(
-        "\n".join(f"{entry.id} {entry.labels}" for entry in splits.train.entries).encode()
-    ).hexdigest()
+    videos = "\n".join(f"{entry.id} {entry.labels}" for entry in splits.train.entries)
+    videos = hashlib.sha256(videos.encode()).hexdigest()
     parts = [_changed(part) for part in (defense, model, threat, config)]
     spec = {key: value for key, value in asdict(splits.spec).items() if value is not None}  # as before there were these
     text = json.dumps([parts, spec, splits.labels, videos], sort_keys=True, default=dict)
@@ -91,7 +86,7 @@ def _changed(settings) -> dict:
     return {key: value for key, value in asdict(settings).items() if value != defaults[key]}
 
 
-class _Run(Learner):
+class Run(Learner):
     """Everything one training carries from epoch to epoch."""
 
     def __init__(self, defense, splits, model, threat, config, accelerator, hardware=None):
@@ -134,10 +129,8 @@ class _Run(Learner):
             self.network.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
-            self.epoch, self.step, self.history, self.seconds = (
-                state[key] for key in ("epoch", "step", "history", "seconds")
-            )
-            self.sums = Counter(state["sums"])
+            self.epoch, self.step, self.sums = state["epoch"], state["step"], Counter(state["sums"])
+            self.history, self.seconds = state["history"], state["seconds"]
             self.generator.manual_seed(self._seed())
             if state.get("device", "cpu") == self.generator.device.type:  # each kind of device draws its own numbers
                 self.generator.set_state(state["noise"][-1])  # older states hold another one before it
@@ -160,7 +153,7 @@ class _Run(Learner):
             videos = min(self.config.batch_size, len(self.splits.train) - first)
             parts = [next(loader) for _ in range(self.parts)]
             try:
-                losses = self._step(parts, videos, threat)
+                losses = self.learn(parts, videos, threat)
             except TrainingStopped as error:
                 kept = f"the last good state is {state}" if state and Path(state).exists() else "no state was saved"
                 raise TrainingStopped(f"in epoch {self.epoch + 1}, step {self.step + 1}: {error}; {kept}") from error
@@ -190,15 +183,9 @@ class _Run(Learner):
     def _loader(self, seed: int):
         """This process's parts of the epoch's batches, from the step where the run stands."""
         own = processes.rank() * self.parts, (processes.rank() + 1) * self.parts
-        return self.splits.train.batches(
-            self.config.batch_size,
-            seed=seed,
-            workers=self.hardware.workers,
-            sampling=self.config.sampling,
-            first=self.step,
-            pieces=processes.count() * self.parts,
-            own=own,
-        )
+        cut: dict = {"first": self.step, "pieces": processes.count() * self.parts, "own": own}
+        how: dict = {"sampling": self.config.sampling, "workers": self.hardware.workers}
+        return self.splits.train.batches(self.config.batch_size, seed=seed, **how, **cut)
 
     def _save(self, state: Path | None) -> None:
         if state and processes.is_main():

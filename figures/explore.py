@@ -87,11 +87,11 @@ attacks.OBJECTIVES["kl-attention"] = attacks.Objective(
 # ---------------------------------------------------------------- other ways to train
 
 
-class Averaged(training._Run):
+class Averaged(training.Run):
     """Judged are the weights averaged over the last hundred steps or so."""
 
-    def _step(self, parts, videos, threat):
-        values = super()._step(parts, videos, threat)
+    def learn(self, parts, videos, threat):
+        values = super().learn(parts, videos, threat)
         new = self.network.state_dict()
         self.average = getattr(self, "average", None) or deepcopy(new)
         for name, weight in self.average.items():
@@ -104,42 +104,42 @@ class Averaged(training._Run):
             self.network.load_state_dict(self.average)
 
 
-class Teacher(training._Run):
+class Teacher(training.Run):
     """Attacked maps follow the clean maps of a moving average of the network, which gives no way."""
 
     teacher = None
 
-    def _step(self, parts, videos, threat):
+    def learn(self, parts, videos, threat):
         self.teacher = self.teacher or deepcopy(self.network)
-        values = super()._step(parts, videos, threat)
+        values = super().learn(parts, videos, threat)
         with torch.no_grad():
             for old, new in zip(self.teacher.parameters(), self.network.parameters(), strict=True):
                 old.lerp_(new, 0.01)
         return values
 
-    def _forward(self, frames, batch):
-        output = super()._forward(frames, batch)
+    def forward(self, frames, batch):
+        output = super().forward(frames, batch)
         if frames is not batch.frames:
             return output
         with torch.no_grad():
             return output._replace(attention=self.teacher(frames, batch.mask, return_attention="cls").attention)
 
 
-class Noisy(training._Run):
+class Noisy(training.Run):
     """Gaussian noise of a byte step and a half on every frame, clean and attacked."""
 
-    def _gradients(self, batch, threat, noise):
-        drawn = torch.randn(batch.frames.shape, generator=noise) * 1.5 * LEVEL * batch.mask[..., None]
-        return super()._gradients(replace(batch, frames=batch.frames + drawn), threat, noise)
+    def gradients(self, batch, threat, part):
+        drawn = torch.randn(batch.frames.shape, generator=part.generator) * 1.5 * LEVEL * batch.mask[..., None]
+        return super().gradients(replace(batch, frames=batch.frames + drawn), threat, part)
 
 
-class Dropped(training._Run):
+class Dropped(training.Run):
     """A fifth of the frames cannot be attended to, drawn anew in each step."""
 
-    def _gradients(self, batch, threat, noise):
-        kept = batch.mask & (torch.rand(batch.mask.shape, generator=noise) > 0.2)
+    def gradients(self, batch, threat, part):
+        kept = batch.mask & (torch.rand(batch.mask.shape, generator=part.generator) > 0.2)
         kept[:, 0] |= ~kept.any(1)
-        return super()._gradients(replace(batch, mask=kept, frames=batch.frames * kept[..., None]), threat, noise)
+        return super().gradients(replace(batch, mask=kept, frames=batch.frames * kept[..., None]), threat, part)
 
 
 # ---------------------------------------------------------------- the list
@@ -153,7 +153,7 @@ class Variant:
     changes: dict | None = None
     beta: float | None = None
     term: object = None  # in place of losses.TERMS["attention"]
-    run: type = training._Run
+    run: type = training.Run
     model: dict | None = None
     videos: int | None = None  # for training, of the embedded data
 
@@ -206,15 +206,16 @@ def run(name: str, variant: Variant, data: str, data_dir) -> dict:
     """Train one variant and judge it on the validation split."""
     splits, threat = splits_of(data, data_dir, variant), THREATS[data]
     recipe, settings = variant.defense(data)
-    own, training._Run = training._Run, variant.run
     term = losses.TERMS["attention"]
     losses.TERMS["attention"] = variant.term or term
     try:
         preset = replace(PRESETS["small"], model=variant.model or {})
         config = train_config(splits, preset, **settings)
-        model, _ = training.train(recipe, splits, model_config(splits, preset), threat, config, progress=name)
+        model, _ = training.train(
+            recipe, splits, model_config(splits, preset), threat, config, progress=name, kind=variant.run
+        )
     finally:
-        training._Run, losses.TERMS["attention"] = own, term
+        losses.TERMS["attention"] = term
     row = evaluate(model, splits.validation, threat, progress=False)
     return {
         "variant": name,

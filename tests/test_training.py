@@ -66,7 +66,7 @@ def timeless(history: list[dict]) -> list[dict]:
 # ---------------------------------------------------------------- somebody's own terms, switched-off gradients
 
 
-@pytest.mark.parametrize("how", [{}, {"two_sided": True}, {"steps": 2, "start": "random", "rows": "all"}])
+@pytest.mark.parametrize("how", [{}, {"steps": 2, "start": "random", "rows": "all", "two_sided": True}])
 def test_a_term_of_ones_own_is_given_maps_of_both_sides(splits, monkeypatch, how):
     def apart(defense, clean, attacked, labels, mask):
         return (clean.attention[-1] - attacked.attention[-1]).abs().sum((1, 2, 3))
@@ -104,12 +104,16 @@ def test_a_training_is_the_same_whatever_the_caller_switched_off(splits, outside
 # ---------------------------------------------------------------- the shared pass
 
 
-def double_run(name, splits, **changes) -> tuple[training._Run, Batch]:
+def double_run(name, splits, **changes) -> tuple[training.Run, Batch]:
     """A run and a batch in float64, so that no gradient is on the edge of its sign."""
-    made = training._Run(replace(DEFENSES[name], **changes), splits, SHAPE, THREAT, CONFIG, Accelerator())
+    made = training.Run(replace(DEFENSES[name], **changes), splits, SHAPE, THREAT, CONFIG, Accelerator())
     made.model.double()
     (batch,) = splits.train.batches(1000)
     return made, replace(batch, frames=batch.frames.double(), labels=batch.labels.double())
+
+
+def whole(batch: Batch) -> Part:
+    return Part(torch.Generator().manual_seed(3), *batch.mask.shape)
 
 
 def naive_gradients(made, batch: Batch, threat: ThreatModel) -> dict:
@@ -138,7 +142,7 @@ def test_the_shared_clean_pass_gives_the_gradients_of_the_naive_three_passes(spl
     threat = ThreatModel(norm, 0.2)
     expected = naive_gradients(made, batch, threat)
     made.optimizer.zero_grad()
-    made._shared(batch, threat)
+    made.gradients(batch, threat, whole(batch))
     for key, parameter in made.model.named_parameters():
         if expected[key] is None:  # queries and keys of uniform attention
             assert parameter.grad is None, key
@@ -150,7 +154,7 @@ def test_a_fast_a_art_step_is_two_forward_passes(splits):
     made, batch = double_run("a-art-fast", splits)
     passes = []
     made.model.register_forward_hook(lambda *arguments: passes.append(1))
-    made._shared(batch, THREAT)
+    made.gradients(batch, THREAT, whole(batch))
     assert len(passes) == 2
 
 
@@ -177,30 +181,28 @@ def test_a_two_sided_defense_learns_from_both_sides_of_the_frames_it_names(split
     losses = terms(made.defense, clean, attacked, batch.labels, batch.mask, list(made.defense.weights))
     sum(made.defense.weights[key] * value for key, value in losses.items()).backward()
     made.optimizer.zero_grad()
-    made._crafted(batch, THREAT, Part(draw(), *batch.mask.shape))
+    made.gradients(batch, THREAT, whole(batch))
     for (key, parameter), other in zip(made.model.named_parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, other.grad, atol=1e-12, rtol=1e-8, msg=key)
 
 
 def test_shuffling_reorders_real_frames_and_leaves_padding_last():
-    lengths = torch.tensor([5, 3, 1])
-    mask = torch.arange(5) < lengths[:, None]
+    mask = torch.arange(5) < torch.tensor([5, 3, 1])[:, None]
     frames = torch.arange(1.0, 31).reshape(3, 5, 2) * mask[..., None]
     batch = Batch(frames, mask, torch.zeros(3, 1), ("a", "b", "c"))
     orders = [steps._shuffled(batch, torch.Generator().manual_seed(seed)) for seed in range(10)]
     for found in orders:
         assert (found[~mask] == 0).all()
-        for video, length, other in zip(frames, lengths, found, strict=True):
-            assert sorted(other[:length].tolist()) == video[:length].tolist()
+        for video, real, other in zip(frames, mask, found, strict=True):
+            assert sorted(other[real].tolist()) == video[real].tolist()
     assert len({tuple(found[0, :, 0].tolist()) for found in orders}) > 5
-    assert torch.equal(orders[3], steps._shuffled(batch, torch.Generator().manual_seed(3)))
 
 
 def test_a_share_of_the_videos_can_meet_a_one_frame_attacker(splits):
     made, batch = double_run("a-art-few", splits)
     scale = made.defense.epsilon_scale
-    whole = Part(torch.Generator().manual_seed(0), *batch.mask.shape)
-    frames = made._attacked(batch, Attack(THREAT.times(scale), steps=0), whole)
+    made.defense = replace(made.defense, objective="noise")
+    frames = made.attacked(batch, THREAT.times(scale), whole(batch))
     delta = frames - batch.frames
     touched, half = (delta != 0).any(2).sum(1), len(batch) // 2
     assert (touched[:half] == batch.mask[:half].sum(1)).all() and (touched[half:] == 1).all()
@@ -214,8 +216,8 @@ def test_a_share_of_the_videos_can_meet_a_one_frame_attacker(splits):
 
 @pytest.mark.parametrize("name", DEFENSES)
 def test_every_defense_trains(splits, name):
-    model, history = run(name, splits, TrainConfig(epochs=2, batch_size=8, seed=0))
-    assert not model.training and [entry["epoch"] for entry in history] == [1, 2]
+    model, history = run(name, splits, TrainConfig(epochs=1, batch_size=8, seed=0))
+    assert not model.training and [entry["epoch"] for entry in history] == [1]
     assert set(history[-1]["loss"]) == set(DEFENSES[name].weights)
     assert all(math.isfinite(value) for value in history[-1]["loss"].values())
     assert all(0 <= history[-1][key] <= 1 for key in ("clean", "attacked", "fgsm"))
@@ -251,7 +253,7 @@ def test_settings_that_cannot_train_are_refused(values):
 
 def kill_after(epochs: int, monkeypatch, start) -> None:
     """Start a run that is killed when so many epochs are finished."""
-    one_epoch = training._Run.one_epoch
+    one_epoch = training.Run.one_epoch
 
     def killed(self, bar, state):
         if self.epoch == epochs:
@@ -259,22 +261,21 @@ def kill_after(epochs: int, monkeypatch, start) -> None:
         one_epoch(self, bar, state)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Run, "one_epoch", killed)
+        patch.setattr(training.Run, "one_epoch", killed)
         with pytest.raises(KeyboardInterrupt):
             start()
     torch.rand(7)  # what happens to the global random numbers in between does not matter
 
 
-@pytest.mark.parametrize("name", ["a-art", "trades", "attention-noise"])
-@pytest.mark.parametrize("finished", [1, 3])
+@pytest.mark.parametrize("name, finished", [("a-art", 1), ("attention-noise", 3)])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(splits, tmp_path, monkeypatch, name, finished):
     whole, history = run(name, splits)
-    state, one_epoch = tmp_path / "run.state", training._Run.one_epoch
+    state, one_epoch = tmp_path / "run.state", training.Run.one_epoch
 
     kill_after(finished, monkeypatch, lambda: run(name, splits, state=state))
     assert state.exists()
     epochs = []
-    monkeypatch.setattr(training._Run, "one_epoch", lambda self, *rest: epochs.append(1) or one_epoch(self, *rest))
+    monkeypatch.setattr(training.Run, "one_epoch", lambda self, *rest: epochs.append(1) or one_epoch(self, *rest))
     resumed, resumed_history = run(name, splits, state=state)
     assert len(epochs) == CONFIG.epochs - finished
     assert same_weights(whole, resumed) and timeless(history) == timeless(resumed_history)
@@ -283,7 +284,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(splits, tmp_path, monke
 
 def kill_in_step(step: int, monkeypatch, start) -> None:
     """Start a run that gets a signal during its step-th step, of all epochs counted together."""
-    own, taken = training._Run._step, []
+    own, taken = training.Run.learn, []
 
     def signaled(self, *rest):
         taken.append(1)
@@ -292,14 +293,14 @@ def kill_in_step(step: int, monkeypatch, start) -> None:
         return own(self, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Run, "_step", signaled)
+        patch.setattr(training.Run, "learn", signaled)
         with pytest.raises(KeyboardInterrupt):
             start()
     assert len(taken) == step  # the step is finished, the next one not begun
     torch.rand(7)
 
 
-@pytest.mark.parametrize("step", [1, 6, 8, 11, 16])  # four steps an epoch: 8 and 16 are the last ones of theirs
+@pytest.mark.parametrize("step", [1, 6, 8, 16])  # four steps an epoch: 8 and 16 are the last ones of theirs
 def test_a_signal_in_the_middle_of_an_epoch_loses_nothing(splits, tmp_path, monkeypatch, step):
     go = lambda **o: train(DEFENSES["a-art"], splits, SHAPE, THREAT, CONFIG, progress=None, **o)  # noqa: E731
     whole, history = go()
@@ -326,14 +327,7 @@ def test_parts_of_a_batch_one_after_another_give_the_step_of_the_whole(splits, n
             torch.testing.assert_close(weight, whole[key], rtol=0, atol=1e-9, msg=f"{key}, {accumulate} parts")
 
 
-def test_parts_of_a_batch_give_the_history_of_the_whole_to_rounding(splits):
-    whole, parts = (run("a-art-few", splits, hardware=Hardware(accumulate=count))[1] for count in (1, 3))
-    for one, other in zip(whole, parts, strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
-        assert all(one[key] == pytest.approx(other[key], abs=1e-9) for key in ("clean", "attacked", "fgsm"))
-
-
-@pytest.mark.parametrize("name", ["a-art", "a-art-few", "attention-noise", "attention-shuffled"])
+@pytest.mark.parametrize("name", ["a-art-few", "attention-shuffled"])
 def test_a_run_stopped_in_an_epoch_goes_on_with_another_number_of_parts(splits, tmp_path, monkeypatch, name):
     _, whole = run(name, splits)
     go = lambda count: run(name, splits, state=tmp_path / "run.state", hardware=Hardware(accumulate=count))  # noqa: E731
@@ -360,7 +354,7 @@ def test_frames_can_be_drawn_anew_in_each_epoch(splits, sampling):
 
 
 def test_the_scale_of_half_precision_is_kept(splits):
-    stopped, resumed = (training._Run(DEFENSES["a-art"], splits, SHAPE, THREAT, CONFIG, Accelerator()) for _ in "ab")
+    stopped, resumed = (training.Run(DEFENSES["a-art"], splits, SHAPE, THREAT, CONFIG, Accelerator()) for _ in "ab")
     for made, scale in ((stopped, 8.0), (resumed, 2.0)):
         made.started, made.accelerator.scaler = 0.0, torch.amp.GradScaler("cpu", init_scale=scale)
     resumed.restore(stopped.state(), "run.state")
@@ -378,12 +372,6 @@ def test_the_state_of_a_run_with_other_settings_is_refused(splits, tmp_path, mon
         with pytest.raises(ValueError, match=r"run\.state belongs to a run with other settings; use another --out"):
             attempt()
     assert state.exists()
-
-
-def test_a_damaged_state_is_refused(splits, tmp_path):
-    (tmp_path / "run.state").write_bytes(b"not a state")
-    with pytest.raises(ValueError, match=r"run\.state is not a readable training state; delete it"):
-        run("a-art", splits, state=tmp_path / "run.state")
 
 
 def test_the_fingerprint_tells_settings_and_videos_apart(splits, tmp_path):
@@ -416,14 +404,13 @@ def test_the_fingerprint_tells_videos_of_the_same_names_apart(splits):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_so(splits):
-    with pytest.raises(
-        TrainingStopped, match=r"in epoch \d, step \d: the loss is not finite .*task=.*; lower the rate"
-    ):
+    words = r"in epoch \d, step \d: the loss is not finite .*task=.*; lower the rate"
+    with pytest.raises(TrainingStopped, match=words):
         run("standard", splits, TrainConfig(epochs=3, batch_size=8, rate=1e30))
 
 
 def planted_check(splits, monkeypatch, name, *, fgsm_gap, pgd_gap, best):
-    made = training._Run(DEFENSES[name], splits, SHAPE, THREAT, CONFIG, Accelerator())
+    made = training.Run(DEFENSES[name], splits, SHAPE, THREAT, CONFIG, Accelerator())
     made.epoch, made.history = 3, [{"epoch": 2, "attacked": best}]
     gap = lambda attack: 0.9 if attack is None else fgsm_gap if attack.steps == 1 else pgd_gap  # noqa: E731
     monkeypatch.setattr(training, "score", lambda model, dataset, attack=None: {"gap": gap(attack)})

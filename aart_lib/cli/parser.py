@@ -121,7 +121,6 @@ def parser() -> argparse.ArgumentParser:
 
 def _command(commands, name: str, about: str):
     add = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
-    add.set_defaults(run=name)
     return add
 
 
@@ -161,9 +160,14 @@ def main(arguments: list[str] | None = None) -> int:
     # ten times slower, and sleeping at once costs half as much again on a quiet machine. GNU's OpenMP reads this.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     with on_signals(lambda number, frame: signals.append(number)):  # an import broken off half-way hides the reason
-        from aart_lib.cli import commands  # torch loads only when there is work to do
-        from aart_lib.runtime import processes  # torch loads only when there is work to do
+        # torch loads only when there is work to do
+        from aart_lib.cli import commands
+        from aart_lib.data.records import Skipped
+        from aart_lib.runtime import processes
         from aart_lib.steps import TrainingStopped
+
+    skips = getattr(options, "on_bad_record", "stop") == "skip"
+    options.skipped = Skipped() if skips else None  # counts what is left out
 
     again = "the same command" + " with --resume" * hasattr(options, "resume")
     try:
@@ -171,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise KeyboardInterrupt
         with on_signals(signal.default_int_handler), ExitStack() as options.held:  # what is given back at the end
             processes.start()
-            getattr(commands, options.run)(options)
+            getattr(commands, f"run_{options.command}")(options)
     except (ValueError, OSError) as error:
         if os.environ.get("AART_DEBUG"):
             raise
@@ -190,7 +194,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\naart: stopped; {again} goes on from there", file=sys.stderr)
         return 130
     finally:
-        commands.tell_skipped(options)
+        if skips and processes.is_main():
+            print(f"aart: {options.skipped}", file=sys.stderr)
     return 0
 
 

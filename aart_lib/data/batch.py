@@ -41,6 +41,19 @@ class Batch:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, rows: slice | Tensor) -> "Batch":
+        """Some of the videos, as padded as before."""
+        listed = {"ids": self.ids} | ({"pictures": self.pictures} if self.pictures else {})
+        for name, values in listed.items():
+            listed[name] = values[rows] if isinstance(rows, slice) else tuple(values[int(row)] for row in rows)
+        return replace(self._each(lambda tensor: tensor[rows]), **listed)
+
+    def trimmed(self) -> "Batch":
+        """The same videos without the padding that none of them needs."""
+        longest = int(self.mask.sum(1).max())
+        cut = {name: getattr(self, name) for name in ("frames", "mask", "evidence")}
+        return replace(self, **{name: value[:, :longest] for name, value in cut.items() if value is not None})
+
     def to(self, device) -> "Batch":
         return self._each(lambda tensor: tensor.to(device))
 

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from aart_lib.data import synthetic
 from aart_lib.data.dataset import VideoDataset
-from aart_lib.data.exact import integers
+from aart_lib.data.exact import integers, one_of
 from aart_lib.data.formats import SPECS, DatasetSpec
 from aart_lib.data.index import CONVERTED
 from aart_lib.data.records import Skipped
@@ -39,10 +39,8 @@ class Splits:
         """
         train, test = copy.copy(train), copy.copy(test)
         if (train.spec.dims, train.labels) != (test.spec.dims, test.labels):
-            told = " and ".join(
-                f"{part.spec.dims} numbers a frame, {len(part.labels)} labels" for part in (train, test)
-            )
-            raise ValueError(f"train and test must have the same features and labels, got {told}")
+            told = [f"{part.spec.dims} numbers a frame, {len(part.labels)} labels" for part in (train, test)]
+            raise ValueError(f"train and test must have the same features and labels, got {' and '.join(told)}")
         train.max_frames = test.max_frames = max(train.max_frames, test.max_frames)
         if labels is not None:
             kept = integers(labels, "labels").tolist()
@@ -151,8 +149,7 @@ def open_data(
 
 def spec_named(name: str, dims: dict[str, int] | None = None) -> DatasetSpec:
     """What a data set's files hold, with so many leading dimensions used. Raises: ValueError for an unknown name."""
-    if name not in SPECS:
-        raise ValueError(f"unknown data set {name!r}; known: {', '.join(SPECS)}")
+    one_of("data set", name, SPECS)
     return SPECS[name] if name == "synthetic" else SPECS[name].leading(**(dims or {}))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from aart_lib.data.batch import Batch, Item, collate, dequantize
-from aart_lib.data.exact import integers
+from aart_lib.data.exact import integers, one_of
 from aart_lib.data.formats import SAMPLINGS, DatasetSpec, chosen_frames, features_of
 from aart_lib.data.index import CONVERTED, Entries, Entry, converted_rows, index
 from aart_lib.data.records import RecordError, Skipped, decode_strings, read_record
@@ -205,8 +205,7 @@ class VideoDataset(Dataset):
             pieces, own: each batch is cut into so many pieces, and only the pieces from own[0] to own[1] are read; a
                 piece without a video is None. So the work is dealt out over processes and smaller steps.
         """
-        if sampling not in SAMPLINGS:
-            raise ValueError(f"unknown sampling {sampling!r}; known: {', '.join(SAMPLINGS)}")
+        one_of("sampling", sampling, SAMPLINGS)
         drawn = copy.copy(self)
         drawn._sampling, drawn._seed = sampling, seed or 0
         order = np.arange(len(self)) if seed is None else self._order(seed)

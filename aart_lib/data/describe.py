@@ -1,6 +1,5 @@
 """A data set in a few lines of text: what `describe` prints."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 
@@ -33,13 +32,12 @@ def describe(name: str, data_dir=None, *, labels: int | str | None = None, video
     dims = {key: used for key, (_, used) in splits.spec.features.items()}
     window = min(24, max(len(item.frames) for item in items))
     found = statistics([item.frames.numpy() for item in items], dims, window=window)
-    genuine = synthetic.facts()["frame_level"]["windows"]
+    genuine = synthetic.facts()["frame_level"]["windows"] if name != "audioset" else {}
     lines.append(
         f"frame statistics of {len(items)} test videos, in windows of {window} frames; genuine: one video, n = 1"
     )
     for part, here in found.items():
-        if isinstance(here, dict):
-            lines += _beside(part, here, genuine.get(part) if name not in ("audioset", "films") else None)
+        lines += _beside(part, _flat(here), {} if name == "films" else _flat(genuine.get(part, {})))
     if items[0].evidence is not None:
         pairs = [(i.evidence, c) for i in items if i.evidence is not None for c in np.flatnonzero(i.labels.numpy())]
         shares = [float(evidence[:, c].float().mean()) for evidence, c in pairs]
@@ -50,44 +48,36 @@ def describe(name: str, data_dir=None, *, labels: int | str | None = None, video
     return "\n".join(lines)
 
 
-def _beside(part: str, here: dict, genuine: dict | None) -> list[str]:
+def _flat(numbers: dict) -> dict[str, float]:
+    """The numbers of a part by name, autocorrelations by name and lag."""
+    named = {key: value for key, value in numbers.items() if isinstance(value, float)}
+    return named | {f"autocorrelation lag {lag}": r for lag, r in numbers.get("autocorrelation", {}).items()}
+
+
+def _beside(part: str, here: dict[str, float], genuine: dict[str, float]) -> list[str]:
     lines = [f"  {part:16} {'here':>8} {'genuine':>8}"]
-    for key, value in here.items():
-        pairs = value.items() if isinstance(value, dict) else [("", value)]
-        for lag, number in pairs:
-            other = (genuine or {}).get(key, math.nan)
-            other = other.get(lag, math.nan) if isinstance(other, dict) else other
-            shown = "–" if math.isnan(other) else f"{other:.3f}"
-            lines.append(f"    {key + (' lag ' + lag if lag else ''):20} {number:>8.3f} {shown:>8}")
+    for name, number in here.items():
+        shown = f"{genuine[name]:.3f}" if name in genuine else "–"
+        lines.append(f"    {name:20} {number:>8.3f} {shown:>8}")
     return lines
 
 
-def statistics(
-    frames: Iterable, dims: dict, *, labels=None, evidence: Iterable | None = None, window: int = 24
-) -> dict:
+def statistics(frames: Iterable, dims: dict, *, window: int = 24) -> dict:
     """How features vary in time, computed as the genuine facts were: compare with facts()["frame_level"]["windows"].
 
     Arguments: ``frames``, features [T, D] of each video; ``dims``, how D divides, e.g. {"rgb": 256, "audio": 64};
-    ``labels`` [N, C] multi-hot; ``evidence``, [T, C] of each video; ``window`` in frames: videos are cut into
-    windows of one length, since removing the mean biases an autocorrelation downward, the more the shorter; the
-    rest is left out, and all windows are held in memory: a few hundred videos are enough.
+    ``window`` in frames: videos are cut into windows of one length, since removing the mean biases an autocorrelation
+    downward, the more the shorter; the rest is left out, and all windows are held in memory: a few hundred videos are
+    enough.
     Returns: for each of ``dims`` std, within (root mean square around the window's mean), autocorrelation by lag,
-    and the shares of values at either end; with labels ``labels_per_video`` (histogram), with evidence
-    ``evidence_share`` [C], the mean share of the frames in which a label is visible (nan: label never there).
+    and the shares of values at either end.
     Raises: ValueError if no video has ``window`` frames.
     """
     cut = [np.asarray(video)[s : s + window] for video in frames for s in range(0, len(video) - window + 1, window)]
     if not cut:
         raise ValueError(f"no video has {window} frames, so there is no window to measure; pass a smaller window")
     parts = np.split(np.stack(cut).astype(np.float64), np.cumsum(list(dims.values()))[:-1], axis=2)
-    found = {name: _temporal(part) for name, part in zip(dims, parts, strict=True)}
-    if labels is not None:
-        found["labels_per_video"] = np.bincount((np.asarray(labels) > 0).sum(1)).tolist()
-    if evidence is not None:
-        shares = np.stack([np.asarray(video, np.float64).mean(0) for video in evidence])
-        there = np.where(shares.any(0), (shares > 0).sum(0), np.nan)
-        found["evidence_share"] = (shares.sum(0) / there).tolist()
-    return found
+    return {name: _temporal(part) for name, part in zip(dims, parts, strict=True)}
 
 
 def _temporal(windows: np.ndarray) -> dict:

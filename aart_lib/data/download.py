@@ -21,9 +21,10 @@ import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import requests
+from tqdm.auto import tqdm
 from urllib3 import Retry
 from urllib3.exceptions import HTTPError as TransportError
 
@@ -35,6 +36,7 @@ CHOICES = {
     "mirror": ("us", "eu", "asia"),
     "version": (2, 3),
 }
+DEFAULTS = {"split": "train", "shards": "1/1", "version": 2, "mirror": "us"}
 ONE_FILE = {"vocabulary": ("split", "shards", "version", "mirror"), "audioset": ("split", "shards", "version")}
 TIMEOUT = (10, 60)  # seconds: to connect, between two packets
 ATTEMPTS = 5  # without a single new byte, before the server counts as out of reach
@@ -52,26 +54,18 @@ class _FileError(DownloadError):
     """One file is missing or wrong; the others are still worth fetching."""
 
 
-class _File(NamedTuple):
-    name: str  # in the output folder
+class File(NamedTuple):
+    """A file to be fetched into the output folder, or one that is there."""
+
+    path: Path
     url: str
     md5: str | None = None  # None: the one that the server sends with the file, if any
 
 
-class Fetched(NamedTuple):
-    path: Path
-    verified: bool  # whether there was a checksum, which was right
-
-
-def download(dataset, **options) -> list[Path]:
-    """The files in the folder ``out``, fetched unless they are there: all of them, or an error. See `fetch`."""
-    return [file.path for file in fetch(dataset, **options)]
-
-
-def fetch(
+def download(
     dataset, *, split="train", shards="1/1", mirror="us", base_url=None, out, workers=4, version=2
-) -> list[Fetched]:
-    """What `download` does, and which of the files were compared with a checksum.
+) -> list[File]:
+    """The files in the folder ``out``, fetched unless they are there: all of them, or an error.
 
     dataset: yt8m-frame, yt8m-video, audioset (one archive, from which a train and an eval shard are unpacked,
     whatever the ``split``), or vocabulary (of YouTube-8M). split: train, validate or test. shards: "X/Y", the X-th
@@ -79,42 +73,47 @@ def fetch(
     base_url: a server with the same paths, in place of the official ones. workers: files at a time.
     version: of YouTube-8M; 2 (May 2018), or 3 for the validation and test shards with rated segments.
 
+    Returns: the files with the md5 that they were found to have, None where there was none to compare.
     Raises: DownloadError.
     """
-    for (name, known), value in zip(CHOICES.items(), (dataset, split, mirror, version), strict=True):
-        if value not in known:
-            raise DownloadError(f"unknown {name} {value!r}; known are {', '.join(map(str, known))}")
-    given = {"split": split != "train", "shards": shards != "1/1", "version": version != 2, "mirror": mirror != "us"}
-    for name in ONE_FILE.get(dataset, ["mirror"] if base_url else []):
-        if given[name]:
-            why = "is one file" if dataset in ONE_FILE else "comes from --base-url"
-            raise DownloadError(f"--{name} changes nothing for {dataset}, which {why}; leave it out")
-    if base_url is not None and not re.match(r"https?://[^/]", base_url):
-        raise DownloadError(f"base_url must begin with http:// or https:// and name a server, got {base_url!r}")
+    _check(dataset, {"split": split, "shards": shards, "version": version, "mirror": mirror}, base_url)
     out, base, session = Path(out), base_url and base_url.rstrip("/"), _session(workers)
     try:
         out.mkdir(parents=True, exist_ok=True)
         if dataset == "vocabulary":
             url = f"{base or 'https://research.google.com'}/youtube8m/csv/2/vocabulary.csv"
-            return _fetch_all(session, [_File("vocabulary.csv", url)], out, workers)
+            return _fetch_all(session, [File(out / "vocabulary.csv", url)], workers)
         if dataset == "audioset":
             path = f"{mirror}_audioset/youtube_corpus/v1/features/features.tar.gz"
-            archive = _File("features.tar.gz", f"{base or 'https://storage.googleapis.com'}/{path}")
-            (found,) = _fetch_all(session, [archive], out, workers)
-            return [Fetched(path, found.verified) for path in _unpack_audioset(found.path)]
+            archive = File(out / "features.tar.gz", f"{base or 'https://storage.googleapis.com'}/{path}")
+            (found,) = _fetch_all(session, [archive], workers)
+            return [found._replace(path=path) for path in _unpack_audioset(found.path)]
         level = dataset.removeprefix("yt8m-")
         plan = _fetch_plan(session, f"{base or 'http://data.yt8m.org'}/{version}/download_plans/{level}_{split}.json")
         folder = f"{base or f'http://{mirror}.data.yt8m.org'}/{version}/{level}/{split}"
         local = _numbered if _ignores_case(out) else str
-        files = [_File(local(name), f"{folder}/{name}", plan[name]) for name in _select(plan, shards)]
-        return _fetch_all(session, files, out, workers)
+        files = [File(out / local(name), f"{folder}/{name}", plan[name]) for name in _select(plan, shards)]
+        return _fetch_all(session, files, workers)
     except requests.RequestException as error:
-        place: Any = error.request.url if error.request else base
-        reason = type(error).__name__
+        place = str(error.request.url) if error.request else base
+        reason = f"{type(error).__name__} in {ATTEMPTS} attempts"
         advice = "check the network or try another mirror; the same command goes on where this one stopped"
-        raise DownloadError(f"{place} is out of reach ({reason} in {ATTEMPTS} attempts); {advice}") from error
+        raise DownloadError(f"{place} is out of reach ({reason}); {advice}") from error
     except OSError as error:
         raise DownloadError(f"cannot write to {error.filename or out}: {error.strerror or error}") from error
+
+
+def _check(dataset, options: dict, base_url: str | None) -> None:
+    """Raises: DownloadError for what is not known, and for an option that would change nothing."""
+    for name, value in {"dataset": dataset, **options}.items():
+        if name in CHOICES and value not in CHOICES[name]:
+            raise DownloadError(f"unknown {name} {value!r}; known are {', '.join(map(str, CHOICES[name]))}")
+    for name in ONE_FILE.get(dataset, ["mirror"] if base_url else []):
+        if options[name] != DEFAULTS[name]:
+            why = "is one file" if dataset in ONE_FILE else "comes from --base-url"
+            raise DownloadError(f"--{name} changes nothing for {dataset}, which {why}; leave it out")
+    if base_url is not None and not re.match(r"https?://[^/]", base_url):
+        raise DownloadError(f"base_url must begin with http:// or https:// and name a server, got {base_url!r}")
 
 
 def _select(names, shards: str) -> list[str]:
@@ -162,27 +161,25 @@ def _ignores_case(folder: Path) -> bool:
 
 def _numbered(name: str) -> str:
     """The official script's name for a shard (trainaB -> train0027), for file systems that take aB for Ab."""
-    # type: any name fits the pattern
-    stem, first, second, rest = re.fullmatch(r"(.*?)(?:([A-Za-z0-9])([A-Za-z0-9]))?(\.tfrecord|)", name).groups()  # type: ignore[union-attr]
-    if first is None or not rest:
+    found = re.fullmatch(r"(.*)([A-Za-z0-9])([A-Za-z0-9])\.tfrecord", name)
+    if found is None:
         return name
-    return f"{stem}{SHARD_LETTERS.index(first) * len(SHARD_LETTERS) + SHARD_LETTERS.index(second):04d}{rest}"
+    first, second = (SHARD_LETTERS.index(letter) for letter in found.group(2, 3))
+    return f"{found[1]}{first * len(SHARD_LETTERS) + second:04d}.tfrecord"
 
 
-def _fetch_all(session: requests.Session, files: list[_File], out: Path, workers: int) -> list[Fetched]:
+def _fetch_all(session: requests.Session, files: list[File], workers: int) -> list[File]:
     """Fetch a few files at a time; a missing or wrong one is reported after the others have arrived."""
-    from tqdm.auto import tqdm
-
-    bar = tqdm(total=0, unit="B", unit_scale=True, smoothing=0, mininterval=0.5, desc=f"files: {len(files)}")
+    stop = threading.Event()
+    bar = tqdm(unit="B", unit_scale=True, mininterval=0.5, desc=f"{len(files)} files")
     with bar, ThreadPoolExecutor(workers) as pool:
-        transfer = _Transfer(session, out, bar, len(files))
-        jobs = [pool.submit(transfer.fetch, file) for file in files]
+        jobs = [pool.submit(_fetch, session, file, bar, stop) for file in files]
         try:
             for job in as_completed(jobs):
                 if not isinstance(job.exception(), _FileError):
                     job.result()
         except BaseException:  # an interrupt from the keyboard too: no thread may go on writing
-            transfer.stop.set()
+            stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     failures = [job.exception() for job in jobs if job.exception()]
@@ -191,75 +188,54 @@ def _fetch_all(session: requests.Session, files: list[_File], out: Path, workers
     return [job.result() for job in jobs]
 
 
-class _Transfer:
-    """What the threads of one download share: progress, the disk space still to be filled, the stop sign."""
+def _fetch(session: requests.Session, file: File, bar, stop: threading.Event) -> File:
+    """The file under its final name: complete, and with the right md5. Raises: DownloadError."""
+    part = file.path.with_name(f"{file.path.name}.part")
+    if file.path.is_file() and file.md5 in (None, _md5(file.path)):
+        return file
+    resumed, barren = part.exists(), 0
+    while barren < ATTEMPTS:
+        before = _size(part)
+        complete, md5 = _receive(session, file, part, bar, stop)
+        if complete and md5 in (None, _md5(part)):
+            os.replace(part, file.path)
+            return file._replace(md5=md5)
+        if complete:
+            part.unlink()
+            if not resumed:
+                raise _FileError(f"{file.url}: the md5 of what arrived is not {md5}; it was thrown away")
+            resumed = False  # the old beginning may have been another file's: once more, from the start
+        barren = 0 if _size(part) > before else barren + 1
+        stop.wait(BACKOFF * 2**barren)
+    raise DownloadError(f"{file.url}: the connection is cut again and again; the same command goes on from there")
 
-    def __init__(self, session: requests.Session, out: Path, bar, count: int):
-        self.session, self.out, self.bar, self.count = session, out, bar, count
-        self.sizes, self.arrived = dict[str, int](), dict[str, int]()  # bytes of each file: in full, so far
-        self.lock, self.stop = threading.Lock(), threading.Event()
 
-    def fetch(self, file: _File) -> Fetched:
-        """The file under its final name: complete, and with the right md5. Raises: DownloadError."""
-        final, part = self.out / file.name, self.out / f"{file.name}.part"
-        if final.is_file() and file.md5 in (None, _md5(final)):
-            self._enter(file.name, _size(final), _size(final))
-            return Fetched(final, file.md5 is not None)
-        resumed, barren = part.exists(), 0
-        while barren < ATTEMPTS:
-            before = _size(part)
-            complete, md5 = self._receive(file, part)
-            if complete and md5 in (None, _md5(part)):
-                os.replace(part, final)
-                return Fetched(final, md5 is not None)
-            if complete:
-                part.unlink()
-                if not resumed:
-                    raise _FileError(f"{file.url}: the md5 of what arrived is not {md5}; it was thrown away")
-                resumed = False  # the old beginning may have been another file's: once more, from the start
-            barren = 0 if _size(part) > before else barren + 1
-            self.stop.wait(BACKOFF * 2**barren)
-        raise DownloadError(f"{file.url}: the connection is cut again and again; the same command goes on from there")
+def _receive(session: requests.Session, file: File, part: Path, bar, stop) -> tuple[bool, str | None]:
+    """Append to ``part`` what is missing, once; returns (is it complete, the md5 it must have)."""
+    have, cut = _size(part), False
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    with session.get(file.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        start, size = _start_and_size(response, have)
+        _check_room(part.parent, (size or 0) - start)
+        with open(part, "ab" if start else "wb") as target:
+            try:
+                while start != size and (chunk := response.raw.read(CHUNK, decode_content=False)):
+                    if stop.is_set():
+                        raise DownloadError("stopped, because another file failed")
+                    target.write(chunk)
+                    bar.update(len(chunk))
+            except TransportError:
+                cut = True
+    announced = re.search(r"md5=([A-Za-z0-9+/]{22}==)", response.headers.get("x-goog-hash", ""))
+    md5 = file.md5 or (announced and base64.b64decode(announced[1]).hex())
+    return not cut and _size(part) >= (size or 0), md5
 
-    def _receive(self, file: _File, part: Path) -> tuple[bool, str | None]:
-        """Append to ``part`` what is missing, once; returns (is it complete, the md5 it must have)."""
-        have, cut = _size(part), False
-        headers = {"Range": f"bytes={have}-"} if have else {}
-        with self.session.get(file.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-            start, size = _start_and_size(response, have)
-            self._enter(file.name, start, size)
-            with open(part, "ab" if start else "wb") as target:
-                try:
-                    while start != size and (chunk := response.raw.read(CHUNK, decode_content=False)):
-                        target.write(chunk)
-                        self._advance(file.name, len(chunk))
-                except TransportError:
-                    cut = True
-        announced = re.search(r"md5=([A-Za-z0-9+/]{22}==)", response.headers.get("x-goog-hash", ""))
-        md5 = file.md5 or (announced and base64.b64decode(announced[1]).hex())
-        return not cut and _size(part) >= (size or 0), md5
 
-    def _enter(self, name: str, start: int, size: int | None) -> None:
-        """Count a file whose size has become known. Raises: DownloadError if the disk is too small."""
-        with self.lock:
-            self.sizes[name] = size or 0
-            self.bar.initial += start - self.arrived.get(name, 0)  # bytes of an earlier run are not speed
-            self.arrived[name] = start
-            self.bar.n = sum(self.arrived.values())
-            self.bar.total = sum(self.sizes.values()) * self.count // len(self.sizes)  # the rest: as large as these
-            self.bar.refresh()
-            needed = sum(max(0, self.sizes[other] - self.arrived[other]) for other in self.sizes)
-        free = shutil.disk_usage(self.out).free
-        if needed > free:
-            room = f"needs {needed / 1e6:,.1f} MB more for the files under way and has {free / 1e6:,.1f} MB free"
-            raise DownloadError(f"the disk of {self.out} {room}; make room, or take a smaller part with shards X/Y")
-
-    def _advance(self, name: str, count: int) -> None:
-        if self.stop.is_set():
-            raise DownloadError("stopped, because another file failed")
-        with self.lock:
-            self.arrived[name] += count
-            self.bar.update(count)
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        room = f"needs {needed / 1e6:,.1f} MB more for the next file and has {free / 1e6:,.1f} MB free"
+        raise DownloadError(f"the disk of {folder} {room}; make room, or take a smaller part with shards X/Y")
 
 
 def _start_and_size(response, have: int) -> tuple[int, int | None]:

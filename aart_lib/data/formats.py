@@ -121,55 +121,58 @@ def chosen_frames(total: int, most: int, sampling: str = "uniform", seed=None) -
 def holds(payload: bytes) -> str:
     """The end of a refusal: what the record holds, and which data set's it could be."""
     found = contents(payload)
-    words = lambda spec, stored: f"{stored} floats" if spec.video_level else f"{stored} bytes a frame"  # noqa: E731
-    fits = [
-        f", as {name} has"
-        for name, spec in SPECS.items()
-        if all(found.get(key) == words(spec, stored) for key, (stored, _) in spec.features.items())
-    ]
     shown = ", ".join(f"{name!r:.20} ({what})" for name, what in found.items()) or "nothing"
-    return f"; the record holds {shown:.110}{fits[0] if fits else ''}"
+    for name, spec in SPECS.items():
+        unit = "floats" if spec.video_level else "bytes a frame"
+        if all(found.get(key) == f"{stored} {unit}" for key, (stored, _) in spec.features.items()):
+            return f"; the record holds {shown:.110}, as {name} has"
+    return f"; the record holds {shown:.110}"
+
+
+def tables_of(payload: bytes, spec: DatasetSpec) -> dict[str, np.ndarray]:
+    """The feature lists of a record by name, [T, stored] each, and its evidence, [T, classes], if the data set has any.
+
+    They are bytes, of video level float32 with T = 1. Raises: ValueError if the record is not what the spec says.
+    """
+    tables = _means(payload, spec) if spec.video_level else _lists(payload, spec)
+    counts = {name: len(table) for name, table in tables.items()}
+    if len(set(counts.values())) != 1 or not min(counts.values()):
+        raise ValueError(f"feature lists must have the same number of frames, at least one, got {counts}")
+    return tables
 
 
 def features_of(payload: bytes, spec: DatasetSpec, choose: Callable[[int], np.ndarray]):
-    """Features of a record, and evidence or None.
+    """Features [T,D] of a record, the leading dimensions of its lists side by side, and evidence [T,classes] or None.
 
     choose: from the number of a video's frames to the indices of those wanted.
-    Returns: frames, bytes [T,D] (video level: float32 [1,D]); evidence, bytes [T,classes] or None.
     Raises: ValueError if the record is not what the spec says.
     """
-    return (_video_features(payload, spec), None) if spec.video_level else _frame_features(payload, spec, choose)
+    tables = tables_of(payload, spec)
+    total = len(next(iter(tables.values())))
+    rows = choose(total)
+    wanted = slice(None) if len(rows) == total else rows  # no copy
+    parts = [tables[name][wanted, :used] for name, (_, used) in spec.features.items()]
+    return np.concatenate(parts, 1), tables["evidence"][wanted] if "evidence" in tables else None
 
 
-def _frame_features(payload: bytes, spec: DatasetSpec, choose):
-    wanted = [*spec.features, "evidence"] if spec.evidence else list(spec.features)
-    lists = decode_lists(payload, wanted)
+def _lists(payload: bytes, spec: DatasetSpec) -> dict[str, np.ndarray]:
+    lists = decode_lists(payload, [*spec.features, "evidence"] if spec.evidence else spec.features)
     for name, (stored, _) in spec.features.items():
         if name not in lists or lists[name].shape[1] != stored:
             got = f"{lists[name].shape[1]} bytes a frame" if name in lists else "no such list"
             raise ValueError(f"feature list `{name}` must have {stored} bytes a frame, got {got}{holds(payload)}")
-    counts = {name: len(table) for name, table in lists.items()}
-    if len(set(counts.values())) != 1 or not min(counts.values()):
-        raise ValueError(f"feature lists must have the same number of frames, at least one, got {counts}")
-    total = next(iter(counts.values()))
-    rows = choose(total)
-    if len(rows) == total:
-        rows = slice(None)  # no copy
-    parts = [lists[name][rows, :used] for name, (_, used) in spec.features.items()]
-    evidence = lists["evidence"][rows] if "evidence" in lists else None
-    if evidence is not None and evidence.shape[1] != spec.classes:
-        raise ValueError(f"evidence must have {spec.classes} bytes a frame, got {evidence.shape[1]}")
-    return np.concatenate(parts, 1), evidence
+    if "evidence" in lists and (width := lists["evidence"].shape[1]) != spec.classes:
+        raise ValueError(f"evidence must have {spec.classes} bytes a frame, got {width}")
+    return lists
 
 
-def _video_features(payload: bytes, spec: DatasetSpec) -> np.ndarray:
-    """Mean features as one frame, float32 [1,D]."""
-    context, parts = decode_example(payload), []
-    for name, (stored, used) in spec.features.items():
+def _means(payload: bytes, spec: DatasetSpec) -> dict[str, np.ndarray]:
+    context, tables = decode_example(payload), {}
+    for name, (stored, _) in spec.features.items():
         values = context.get(name, [])
         if len(values) != stored or not isinstance(values, np.ndarray):
             raise ValueError(f"feature `{name}` must have {stored} numbers, got {len(values)}{holds(payload)}")
         if not np.isfinite(values).all():
             raise ValueError(f"feature `{name}` holds NaN or infinity")
-        parts.append(values[:used])
-    return np.concatenate(parts)[None].astype(np.float32)
+        tables[name] = values[None].astype(np.float32)
+    return tables

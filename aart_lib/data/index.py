@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aart_lib.data.formats import DatasetSpec, chosen_frames, features_of, holds
+from aart_lib.data.formats import DatasetSpec, holds, tables_of
 from aart_lib.data.records import RecordError, Skipped, decode_example, refuse, scan_heads, scan_records
 from aart_lib.runtime.files import cache_folder, replacing
 
@@ -45,13 +45,12 @@ class Entries(Sequence[Entry]):
         paths = list(dict.fromkeys(entry.path for entry in entries))
         place = {path: i for i, path in enumerate(paths)}
         ends = np.cumsum([0, *(len(entry.labels) for entry in entries)])
-        column = lambda name, kind: np.array([getattr(e, name) for e in entries], kind)  # noqa: E731
         return cls(
             paths,
             shard=np.array([place[entry.path] for entry in entries], np.int32),
-            offset=column("offset", np.int64),
-            start=column("start", np.int32),
-            frames=column("frames", np.int32),
+            offset=np.array([entry.offset for entry in entries], np.int64),
+            start=np.array([entry.start for entry in entries], np.int32),
+            frames=np.array([entry.frames for entry in entries], np.int32),
             id=np.array([entry.id.encode() for entry in entries] or [b""], np.bytes_)[: len(entries)],
             first=ends[:-1].astype(np.int64),
             last=ends[1:].astype(np.int64),
@@ -76,10 +75,10 @@ class Entries(Sequence[Entry]):
     def __getitem__(self, i: int) -> Entry:  # type: ignore[override]  # for several there is `take`
         if not -len(self) <= i < len(self):
             raise IndexError(f"video {i} of {len(self)}")
-        at = lambda name: self.columns[name][i].item()  # noqa: E731
-        labels = self.columns["labels"][at("first") : at("last")]
-        name = self.columns["id"][i].decode("utf-8", "replace")
-        return Entry(self.paths[at("shard")], at("offset"), name, tuple(labels.tolist()), at("start"), at("frames"))
+        one = {name: column[i].item() for name, column in self.columns.items() if name != "labels"}
+        labels = tuple(self.columns["labels"][one["first"] : one["last"]].tolist())
+        name = one["id"].decode("utf-8", "replace")
+        return Entry(self.paths[one["shard"]], one["offset"], name, labels, one["start"], one["frames"])
 
     def take(self, rows) -> "Entries":
         """The videos at these positions (or where a boolean [N] is true), in this order."""
@@ -134,8 +133,10 @@ def index(paths, spec: DatasetSpec, *, segments=False, check=True, skipped: Skip
         elif check or segments or spec.video_level or skipped is not None:
             if skipped is not None:
                 skipped.files.pop(str(path), None)  # counted anew where a file is opened again
-            records = scan_records(path, skipped=skipped)
-            parts.append(Entries.of(list(_scan(path, spec, records, segments, check, skipped))))
+            in_full = check or skipped is not None
+            parts.append(
+                Entries.of(list(_scan(path, spec, scan_records(path, skipped=skipped), segments, in_full, skipped)))
+            )
         else:
             parts.append(_remembered(path, spec))
     return Entries.join(parts)
@@ -144,26 +145,23 @@ def index(paths, spec: DatasetSpec, *, segments=False, check=True, skipped: Skip
 def _scan(path: Path, spec: DatasetSpec, records, segments: bool, check: bool, skipped=None) -> Iterator[Entry]:
     for offset, payload in records:
         try:
-            at = Entry(str(path), offset, "", ())
-            yield from _videos(at, payload, spec, segments, check or skipped is not None)
+            yield from _videos(Entry(str(path), offset, "", ()), payload, spec, segments, check)
         except ValueError as error:
             refuse(RecordError(path, offset, str(error)), skipped)
 
 
 def _videos(at: Entry, payload: bytes, spec: DatasetSpec, segments: bool, check: bool) -> list[Entry]:
     """The video of the record there, or its segments. Raises: ValueError."""
-    context, counts = decode_example(payload), [2**31]
+    context = decode_example(payload)
     names = [n for key in ("id", "video_id") for n in context.get(key, []) if isinstance(n, bytes)]
     if not names or len(names[0]) > LONGEST_ID:
         told = f"neither `id` nor `video_id` names the video in at most {LONGEST_ID} bytes"
         raise ValueError(told + holds(payload))
     labels = _integers(context, "labels", spec.classes, f"the vocabulary of {spec.classes} classes")
-    if check:  # what cannot be used is told now, not after hours of training
-        # type: that `append` returns nothing is what leads on to the frames
-        count = lambda total: counts.append(total) or chosen_frames(total, 1)  # type: ignore[func-returns-value]  # noqa: E731
-        features_of(payload, spec, count)
+    # What cannot be used is told now, not after hours of training.
+    total = len(next(iter(tables_of(payload, spec).values()))) if check else 2**31
     whole = replace(at, id=names[0].decode("utf-8", "replace"), labels=tuple(np.unique(labels).tolist()))
-    return _segments(whole, context, spec, counts[-1]) if segments else [whole]
+    return _segments(whole, context, spec, total) if segments else [whole]
 
 
 def _integers(context: dict, key: str, end: int, where: str) -> np.ndarray:
@@ -187,8 +185,10 @@ def _segments(video: Entry, context: dict, spec: DatasetSpec, total: int) -> lis
         raise ValueError("segment_scores must be numbers")
     for start, label, rated in zip(starts.tolist(), labels.tolist(), np.asarray(scores) > 0, strict=True):
         seen.setdefault(start, set()).update([label] if rated else [])
-    part = lambda start: (f"{video.id}:{start}", tuple(sorted(seen[start])), start, SEGMENT)  # noqa: E731
-    return [Entry(video.path, video.offset, *part(start)) for start in sorted(seen)]
+    return [
+        replace(video, id=f"{video.id}:{start}", labels=tuple(sorted(found)), start=start, frames=SEGMENT)
+        for start, found in sorted(seen.items())
+    ]
 
 
 def _remembered(path: Path, spec: DatasetSpec) -> Entries:

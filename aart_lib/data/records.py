@@ -11,6 +11,7 @@ Source: tensorflow/core/lib/io/record_writer.h, tensorflow/core/example/{example
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 
 import google_crc32c
@@ -54,10 +55,11 @@ class Skipped:
         found["bytes"] += lost
 
     def __str__(self) -> str:
-        rest = lambda f: f" (with the rest of the file, {f['bytes']} bytes)" * (f["bytes"] > 0)  # noqa: E731
-        files = (f"  {f['records']} in {path}{rest(f)}; first: {f['first']}" for path, f in self.files.items())
-        total = sum(found["records"] for found in self.files.values())
-        return "\n".join([f"skipped {total} bad records in {len(self.files)} files", *files])
+        lines = [f"skipped {sum(f['records'] for f in self.files.values())} bad records in {len(self.files)} files"]
+        for path, found in self.files.items():
+            rest = f" (with the rest of the file, {found['bytes']} bytes)" if found["bytes"] else ""
+            lines.append(f"  {found['records']} in {path}{rest}; first: {found['first']}")
+        return "\n".join(lines)
 
 
 def refuse(error: RecordError, skipped: Skipped | None, lost: int = 0) -> None:
@@ -95,23 +97,18 @@ def _length(file, path, offset: int, size: int, check: bool) -> int:
     """Bytes of the payload of the record at ``offset``, which is what the file reads next. Raises: RecordError."""
     file.seek(offset)
     header = file.read(HEADER.size)
+    length, length_crc = HEADER.unpack(header.ljust(HEADER.size, b"\0"))
     if len(header) < HEADER.size:
-        raise RecordError(path, offset, "the file ends inside a record header; fetch it again" + _instead(file, offset))
-    length, length_crc = HEADER.unpack(header)
-    if check and _masked_crc(header[:8]) != length_crc:
+        reason = "the file ends inside a record header; fetch it again"
+    elif check and _masked_crc(header[:8]) != length_crc:
         reason = "wrong checksum of the length: not a TFRecord file, or damaged"
-        raise RecordError(path, offset, reason + _instead(file, offset))
-    if length > size - offset - HEADER.size - FOOTER.size:  # before anything is allocated
+    elif length > size - offset - HEADER.size - FOOTER.size:  # before anything is allocated
         reason = f"the record claims {length} bytes, the file ends before; fetch it again"
-        raise RecordError(path, offset, reason + _instead(file, offset))
-    return length
-
-
-def _instead(file, offset: int) -> str:
-    """What the file is if it is no record file from its first byte on."""
+    else:
+        return length
     file.seek(0)
     what = "" if offset else foreign.told(file.read(512))
-    return what and f"; it is {what}"
+    raise RecordError(path, offset, reason + (what and f"; it is {what}"))
 
 
 def scan_heads(path) -> Iterator[tuple[int, bytes]]:
@@ -120,22 +117,23 @@ def scan_heads(path) -> Iterator[tuple[int, bytes]]:
     The checksum of the data is not verified here, that of the length is. Raises: RecordError.
     """
     with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        offset = 0
+        size, offset = os.fstat(file.fileno()).st_size, 0
         while offset < size:
             length = _length(file, path, offset, size, True)
-            start, end = offset + HEADER.size, min(length, HEAD)
-            head = file.read(end)
-            if head[:1] == b"\x0a":  # field 1, the context, comes first wherever protobuf wrote the file
-                try:
-                    context, position = _read_varint(head, 1)
-                except ValueError as error:
-                    raise RecordError(path, offset, str(error)) from error
-                end = min(position + context, length)
-            else:
-                end = length
-            yield offset, head[:end] + file.read(end - len(head) if end > len(head) else 0)
-            offset = start + length + FOOTER.size
+            head = file.read(min(length, HEAD))
+            try:
+                end = min(length, _end_of_context(head, length))
+            except ValueError as error:
+                raise RecordError(path, offset, str(error)) from error
+            yield offset, (head + file.read(max(0, end - len(head))))[:end]
+            offset += HEADER.size + length + FOOTER.size
+
+
+def _end_of_context(head: bytes, length: int) -> int:
+    if head[:1] != b"\x0a":  # field 1, the context, comes first wherever protobuf wrote the file
+        return length
+    context, position = _read_varint(head, 1)
+    return position + context
 
 
 def scan_records(path, *, check: bool = True, skipped: Skipped | None = None) -> Iterator[tuple[int, bytes]]:
@@ -144,8 +142,7 @@ def scan_records(path, *, check: bool = True, skipped: Skipped | None = None) ->
     Raises: RecordError.
     """
     with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        offset = 0
+        size, offset = os.fstat(file.fileno()).st_size, 0
         while offset < size:
             try:
                 payload = read_record(file, path, offset, size, check=check)
@@ -174,8 +171,6 @@ def write_records(path, payloads: Iterable[bytes]) -> None:
 
 
 def _read_varint(buffer, position: int) -> tuple[int, int]:
-    if position < len(buffer) and (value := buffer[position]) < 0x80:  # one byte, as nearly always
-        return value, position + 1
     value = 0
     for shift in range(0, 70, 7):
         if position >= len(buffer):
@@ -210,12 +205,16 @@ def _fields(buffer) -> Iterator[tuple]:
         position += size
 
 
+def _messages(buffer, number: int) -> Iterator[memoryview]:
+    """The messages in the fields of that number."""
+    return (value for found, kind, value in _fields(buffer) if found == number and kind == _BYTES)
+
+
 def _entries(buffer) -> Iterator[tuple[str, memoryview]]:
     """The entries of a protobuf map from names to messages."""
-    for number, kind, entry in _fields(buffer):
-        if number == 1 and kind == _BYTES:
-            pair = {n: v for n, k, v in _fields(entry) if k == _BYTES}
-            yield bytes(pair.get(1, b"")).decode("utf-8", "replace"), pair.get(2, memoryview(b""))
+    for entry in _messages(buffer, 1):
+        pair = {n: v for n, k, v in _fields(entry) if k == _BYTES}
+        yield bytes(pair.get(1, b"")).decode("utf-8", "replace"), pair.get(2, memoryview(b""))
 
 
 def _feature(buffer):
@@ -247,19 +246,18 @@ def _frames(buffer, name: str) -> np.ndarray:
     Frames of one size have the same header bytes in front. Where that holds (it is checked), the
     result is a strided view into the record: no loop over frames, no copy.
     """
-    number, kind, first = next(_fields(buffer), (0, 0, b""))
-    values = _feature(first) if (number, kind) == (1, _BYTES) else []
-    if isinstance(values, list) and len(values) == 1 and values[0]:
-        header = _frame_header(len(values[0]))
-        stride = len(header) + len(values[0])
+    first = _feature(next(_messages(buffer, 1), b""))
+    if isinstance(first, list) and len(first) == 1 and first[0]:
+        header = _frame_header(len(first[0]))
+        stride = len(header) + len(first[0])
         if len(buffer) % stride == 0:
             table = np.frombuffer(buffer, np.uint8).reshape(-1, stride)
             if table[:, : len(header)].tobytes() == header * len(table):  # every frame is written the usual way
                 return table[:, len(header) :]
-    values = [_feature(body) for number, kind, body in _fields(buffer) if number == 1 and kind == _BYTES]
-    if any(len(value) != 1 or not isinstance(value[0], bytes) for value in values):
-        strange = next(value for value in values if len(value) != 1 or not isinstance(value[0], bytes))
-        raise ValueError(f"`{name:.40}` must be one byte string a frame, got {_words(strange)}; quantize makes bytes")
+    values = [_feature(body) for body in _messages(buffer, 1)]
+    for value in values:
+        if not isinstance(value, list) or len(value) != 1:
+            raise ValueError(f"`{name:.40}` must be one byte string a frame, got {_words(value)}; quantize makes bytes")
     if len({len(value[0]) for value in values}) > 1:
         raise ValueError("frames of different sizes in one feature list")
     return np.stack([np.frombuffer(value[0], np.uint8) for value in values]) if values else np.zeros((0, 0), np.uint8)
@@ -273,12 +271,8 @@ def _frame_header(size: int) -> bytes:
 
 def decode_example(payload: bytes) -> dict:
     """An ``Example`` as {name: list of bytes | float32 array | int64 array}. Raises: ValueError."""
-    return {
-        name: _feature(feature)
-        for number, kind, features in _fields(memoryview(payload))
-        if number == 1 and kind == _BYTES
-        for name, feature in _entries(features)
-    }
+    maps = _messages(memoryview(payload), 1)
+    return {name: _feature(feature) for features in maps for name, feature in _entries(features)}
 
 
 def decode_lists(payload: bytes, names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -286,14 +280,8 @@ def decode_lists(payload: bytes, names: Iterable[str]) -> dict[str, np.ndarray]:
 
     Raises: ValueError if the bytes are not such a message.
     """
-    wanted = set(names)
-    return {
-        name: _frames(frames, name)
-        for number, kind, lists in _fields(memoryview(payload))
-        if number == 2 and kind == _BYTES
-        for name, frames in _entries(lists)
-        if name in wanted
-    }
+    wanted, maps = set(names), _messages(memoryview(payload), 2)
+    return {name: _frames(frames, name) for lists in maps for name, frames in _entries(lists) if name in wanted}
 
 
 def decode_strings(payload: bytes, name: str) -> list[bytes]:
@@ -309,14 +297,11 @@ def decode_strings(payload: bytes, name: str) -> list[bytes]:
 def contents(payload: bytes) -> dict[str, str]:
     """What a record holds by name, in words: "3 integers", "1024 bytes a frame"; as far as it can be read."""
     found = dict[str, str]()
-    try:
+    with suppress(ValueError):  # the rest is not such a message
         found |= {name: _words(value) for name, value in decode_example(payload).items()}
-        for number, kind, lists in _fields(memoryview(payload)):
-            for name, frames in _entries(lists) if number == 2 and kind == _BYTES else ():
-                first = next((body for number, kind, body in _fields(frames) if number == 1 and kind == _BYTES), b"")
-                found[name] = f"{_words(_feature(first))} a frame"
-    except ValueError:
-        pass  # the rest is not such a message
+        for lists in _messages(memoryview(payload), 2):
+            for name, frames in _entries(lists):
+                found[name] = f"{_words(_feature(next(_messages(frames, 1), b'')))} a frame"
     return found
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from aart_lib.data.batch import dequantize, quantize
+from aart_lib.data.exact import one_of
 from aart_lib.data.records import encode_sequence_example, write_records
 from aart_lib.runtime.files import beside, cache_folder, read_json, write_json
 
@@ -67,8 +68,7 @@ SETTINGS = {  # all but "default" are unseen variants, with patterns of their ow
 
 def settings_named(name: str) -> Settings:
     """Raises: ValueError that lists the known ones."""
-    if name not in SETTINGS:
-        raise ValueError(f"unknown variant {name!r} of the embedded data; known: {', '.join(SETTINGS)}")
+    one_of("variant of the synthetic data", name, SETTINGS)
     return SETTINGS[name]
 
 
@@ -231,7 +231,7 @@ def write(settings: Settings, folder) -> None:
     temporary.mkdir()
     total = settings.train_videos + settings.test_videos
     try:
-        with tqdm(total=total, desc="generating the embedded data", unit="video") as bar:
+        with tqdm(total=total, desc="generating the synthetic data", unit="video") as bar:
             for name, split, indices in _shards(settings):
                 write_records(temporary / name, (_encode(generate(settings, split, index)) for index in indices))
                 bar.update(len(indices))
@@ -243,24 +243,9 @@ def write(settings: Settings, folder) -> None:
 
 
 def made_with(folder) -> str | None:
-    """`settings_hash` of what a folder's shards were generated with, whatever it is called; None for other shards.
-
-    Folders of earlier versions have no note: those of `SETTINGS` are known by their files and their first video.
-    """
-    if about := read_json(Path(folder) / NOTE):
-        return _hash(about)
-    return next((settings_hash(settings) for settings in SETTINGS.values() if _holds(Path(folder), settings)), None)
-
-
-def _holds(folder: Path, settings: Settings) -> bool:
-    """Are these shards of a folder without a note what the settings give?"""
-    shards = list(_shards(settings))
-    if {path.name for path in folder.glob("*.tfrecord")} != {name for name, *_ in shards}:
-        return False
-    name, split, indices = shards[0]
-    payload = _encode(generate(settings, split, indices[0]))
-    with open(folder / name, "rb") as file:
-        return file.read(12 + len(payload))[12:] == payload  # behind its length and the length's checksum
+    """`settings_hash` of what a folder's shards were generated with, whatever it is called; None for other shards."""
+    about = read_json(Path(folder) / NOTE)
+    return _hash(about) if about else None
 
 
 def ensure(settings: Settings = _DEFAULT, cache=None) -> Path:
@@ -275,10 +260,6 @@ def ensure(settings: Settings = _DEFAULT, cache=None) -> Path:
         except OSError:
             if not folder.is_dir():
                 raise
+    if not (folder / NOTE).exists():  # nothing else makes a folder of this name here
+        write_json(folder / NOTE, _about(settings))
     return folder
-
-
-# ---------------------------------------------------------------- the ceiling
-
-
-# ---------------------------------------------------------------- beside genuine videos

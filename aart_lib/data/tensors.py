@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import replace
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +12,6 @@ from torch import Tensor
 from aart_lib.data.exact import integers
 from aart_lib.data.formats import DatasetSpec
 from aart_lib.data.index import CONVERTED, LONGEST_ID, Entries, Entry
-
-CLASSES = "for class indices give classes=, the number of classes"
 
 
 class Given(NamedTuple):
@@ -30,14 +29,14 @@ class Given(NamedTuple):
 
 def given(frames, labels, *, classes=None, ids=None, evidence=None, mask=None, lengths=None, name="tensors") -> Given:
     """The arguments of `VideoDataset.from_tensors`, checked. Raises: ValueError."""
-    count = _count(frames, "frames")
-    real, names = _real(frames, mask, lengths), _names(ids, count)
-    table, sizes = _joined(frames, "frames", real)
+    real = _real(frames, mask, lengths)
+    tables = _tables(frames, "frames", real)
+    table, sizes, names = torch.cat(tables), [len(part) for part in tables], _names(ids, len(tables))
     low, high = _range(table, sizes, names)
-    shown, classes = _labels(labels, count, classes)
+    shown, classes = _labels(labels, len(sizes), classes)
     marked = None if evidence is None else _evidence(evidence, real, sizes, classes)
     first = np.cumsum([0, *sizes])
-    entries = [Entry(name + CONVERTED, int(first[i]), names[i], shown[i], 0, sizes[i]) for i in range(count)]
+    entries = [Entry(name + CONVERTED, int(first[i]), names[i], shown[i], 0, sizes[i]) for i in range(len(sizes))]
     digest = hashlib.sha256(repr((sizes, table.dtype)).encode())
     digest.update(table.contiguous().view(torch.uint8).numpy().data)
     dims, box = (table.shape[1], table.shape[1]), (low, high) if low < high else None
@@ -51,13 +50,26 @@ def _listed(value) -> bool:
     return isinstance(value, (list, tuple)) or getattr(value, "dtype", None) is np.dtype(object)
 
 
-def _count(value, what: str) -> int:
-    if not _listed(value) and getattr(value, "ndim", 0) != 3:
+def _tables(value, what: str, real: Tensor | None) -> list[Tensor]:
+    """A table [T,·] a video, real rows alone, all of one width and dtype. Raises: ValueError."""
+    if _listed(value):
+        tables = [_tensor(part, f"{what}[{i}]") for i, part in enumerate(value)]
+    elif getattr(value, "ndim", 0) == 3:
+        tables = list(_tensor(value, what))
+        tables = tables if real is None else [part[rows] for part, rows in zip(tables, real, strict=True)]
+    else:
         got = f"shape {list(value.shape)}" if hasattr(value, "shape") else type(value).__name__
         raise ValueError(f"{what} must be [N,T,·] or a list of tables [T,·], got {got}")
-    if not len(value):
+    if not tables:
         raise ValueError(f"{what} must hold at least one video, got none")
-    return len(value)
+    for i, part in enumerate(tables):
+        width, dtype = tables[0].shape[-1:], tables[0].dtype
+        if part.ndim != 2 or part.shape[1:] != width or part.dtype != dtype:
+            raise ValueError(
+                f"{what}[{i}] must be a table [T,·] as {what}[0], with the same width and dtype; "
+                f"they are {list(tables[0].shape)} {dtype} and {list(part.shape)} {part.dtype}"
+            )
+    return tables
 
 
 def _tensor(value, what: str) -> Tensor:
@@ -68,24 +80,6 @@ def _tensor(value, what: str) -> Tensor:
         return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
     except (TypeError, ValueError):
         raise ValueError(f"{what} must be a tensor or an array of numbers with equal rows") from None
-
-
-def _joined(value, what: str, real) -> tuple[Tensor, list[int]]:
-    """All real rows, one video behind the other, and how many each video has. Raises: ValueError."""
-    if not _listed(value):
-        table = _tensor(value, what)
-        if real is None:
-            return table.flatten(0, 1), [table.shape[1]] * len(table)
-        return table[real], real.sum(1).tolist()
-    tables = [_tensor(part, f"{what}[{i}]") for i, part in enumerate(value)]
-    for i, part in enumerate(tables):
-        width, dtype = tables[0].shape[-1:], tables[0].dtype
-        if part.ndim != 2 or part.shape[1:] != width or part.dtype != dtype:
-            raise ValueError(
-                f"{what}[{i}] must be a table [T,·] as {what}[0], with the same width and dtype; "
-                f"they are {list(tables[0].shape)} {dtype} and {list(part.shape)} {part.dtype}"
-            )
-    return torch.cat(tables), [len(part) for part in tables]
 
 
 def _real(frames, mask, lengths) -> Tensor | None:
@@ -141,13 +135,11 @@ def _labels(labels, count: int, classes) -> tuple[list[tuple[int, ...]], int]:
         raise ValueError(f"labels must have a row for each of the {count} videos, got {len(labels)}")
     if classes is not None and tuple(getattr(labels, "shape", ()))[1:] != (classes,):
         return [_indices(row, classes, i) for i, row in enumerate(labels)], int(classes)
-    if isinstance(labels, list) and not all(hasattr(row, "shape") for row in labels):
-        raise ValueError(f"labels must be an array or tensor [N,C] of 0 and 1; {CLASSES}")
-    if isinstance(labels, list):
+    if isinstance(labels, list) and all(hasattr(row, "shape") for row in labels):
         labels = torch.stack([_tensor(row, "labels") for row in labels])
+    if len(getattr(labels, "shape", ())) != 2 or not labels.shape[1]:
+        raise ValueError("labels must be [N,C] of 0 and 1; for class indices give classes=, the number of classes")
     hot = _hot(labels, "labels")
-    if hot.ndim != 2 or not hot.shape[1]:
-        raise ValueError(f"labels must be [N,C] of 0 and 1, got shape {list(hot.shape)}; {CLASSES}")
     return [tuple(row.nonzero()[0].tolist()) for row in hot], hot.shape[1]
 
 
@@ -168,11 +160,10 @@ def _hot(values, what: str) -> np.ndarray:
 
 
 def _evidence(evidence, real, sizes: list[int], classes: int) -> np.ndarray:
-    if _count(evidence, "evidence") != len(sizes) or (_listed(evidence) and real is not None):
-        raise ValueError(f"evidence must have the form of frames, for {len(sizes)} videos, got {len(evidence)}")
-    table, found = _joined(evidence, "evidence", None if _listed(evidence) else real)
-    if found != sizes or table.shape[1] != classes:
-        wrong = next((i for i, (a, b) in enumerate(zip(found, sizes, strict=True)) if a != b), 0)
-        expected, got = [sizes[wrong], classes], [found[wrong], table.shape[1]]
-        raise ValueError(f"evidence[{wrong}] must be [T,C]={expected}, got {got}")
-    return _hot(table, "evidence")
+    tables = _tables(evidence, "evidence", real)
+    for i, (expected, got) in enumerate(zip_longest(((size, classes) for size in sizes), (t.shape for t in tables))):
+        if expected != got:
+            raise ValueError(
+                f"evidence[{i}] must be [T,C]={expected}, got {got and tuple(got)}; it has the form of frames"
+            )
+    return _hot(torch.cat(tables), "evidence")

@@ -1,5 +1,6 @@
 """What a running command needs of its machine: a folder to itself with room in it, whole files, word of signals."""
 
+import io
 import json
 import os
 import secrets
@@ -10,6 +11,7 @@ import weakref
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import torch
 from filelock import lock_descriptor
 
 UNFINISHED = ".aart-part"  # ending of files that are being written
@@ -69,7 +71,12 @@ def reserved(folder: Path, needed: int, *, name: str = "run"):
                 _remove_left(path)
             yield
         finally:
-            _drop(lock, file)
+            try:
+                lock.unlink(missing_ok=True)  # while nobody else can have it
+            except OSError:  # as on Windows, where only a closed file can be deleted
+                file.close()
+                with suppress(OSError):  # another run has it by now
+                    lock.unlink()
 
 
 def _remove_left(path: Path) -> None:
@@ -98,24 +105,15 @@ def _own(folder: Path, lock: Path):
     return file if os.fstat(file.fileno()).st_nlink else _own(folder, lock)  # a run that just ended took it away
 
 
-def _drop(lock: Path, file) -> None:
-    """Delete the lock file while nobody else can have it; where an open file cannot be deleted, once it is closed."""
-    try:
-        lock.unlink(missing_ok=True)
-    except OSError:
-        file.close()
-        with suppress(OSError):  # another run has it by now
-            lock.unlink()
-
-
 def _check_room(folder: Path, needed: int) -> None:
     try:
         free = shutil.disk_usage(folder).free
     except (OSError, AttributeError):  # not every file system tells, nor every system
         return
-    there = lambda: (p.stat().st_size for p in folder.rglob("*") if p.is_file())  # noqa: E731
-    if free < needed and free < needed - sum(there()):  # a run that is gone on with has written some of it
-        sizes = f"room for {free / 1e6:,.1f} MB, and about {needed / 1e6:,.1f} MB will be written in all"
+    if free < needed:  # a run that is gone on with has written some of it
+        needed -= sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if free < needed:
+        sizes = f"room for {free / 1e6:,.1f} MB, and about {needed / 1e6:,.1f} MB will be written"
         raise ValueError(f"{folder} has {sizes}; make room, or choose another --out")
 
 
@@ -123,12 +121,12 @@ def cache_folder() -> Path:
     """$AART_CACHE, else ~/.cache/aart, else (home not writable) a folder for temporary files."""
     if os.environ.get("AART_CACHE"):
         return Path(os.environ["AART_CACHE"]).expanduser()
-    try:
+    with suppress(OSError, RuntimeError):  # not writable, or a user without a home, as in containers
         folder = Path("~/.cache/aart").expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # not writable, or a user without a home, as in containers
-        return Path(tempfile.gettempdir()) / "aart"
-    return folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir()) / "aart"
+        if os.access(folder, os.W_OK):
+            return folder
+    return Path(tempfile.gettempdir()) / "aart"
 
 
 def write_json(path, value) -> None:
@@ -139,8 +137,22 @@ def write_json(path, value) -> None:
 
 def read_json(path) -> dict:
     """What `write_json` wrote; nothing, {}, if the file is not there, damaged or another's."""
-    try:
+    with suppress(OSError, ValueError, RecursionError):
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def save_state(path, state: dict) -> None:
+    """Write what a run needs to go on (tensors, numbers, lists, strings); local, never for exchange."""
+    torch.save(state, whole := io.BytesIO())  # into a file, torch would hide the reason when it cannot be written
+    with replacing(path) as file:
+        file.write(whole.getbuffer())
+
+
+def load_state(path) -> dict:
+    """What `save_state` wrote; ``weights_only``, so that a stranger's file runs no code. Raises: ValueError."""
+    try:
+        return dict(torch.load(path, weights_only=True, map_location="cpu"))
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise ValueError(f"{path} is not a readable training state; delete it to start anew") from error

@@ -24,16 +24,7 @@ from aart_lib.runtime.processes import ProcessLost, can_start_processes, count
 from aart_lib.runtime.signals import on_signals, show_any_text
 
 # Modules with tables that users add to.
-EXTENDED = (
-    "model",
-    "attention",
-    "losses",
-    "threats",
-    "objectives",
-    "attacks",
-    "experiment.suites",
-    "experiment.recipes",
-)
+EXTENDED = "model attention losses threats objectives attacks experiment.suites experiment.recipes".split()
 
 
 def most(tasks: int) -> int:

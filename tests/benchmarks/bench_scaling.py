@@ -78,7 +78,7 @@ def _attack(shape):
 
 def _step(shape):
     run, (_, batch) = _run(DEFENSES["a-art-fast"], shape, {}), models.make(shape, {})
-    return lambda: run._step([batch], len(batch), run.threat)
+    return lambda: run.learn([batch], len(batch), run.threat)
 
 
 def _read(settings: Settings, frames: int):

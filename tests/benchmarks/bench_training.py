@@ -35,18 +35,18 @@ class _None(list):
     select = lambda self, indices: self  # noqa: E731
 
 
-def _run(defense: Defense, shape, options) -> training._Run:
+def _run(defense: Defense, shape, options) -> training.Run:
     videos, frames, features, labels = shape
     spec = DatasetSpec("timing", {"rgb": (features, features)}, labels, (), ())
     splits = Splits(spec, _None(), _None(), _None())
     config, threat = TrainConfig(epochs=10_000, batch_size=videos), ThreatModel("linf", LEVEL)
     network = ModelConfig(features, labels, max_frames=frames, **options)
-    run = training._Run(defense, replace(splits, train=range(videos)), network, threat, config, Accelerator())
+    run = training.Run(defense, replace(splits, train=range(videos)), network, threat, config, Accelerator())
     run.model.train()
     return run
 
 
-def _weights(run: training._Run) -> torch.Tensor:
+def _weights(run: training.Run) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in run.model.parameters()])
 
 
@@ -87,7 +87,7 @@ def step(settings: Settings) -> list[Entry]:
     runs = {name: _run(defense, shape, options) for name, defense in defenses.items()}
 
     def job(name: str):
-        return lambda: [runs[name]._step([batch], len(batch), runs[name].threat) for _ in range(STEPS)]
+        return lambda: [runs[name].learn([batch], len(batch), runs[name].threat) for _ in range(STEPS)]
 
     jobs = {name: job(name) for name in runs}
     for name in ("a-art-fast", "naive three-pass A-ART"):

@@ -42,7 +42,7 @@ def main() -> None:
     batch = [part(VIDEOS // options.accumulate, generator) for _ in range(options.accumulate)]
     for _ in range(options.steps):
         started = time.perf_counter()
-        losses = learner._step(batch, VIDEOS, ThreatModel("linf", 0.04))
+        losses = learner.learn(batch, VIDEOS, ThreatModel("linf", 0.04))
         shown = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         print(f"{time.perf_counter() - started:.1f} s a step of {VIDEOS} videos; {shown}", flush=True)
     peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024

@@ -22,7 +22,7 @@ from aart_lib.data.records import encode_sequence_example, write_records
 from aart_lib.losses import DEFENSES
 from aart_lib.model import ModelConfig
 from aart_lib.threats import ThreatModel
-from aart_lib.training import TrainConfig, _Run
+from aart_lib.training import Run, TrainConfig
 
 
 class Kept:
@@ -88,12 +88,12 @@ class Shape(NamedTuple):
         """(model, function that makes one real training step) on random numbers."""
         splits = SimpleNamespace(train=range(self.batch), validation=_None())
         config, threat = TrainConfig(epochs=10**6, batch_size=self.batch), ThreatModel("linf", LEVEL)
-        run = _Run(DEFENSES[self.defense], splits, self.model, threat, config, Accelerator())
+        run = Run(DEFENSES[self.defense], splits, self.model, threat, config, Accelerator())
         draw = torch.Generator().manual_seed(0)
         frames = torch.randn(self.batch, self.frames, self.features, generator=draw)
         labels = (torch.rand(self.batch, self.labels, generator=draw) < 0.05).float()
         videos = Batch(frames, torch.ones(frames.shape[:2], dtype=torch.bool), labels, ("",) * self.batch)
-        return run.model.train(), lambda: run._step([videos], len(videos), threat)
+        return run.model.train(), lambda: run.learn([videos], len(videos), threat)
 
 
 def kept_bytes(shape: Shape) -> int:

@@ -26,14 +26,14 @@ SHAPE = ModelConfig(6, 3, max_frames=5, width=8, heads=2, layers=2)
 def stepped(name: str, splits, accumulate: int = 1, size: int = 7) -> dict[str, torch.Tensor]:
     """Weights after an epoch of steps in float64, where rounding is far from every difference that counts."""
     config, hardware = TrainConfig(batch_size=size, seed=1), Hardware(accumulate=accumulate)
-    made = training._Run(DEFENSES[name], splits, SHAPE, ThreatModel("linf", 0.2), config, Accelerator(), hardware)
+    made = training.Run(DEFENSES[name], splits, SHAPE, ThreatModel("linf", 0.2), config, Accelerator(), hardware)
     made.model.double().train()
     made.generator.manual_seed(3)
     loader = iter(made._loader(3))
     for first in range(0, len(splits.train), size):
         parts = [next(loader) for _ in range(accumulate)]
         double = [p and replace(p, frames=p.frames.double(), labels=p.labels.double()) for p in parts]
-        made._step(double, min(size, len(splits.train) - first), made.threat)
+        made.learn(double, min(size, len(splits.train) - first), made.threat)
     return made.model.state_dict()
 
 
@@ -44,7 +44,7 @@ def main(folder: str, out: str, name: str, **options) -> None:
         weights = {key: stepped(key, open_splits(SPEC, folder), **options) for key in DEFENSES}
         torch.save(weights, Path(out) / f"rank{processes.rank()}.pt")
         return
-    losses, own = [], training._Run._step
+    losses, own = [], training.Run.learn
 
     def step(self, parts, videos, threat):
         if options.get("kill") == len(losses) and processes.rank() == 1:
@@ -55,7 +55,7 @@ def main(folder: str, out: str, name: str, **options) -> None:
         losses.append(found)
         return found
 
-    training._Run._step = step
+    training.Run.learn = step
     threat, splits = ThreatModel("linf", 0.1), open_splits(SPEC, folder)
     config = TrainConfig(epochs=options.get("epochs", 13), batch_size=8, seed=1)
     hardware = Hardware(accumulate=options.get("accumulate", 1), workers=options.get("workers", 0))
