@@ -88,7 +88,11 @@ def contents(folder: Path) -> dict:
 
 def test_all_shards_of_a_split_arrive_whole(server, tmp_path):
     paths = fetch(server, tmp_path / "new" / "folder")
-    assert {file.path.name: file.path.read_bytes() for file in paths} == server.shards == contents(tmp_path / "new" / "folder")
+    assert (
+        {file.path.name: file.path.read_bytes() for file in paths}
+        == server.shards
+        == contents(tmp_path / "new" / "folder")
+    )
     server.files[PLAN] = json.dumps(server.plan).encode()  # a bare map is a plan too
     fetch(server, tmp_path / "again")
     assert contents(tmp_path / "again") == server.shards
