@@ -151,8 +151,9 @@ def page(results: dict) -> str:
     return f"""# What the full run would cost
 
 Made by `make plan` (`python tests/benchmarks/plan.py --out figures`) from [scale-plan.json](scale-plan.json). The run:
-A-ART on {VIDEOS:,.0f} videos of {FRAMES} frames and {SPEC.dims:,} numbers, {SPEC.classes:,} labels, preset `full` (width
-{MODEL.width}, {MODEL.heads} heads, {MODEL.layers} layers, batch {PRESET.batch_size} a GPU, {PRESET.epochs} epochs).
+A-ART on {VIDEOS:,.0f} videos of {FRAMES} frames and {SPEC.dims:,} numbers, {SPEC.classes:,} labels,
+preset `full`: width {MODEL.width}, {MODEL.heads} heads, {MODEL.layers} layers, batch {PRESET.batch_size} a GPU,
+{PRESET.epochs} epochs.
 
 ## Hours, by number of GPUs
 
