@@ -217,21 +217,6 @@ def test_a_full_disk_stops_before_anything_is_written(server, tmp_path, monkeypa
     assert contents(tmp_path) == {}
 
 
-def test_files_under_way_count_together_against_the_free_space(server, tmp_path, monkeypatch):
-    advance = module._Transfer._advance
-
-    def slow(*args):
-        threading.Event().wait(0.02)
-        advance(*args)
-
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**6, 10**6, 360_000))  # any one fits, not all
-    monkeypatch.setattr(module._Transfer, "_advance", slow)
-    with pytest.raises(DownloadError, match="make room"):
-        fetch(server, tmp_path / "together", workers=4)
-    fetch(server, tmp_path / "one by one", workers=1)
-    assert contents(tmp_path / "one by one") == server.shards
-
-
 def test_what_cannot_be_written_is_named(server, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -73,13 +73,6 @@ def test_heads_of_records_hold_the_context_and_no_frames(tmp_path):
         assert str(records.decode_example(head)) == str(records.decode_example(payload))
 
 
-def test_a_context_longer_than_the_first_read_is_read_whole(tmp_path, monkeypatch):
-    path = shard(tmp_path, record("v" * 50, (1, 3)))
-    monkeypatch.setattr(records, "HEAD", 8)
-    ((_, head),) = scan_heads(path)
-    assert records.decode_example(head)["id"] == [b"v" * 50]
-
-
 def test_a_streamed_data_set_has_the_videos_of_a_small_one(tmp_path, monkeypatch):
     paths = [many(tmp_path, [f"{n}{i}" for i in range(7)], name=f"train{n}.tfrecord") for n in "abc"]
     small = VideoDataset(paths, TINY)
