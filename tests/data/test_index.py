@@ -11,7 +11,7 @@ from test_data import MEANS, TINY, first_numbers, frame_lists, many, record, sha
 from aart_lib.data import convert as converting
 from aart_lib.data import dataset as data
 from aart_lib.data import index, records
-from aart_lib.data.batch import collate, quantize
+from aart_lib.data.batch import quantize
 from aart_lib.data.catalog import find_shards, open_splits
 from aart_lib.data.convert import convert
 from aart_lib.data.dataset import VideoDataset
@@ -264,18 +264,3 @@ def test_what_is_small_has_evidence_or_one_name_twice_is_not_converted(tmp_path)
     for spec in (MEANS, SPECS["synthetic"]):
         with pytest.raises(ValueError, match="is small as it is; only frame-level shards"):
             convert([], spec, tmp_path)
-
-
-# ---------------------------------------------------------------- batches
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_the_items_side_by_side(tmp_path, workers):
-    payloads = (record(f"v{i}", (i % 5, 4), frame_lists(1 + i % 4, i)) for i in range(13))
-    dataset = VideoDataset([shard(tmp_path, *payloads)], TINY, labels=[4, 2, 0])
-    for start, batch in zip(range(0, 13, 5), dataset.batches(5, workers=workers), strict=True):
-        expected = collate([dataset[i] for i in range(start, min(start + 5, 13))])
-        assert batch.ids == expected.ids and batch.evidence is None
-        for name in ("frames", "mask", "labels"):
-            assert getattr(batch, name).equal(getattr(expected, name)), name
