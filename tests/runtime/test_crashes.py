@@ -42,8 +42,8 @@ def training_of(tiny, out, *more) -> list[str]:
     return ["train", "--data-dir", str(tiny), "--defense", "standard", "--epochs", "2", "--out", str(out), *more]
 
 
-def started(*command, **options) -> subprocess.Popen:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def started(*command, path=(ROOT,), **options) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path)), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, *map(str, command)], env=environment, text=True, **options)
 
 
@@ -198,6 +198,17 @@ def test_a_signal_after_the_last_step_is_heard(tiny, tmp_path, monkeypatch):
         assert main(training_of(tiny, tmp_path)) == 130
     assert names(tmp_path) == ["model.state"]
     assert main(training_of(tiny, tmp_path, "--resume")) == 0
+
+
+def test_a_signal_while_modules_load_ends_with_a_sentence(tmp_path):
+    (tmp_path / "torch.py").write_text("import time; print('loading', flush=True); time.sleep(60)")
+    command = ["-m", "aart_lib", "train", "--out", tmp_path / "out"]
+    process = started(*command, path=(tmp_path, ROOT), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == "loading\n"
+    process.terminate()
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and said == "\naart: stopped; the same command with --resume goes on from there\n"
+    assert not (tmp_path / "out").exists()
 
 
 # ---------------------------------------------------------------- full disks
