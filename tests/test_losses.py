@@ -159,7 +159,7 @@ def test_all_terms_vanish_on_an_untouched_video_but_those_of_the_task():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"weights": {"task": 1.0, "atention": 1.0}}, "unknown loss term atention; known: task, robust"),
+        ({"weights": {"task": 1.0, "atention": 1.0}}, "unknown loss term 'atention'; known: task, robust"),
         ({"weights": {"task": -0.5}}, "weights must be numbers of at least 0"),
         ({"weights": {"task": math.nan}}, "weights must be numbers of at least 0"),
         ({"weights": {}}, "at least one loss term; known: task, robust, pairing"),
