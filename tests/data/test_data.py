@@ -223,7 +223,7 @@ def test_torchs_own_loader_gives_the_same_batches(tmp_path, workers, evidence):
     theirs = DataLoader(dataset, batch_size=4, collate_fn=collate, num_workers=workers)
     for a, b in zip(dataset.batches(4), theirs, strict=True):
         assert a.ids == b.ids and (a.evidence is None) == (b.evidence is None) == (not evidence)
-        assert all(torch.equal(vars(a)[key], vars(b)[key]) for key in ("frames", "mask", "labels"))
+        assert all(torch.equal(getattr(a, key), getattr(b, key)) for key in ("frames", "mask", "labels"))
     one = next(iter(DataLoader(Subset(dataset, [5, 2]), batch_size=2, collate_fn=collate)))
     assert one.ids == ("v5", "v2") and torch.equal(one.frames, dataset.batch([5, 2]).frames)
 
