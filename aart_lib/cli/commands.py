@@ -23,7 +23,7 @@ from aart_lib.data.download import download
 from aart_lib.experiment.figures import draw_attention, models_to_show
 from aart_lib.experiment.judge import evaluate
 from aart_lib.experiment.presets import default_threat, model_config
-from aart_lib.experiment.report import insert_results, with_results, write_report
+from aart_lib.experiment.report import insert_results, write_report
 from aart_lib.experiment.reproduce import Experiment, described, find_threat, reproduce, with_notes
 from aart_lib.experiment.summary import read_results, summarize
 from aart_lib.experiment.tune import best, read_ledger, threat_of, tune, with_grid
@@ -227,10 +227,8 @@ def run_describe(options) -> None:
 def run_report(options) -> None:
     results, out = read_results(options.results), options.out or options.results.parent
     models = models_to_show(options.checkpoints, results) if options.checkpoints else None
-    if options.readme:
-        with_results(options.readme, results)  # what may fail comes before anything is written
-    print(write_report(results, out, options.results.with_suffix(".md").name.replace("results", "report")))
-    if options.readme:
+    if options.readme:  # first, since it may have no place for them
         insert_results(options.readme, results)
+    print(write_report(results, out, options.results.with_suffix(".md").name.replace("results", "report")))
     if models:
         draw_attention(models, out)

@@ -386,7 +386,7 @@ def plot_quantization(*, start: float = 0.3, title: str = "", ax=None) -> Figure
 
 @styled
 def plot_autocorrelation(curves: Mapping[str, Mapping], *, title: str = "", ax=None) -> Figure:
-    """Autocorrelation of the frames by lag; curves: {"embedded": {lag: value}, "genuine (n=1)": …}."""
+    """Autocorrelation of the frames by lag; curves: {"synthetic": {lag: value}, "genuine (n=1)": …}."""
     ax = new_axes(ax, title)
     looks = (NEUTRAL, "-", "o"), ("#000000", "--", "s"), ("#999999", ":", "^"), ("#CC79A7", "-.", "D")
     for (name, curve), (color, line, marker) in zip(curves.items(), looks, strict=False):  # lags are text in JSON
