@@ -44,7 +44,7 @@ def mean_average_precision(scores, labels, top_k: int | None = 20) -> float:
 
 def hit_at_one(scores, labels) -> float:
     """Share of videos whose best class (the lowest index among equals) is true; no label is a miss."""
-    return Accumulator(1).update(scores, labels).hit_at_one()
+    return Accumulator(1).update(scores, labels).result()["hit1"]
 
 
 def perr(scores, labels) -> float:
@@ -52,7 +52,7 @@ def perr(scores, labels) -> float:
 
     The published code drops scores ≤ 0, so it is meant for probabilities; this one only ranks.
     """
-    return Accumulator(1).update(scores, labels).perr()
+    return Accumulator(1).update(scores, labels).result()["perr"]
 
 
 def average_precision_per_video(scores, labels, top_k: int = 20) -> np.ndarray:
@@ -109,8 +109,8 @@ class Accumulator:
         return {
             "gap": self.gap(),
             "map": self.mean_average_precision(),
-            "hit1": self.hit_at_one(),
-            "perr": self.perr(),
+            "hit1": self._mean("first"),
+            "perr": self._mean("precision"),
         }
 
     def gap(self) -> float:
@@ -132,14 +132,6 @@ class Accumulator:
         scores, hits, classes = self._pool("scores", "hits", "classes")
         sums = precision_sums(scores, hits, classes, len(self._positives))
         return float((sums / np.maximum(self._positives, 1))[self._positives > 0].mean())
-
-    def hit_at_one(self) -> float:
-        """See the function of this name."""
-        return self._mean("first")
-
-    def perr(self) -> float:
-        """See the function of this name."""
-        return self._mean("precision")
 
     def _extend(self, parts: list, positives) -> None:
         if positives is None:

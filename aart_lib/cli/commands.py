@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from aart_lib import checkpoint
+from aart_lib.cli import films as film_commands
 from aart_lib.cli.options import (
     check_labels,
     check_model,
@@ -217,6 +218,15 @@ def run_convert(options) -> None:
     made = [made for out, paths in folders.items() for made in convert(paths, spec, out, options.skipped)]
     size = sum(path.stat().st_size for path in made)
     print(f"{len(made)} shards, {size / 1e6:,.1f} MB in {options.out}; use it as --data-dir")
+
+
+def run_films(options) -> None:
+    _reserve(options, options.out, SMALL)
+    print(film_commands.make(options))
+
+
+def run_look(options) -> None:
+    print(film_commands.look(options))
 
 
 def run_describe(options) -> None:

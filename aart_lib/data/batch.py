@@ -24,6 +24,7 @@ class Item:
     labels: Tensor  # [C] float32, multi-hot
     id: str
     evidence: Tensor | None = None  # [T,C] bool: frames that show a label
+    pictures: list[bytes] | None = None  # T JPEGs: what the frames look like
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,16 @@ class Batch:
     labels: Tensor  # [B,C] float32, multi-hot
     ids: tuple[str, ...]
     evidence: Tensor | None = None  # [B,T,C] bool
+    pictures: tuple[list[bytes] | None, ...] | None = None  # of B videos
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, rows: slice | Tensor) -> "Batch":
         """Some of the videos, as padded as before."""
-        ids = self.ids[rows] if isinstance(rows, slice) else tuple(self.ids[int(row)] for row in rows)
-        return replace(self._each(lambda tensor: tensor[rows]), ids=ids)
+        places = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
+        pictures = tuple(self.pictures[i] for i in places) if self.pictures else None
+        return replace(self._each(lambda t: t[rows]), ids=tuple(self.ids[i] for i in places), pictures=pictures)
 
     def trimmed(self) -> "Batch":
         """The same videos without the padding that none of them needs."""
@@ -88,6 +91,7 @@ def collate(items: Sequence[Item]) -> Batch:
         labels=torch.stack([item.labels for item in items]),
         ids=tuple(item.id for item in items),
         evidence=evidence,
+        pictures=tuple(item.pictures for item in items) if any(item.pictures for item in items) else None,
     )
 
 

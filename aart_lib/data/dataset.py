@@ -10,6 +10,7 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from aart_lib.data.batch import Batch, Item, collate, dequantize
 from aart_lib.data.exact import integers, one_of
 from aart_lib.data.formats import SAMPLINGS, DatasetSpec, chosen_frames, features_of
 from aart_lib.data.index import CONVERTED, Entries, Entry, converted_rows, index
-from aart_lib.data.records import RecordError, Skipped, read_record
+from aart_lib.data.records import RecordError, Skipped, decode_strings, read_record
 from aart_lib.data.tensors import Given, given
 from aart_lib.runtime.processes import can_start_processes
 
@@ -111,6 +112,11 @@ class VideoDataset(Dataset):
         return len(self.entries)
 
     def __getitem__(self, index: int) -> Item:
+        item = self._item(index)
+        return replace(item, pictures=self._pictures(self.entries[index])) if self.spec.pictured else item
+
+    def _item(self, index: int) -> Item:
+        """A video without its pictures, which training does not look at."""
         entry = self.entries[index]
         stored, evidence = self._stored(entry)
         frames = dequantize(stored) if stored.dtype == np.uint8 else stored.copy()
@@ -122,7 +128,7 @@ class VideoDataset(Dataset):
         if not len(indices):
             return None
         if self._given or self.spec.video_level or self.spec.evidence:
-            return collate([self[i] for i in indices])
+            return collate([self._item(i) for i in indices])
         entries = [self.entries[i] for i in indices]
         stored = [self._stored(entry)[0] for entry in entries]
         lengths = torch.tensor([len(table) for table in stored])
@@ -158,6 +164,11 @@ class VideoDataset(Dataset):
             self._cache[key] = found
             self._cache.left -= size
         return found
+
+    def _pictures(self, entry: Entry) -> list[bytes] | None:
+        """What the frames look like that are used of a video, if its record says."""
+        found = decode_strings(_read(entry), "picture")
+        return [found[t] for t in self._frames(entry, len(found))] if found else None
 
     def _frames(self, entry: Entry, total: int) -> np.ndarray:
         """Which of a video's frames are used."""

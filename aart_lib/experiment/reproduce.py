@@ -14,7 +14,7 @@ from safetensors.torch import save as to_bytes
 from tqdm import tqdm
 
 from aart_lib import checkpoint
-from aart_lib.data.catalog import Splits, data_name, settings_hash, variant_of
+from aart_lib.data.catalog import Splits, data_name, keep_extractor, settings_hash, variant_of
 from aart_lib.data.dataset import VideoDataset
 from aart_lib.data.records import Skipped
 from aart_lib.experiment.ceiling import ceiling
@@ -93,6 +93,7 @@ class Experiment:
         }
         processes.write(checkpoint.save, path, model, notes)
         processes.write(drop_state, path)
+        processes.write(keep_extractor, self.splits, self.out)
         return model, notes
 
     def calibrate(self) -> tuple[ThreatModel, float]:

@@ -150,7 +150,8 @@ class Explorer(ipywidgets.VBox):
 
     def _draw(self, batch: Batch, view: View, title: str) -> bytes:
         evidence = None if batch.evidence is None else batch.evidence[0]
-        about = {"labels": batch.labels[0], "title": title} | view._asdict()
+        shown = batch.pictures[0] if batch.pictures else None
+        about = {"labels": batch.labels[0], "pictures": shown, "title": title} | view._asdict()
         fig = plots.plot_timeline(batch.frames[0], evidence, self.names, **about)
         fig.savefig(file := io.BytesIO(), dpi=80, metadata={"Software": None}, pil_kwargs={"compress_level": 1})
         return file.getvalue()

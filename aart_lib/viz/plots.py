@@ -24,6 +24,7 @@ from matplotlib.patches import Ellipse
 from aart_lib.data.batch import LEVEL
 from aart_lib.runtime.files import replacing
 from aart_lib.viz import style
+from aart_lib.viz.film import draw_pictures
 from aart_lib.viz.style import ATTACKED, CLEAN, defense_style, finish, new_axes, new_figure, styled
 
 EVIDENCE, NEUTRAL = "#444444", "#5B7C99"
@@ -78,8 +79,9 @@ def _mark_evidence(ax, evidence, bottom: float) -> None:
 
 @styled
 def plot_timeline(
-    frames, evidence=None, label_names=(), *, attention=None, scores=None, attacked_frames=None, labels=None, title=""
-) -> Figure:
+    frames, evidence=None, label_names=(), *, attention=None, scores=None, attacked_frames=None, labels=None,
+    pictures=None, title="",
+) -> Figure:  # fmt: skip
     """One video under attack: attention above the film, evidence below, label probabilities beside it.
 
     Args:
@@ -90,6 +92,7 @@ def plot_timeline(
         scores: {"clean": [C], "attacked": [C]}, probabilities, or None.
         attacked_frames: [T] bool or indices of the frames an attack touched; None draws no marks.
         labels: [C] true labels, 0/1; by default those with evidence.
+        pictures: T pictures as in `film.plot_film`, drawn in place of the dimensions, or None.
     """
     evidence = np.zeros((len(frames), len(label_names)), bool) if evidence is None else np.asarray(evidence, bool)
     shown = np.flatnonzero(evidence.any(0))[:8]
@@ -100,7 +103,10 @@ def plot_timeline(
     axes = fig.subplot_mosaic(mosaic, height_ratios=list(heights.values()), width_ratios=[2.5, 1] if scores else [1])
     if attention:
         draw_attention(axes["attention"], axes["change"], attention, evidence)
-    _draw_film(axes["film"], np.asarray(frames)[:, :8], attacked_frames)
+    if pictures:
+        draw_pictures(axes["film"], pictures, attacked_frames)
+    else:
+        _draw_film(axes["film"], np.asarray(frames)[:, :8], attacked_frames)
     if len(shown):
         _draw_evidence(axes["evidence"], evidence[:, shown], [label_names[c] for c in shown])
     if scores:

@@ -109,12 +109,6 @@ def test_the_strongest_of_several_attacks_is_what_counts():
     assert found["raised"] and found["value"] == pytest.approx(0.1) and found["defense"] == "a-art"
 
 
-def test_an_attack_without_effect_has_nothing_to_lose_in_bytes():
-    row = changed("attacked pgd gap", 0.89)
-    (found,) = (flag for flag in flags("a-art", row, HISTORY) if flag["name"] == "lost-in-bytes")
-    assert found["value"] == 0
-
-
 def test_a_mistake_inside_a_check_is_not_taken_for_a_missing_attack(monkeypatch):
     def slip(row, history):
         return row["attacked"]["pdg"]["gap"]
