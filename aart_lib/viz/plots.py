@@ -25,10 +25,9 @@ from aart_lib.data.batch import LEVEL
 from aart_lib.runtime.files import replacing
 from aart_lib.viz import style
 from aart_lib.viz.film import draw_pictures
-from aart_lib.viz.style import ATTACKED, CLEAN, defense_style, finish, new_axes, new_figure, styled
+from aart_lib.viz.style import ATTACKED, CLEAN, EVIDENCE, defense_style, finish, new_axes, new_figure, styled
 
-EVIDENCE, NEUTRAL = "#444444", "#5B7C99"
-ATTENTION_MAP, FEATURE_MAP = "viridis", "PRGn"
+NEUTRAL, ATTENTION_MAP, FEATURE_MAP = "#5B7C99", "viridis", "PRGn"
 
 
 @styled
