@@ -123,17 +123,21 @@ def temporal_attention(maps: tuple[torch.Tensor, ...], layer: int | str = -1, he
     return rows.mean(1) if head is None else rows[:, head]
 
 
-def attention_measures(measures, key: str, clean, output, batch: Batch) -> None:
-    """Add drift, entropy and evidence share of each video of a batch under ``key`` to lists by name."""
-    kind = "total-variation"
-    moved: Callable = lambda **o: attention_divergence(clean.attention, output.attention, batch.mask, kind=kind, **o)  # noqa: E731
-    measures[f"drift {key}"] += moved().tolist()
-    measures[f"drift-all {key}"] += moved(layers="all", rows="all").tolist()
-    measures[f"entropy {key}"] += attention_entropy(output.attention, batch.mask).tolist()
+def attention_measures(clean: Output, output: Output, batch: Batch) -> dict[str, list[float]]:
+    """Of each video of a batch: drift (total variation) of the last [CLS] row and of all rows, and entropy.
+
+    Where evidence is known also the share of attention on it, and what chance would have there.
+    """
+    assert clean.attention is not None and output.attention is not None
+    pair, kind = (clean.attention, output.attention, batch.mask), "total-variation"
+    found = {
+        "drift": attention_divergence(*pair, kind=kind),
+        "drift-all": attention_divergence(*pair, kind=kind, layers="all", rows="all"),
+        "entropy": attention_entropy(output.attention, batch.mask),
+    }
     if batch.evidence is not None:
-        share, chance = evidence_share(output.attention, batch)
-        measures[f"evidence {key}"] += share.tolist()
-        measures["chance"] += chance.tolist() if key == "clean" else []
+        found["evidence"], found["chance"] = evidence_share(output.attention, batch)
+    return {name: values.tolist() for name, values in found.items()}
 
 
 def evidence_share(attention, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -130,7 +130,7 @@ class _Found:
         self.labels, self.searched = labels.cpu(), searched  # how many videos were searched without gradients
         self.totals: dict[str, Accumulator] = {}  # by attack, and "clean", "worst", ...
         self.blind: dict[str, Accumulator] = {}  # "gap" of the search without gradients, "pgd" on the same videos
-        self.measures: dict[str, list[float]] = defaultdict(list)
+        self.measures: dict[tuple[str, str], list[float]] = defaultdict(list)  # by name and attack
         self.kept: dict[str, Tensor] = {"labels": self.labels}
 
     def add(self, key: str, scores: Tensor) -> None:
@@ -169,7 +169,7 @@ class _OneBatch:
     def judged(self) -> _Found:
         found, clean, batch = self.found, self.clean, self.batch
         found.add("clean", probabilities(clean.logits))
-        attention_measures(found.measures, "clean", clean, clean, batch)
+        self.measure("clean", attention_measures(clean, clean, batch))
         members = {"worst": [*self.trial.within], "worst@2": self.trial.doubled}
         cases = {key: _WorstCase(found.labels) for key in members}
         for key, attack in (self.trial.within | self.trial.beyond).items():
@@ -188,16 +188,20 @@ class _OneBatch:
 
     def measured(self, key: str, attack: Attack) -> Output:
         """The output under an attack, once the change and what it did to attention are measured."""
-        frames, measures = self.attacked(key, attack), self.found.measures
+        frames = self.attacked(key, attack)
         output = self.output(frames)
-        measures["violation"].append(violation(attack.threat, frames, self.batch))
+        self.measure("all", {"violation": [violation(attack.threat, frames, self.batch)]})
         if key in ("noise", "pgd"):
-            attention_measures(measures, key, self.clean, output, self.batch)
+            self.measure(key, attention_measures(self.clean, output, self.batch))
         if key == "frames-1":
-            measures["hijacked"] += hijacked(self.clean, output, self.batch, frames).tolist()
+            self.measure(key, {"hijacked": hijacked(self.clean, output, self.batch, frames).tolist()})
         if key == "pgd":
             self.pgd_frames = frames
         return output
+
+    def measure(self, key: str, found: dict[str, list[float]]) -> None:
+        for name, values in found.items():
+            self.found.measures[name, key] += values
 
     def attacked(self, key: str, attack: Attack) -> Tensor:
         if attack.search == "random":
@@ -231,12 +235,11 @@ class _OneBatch:
 
     def check_attacks(self) -> None:
         """Is there a gradient, are two answers alike, does the attack survive storage in bytes?"""
-        batch, measures = self.batch, self.found.measures
-        start = torch.zeros_like(batch.frames)
+        batch, start = self.batch, torch.zeros_like(self.batch.frames)
         _, gradient = loss_and_gradient(self.trial.model, batch, Attack(self.trial.threat), start)
-        measures["zero gradient"] += (gradient.abs().amax((1, 2)) < 1e-12).float().tolist()
-        again = self.output(batch.frames)
-        measures["repeat"].append(float((again.logits - self.clean.logits).abs().amax()))
+        apart = (self.output(batch.frames).logits - self.clean.logits).abs().amax(1)
+        zero = (gradient.abs().amax((1, 2)) < 1e-12).float()
+        self.measure("clean", {"zero gradient": zero.tolist(), "repeat": apart.tolist()})
         if self.trial.threat.box == BOX:  # others' features are not stored in bytes
             stored = torch.from_numpy(dequantize(quantize(self.pgd_frames.cpu().numpy())))
             stored = stored.to(batch.frames) * batch.mask[..., None]
@@ -264,20 +267,20 @@ def _row(trial: _Trial, found: list[_Found]) -> dict:
         "attacked": attacked,
         "worst": {"gap": min(scores["worst"]["gap"], *(result["gap"] for result in attacked.values()))},
         "other": other,
-        "attention_drift": mean["drift pgd"],
-        "attention_drift_noise": mean["drift noise"],
-        "attention_drift_all": mean["drift-all pgd"],
-        "attention_entropy": mean["entropy clean"],
-        "attention_entropy_attacked": mean["entropy pgd"],
-        "attention_hijacked": mean["hijacked"],
+        "attention_drift": mean["drift", "pgd"],
+        "attention_drift_noise": mean["drift", "noise"],
+        "attention_drift_all": mean["drift-all", "pgd"],
+        "attention_entropy": mean["entropy", "clean"],
+        "attention_entropy_attacked": mean["entropy", "pgd"],
+        "attention_hijacked": mean["hijacked", "frames-1"],
         "steady_attention": {"gap": scores["steady"]["gap"], "gap@2": scores["steady@2"]["gap"]},
         "evidence_share": _evidence(mean),
     }
     if trial.thorough:
         row["checks"] = {
-            "zero_gradient": mean["zero gradient"],
-            "repeat": max(measures["repeat"]),
-            "violation": max(measures["violation"]),
+            "zero_gradient": mean["zero gradient", "clean"],
+            "repeat": max(measures["repeat", "clean"]),
+            "violation": max(measures["violation", "all"]),
         }
     return row
 
@@ -293,7 +296,8 @@ def _blind(found: list[_Found]) -> dict:
     return {"same_videos": same, "videos": sum(one.searched for one in found)}
 
 
-def _evidence(mean: dict[str, float]) -> dict | None:
-    if "chance" not in mean:
+def _evidence(mean: dict[tuple[str, str], float]) -> dict | None:
+    if ("chance", "clean") not in mean:
         return None
-    return {"clean": mean["evidence clean"], "attacked": mean["evidence pgd"], "chance": mean["chance"]}
+    clean, attacked = mean["evidence", "clean"], mean["evidence", "pgd"]
+    return {"clean": clean, "attacked": attacked, "chance": mean["chance", "clean"]}

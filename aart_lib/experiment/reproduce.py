@@ -123,9 +123,7 @@ class Experiment:
             return known["row"], known["flags"]
         options: dict = {"only": only, "surrogates": {key: self._train_other(key, seed, threat) for key in others}}
         found = judge(model, self.test, threat, name=self.preset.suite, seed=seed, progress=self.progress, **options)
-        row = {"defense": name, "seed": seed} | found.row
-        row |= {"train_seconds": notes["train_seconds"], "history": notes["history"]}
-        raised = [flag | {"seed": seed} for flag in flags(name, row, notes["history"])]
+        row, raised = with_notes(found.row, notes)
         processes.write(_write_row, path, {"mark": mark, "row": row, "flags": raised}, found.scores)
         return row, raised
 
@@ -164,6 +162,13 @@ class Experiment:
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged ({error}); delete it and its .json: they are made anew") from error
         return judged(scores[measure].numpy(), scores["labels"].numpy())
+
+
+def with_notes(row: dict, notes: dict) -> tuple[dict, list[dict]]:
+    """The row that `judge` found, with what the notes of the model say, and its flags."""
+    about = {"defense": notes["defense"], "seed": notes["seed"]}
+    row = about | row | {"train_seconds": notes.get("train_seconds", 0.0), "history": notes.get("history", [])}
+    return row, [flag | {"seed": row["seed"]} for flag in flags(row["defense"], row, row["history"])]
 
 
 def three_worst(row: dict) -> list[str]:

@@ -25,10 +25,9 @@ from aart_lib.data.batch import LEVEL
 from aart_lib.runtime.files import replacing
 from aart_lib.viz import style
 from aart_lib.viz.film import draw_pictures
-from aart_lib.viz.style import ATTACKED, CLEAN, defense_style, finish, new_axes, new_figure, styled
+from aart_lib.viz.style import ATTACKED, CLEAN, EVIDENCE, defense_style, finish, new_axes, new_figure, styled
 
-EVIDENCE, NEUTRAL = "#444444", "#5B7C99"
-ATTENTION_MAP, FEATURE_MAP = "viridis", "PRGn"
+NEUTRAL, ATTENTION_MAP, FEATURE_MAP = "#5B7C99", "viridis", "PRGn"
 
 
 @styled
@@ -392,7 +391,7 @@ def plot_quantization(*, start: float = 0.3, title: str = "", ax=None) -> Figure
 
 @styled
 def plot_autocorrelation(curves: Mapping[str, Mapping], *, title: str = "", ax=None) -> Figure:
-    """Autocorrelation of the frames by lag; curves: {"embedded": {lag: value}, "genuine (n=1)": …}."""
+    """Autocorrelation of the frames by lag; curves: {"synthetic": {lag: value}, "genuine (n=1)": …}."""
     ax = new_axes(ax, title)
     looks = (NEUTRAL, "-", "o"), ("#000000", "--", "s"), ("#999999", ":", "^"), ("#CC79A7", "-.", "D")
     for (name, curve), (color, line, marker) in zip(curves.items(), looks, strict=False):  # lags are text in JSON
