@@ -43,10 +43,10 @@ class Batch:
 
     def __getitem__(self, rows: slice | Tensor) -> "Batch":
         """Some of the videos, as padded as before."""
-        listed = {"ids": self.ids} | ({"pictures": self.pictures} if self.pictures else {})
-        for name, values in listed.items():
-            listed[name] = values[rows] if isinstance(rows, slice) else tuple(values[int(row)] for row in rows)
-        return replace(self._each(lambda tensor: tensor[rows]), **listed)
+        places = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
+        pictures = self.pictures and tuple(self.pictures[row] for row in places)
+        ids = tuple(self.ids[row] for row in places)
+        return replace(self._each(lambda tensor: tensor[rows]), ids=ids, pictures=pictures)
 
     def trimmed(self) -> "Batch":
         """The same videos without the padding that none of them needs."""
