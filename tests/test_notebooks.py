@@ -76,7 +76,7 @@ def test_stored_outputs_come_from_one_run_of_this_code(path):
 
 
 @every_notebook
-def test_stored_outputs_can_be_seen_without_running(path):
+def test_stored_outputs_can_be_seen_without_running_and_name_no_folder(path):
     notebook = read(path)
     assert path.stat().st_size <= execute.LARGEST
     outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
@@ -84,13 +84,12 @@ def test_stored_outputs_can_be_seen_without_running(path):
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 1
     assert not [output for output in outputs if execute.WIDGET in output.get("data", {})]
     assert "widgets" not in notebook.metadata
-
-
-@every_notebook
-def test_stored_outputs_name_no_folder_and_warn_of_nothing(path):
-    for cell in code_cells(read(path)):
+    for cell in code_cells(notebook):
         assert not PLACE.search(texts(cell)), texts(cell)
         assert not warnings_of(cell)
+    pictures = sum(any("image/png" in o.get("data", {}) for o in cell.outputs) for cell in code_cells(notebook))
+    described = sum(cell.source.count("*Figure") for cell in notebook.cells if cell.cell_type == "markdown")
+    assert described >= pictures, "every figure has a text"
 
 
 def test_a_kernel_is_given_nothing_that_could_change_an_output(monkeypatch):
@@ -117,14 +116,6 @@ def test_the_instructors_minutes_are_the_notebooks_own():
     assert planned == {path.stem[:2]: int(time.search(read(path).cells[0].source)[1]) for path in PATHS}
     hours = round(sum(planned.values()) / 60)
     assert f"about {['no', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight'][hours]} hours" in text
-
-
-@every_notebook
-def test_every_figure_has_an_alternative_text(path):
-    notebook = read(path)
-    pictures = sum(any("image/png" in o.get("data", {}) for o in cell.outputs) for cell in code_cells(notebook))
-    described = sum(cell.source.count("*Figure") for cell in notebook.cells if cell.cell_type == "markdown")
-    assert described >= pictures
 
 
 # ---------------------------------------------------------------- how they are written
@@ -191,8 +182,8 @@ def copy(tmp_path_factory) -> Path:
 @every_notebook
 @pytest.mark.timeout(600)  # a notebook may take three minutes on two quiet cores
 def test_runs_from_an_empty_kernel_and_exercises_can_be_solved(path, copy):
-    env = os.environ | {"AART_QUICK": "1"}
     """One run for two facts: no cell fails or warns, and the printed solutions pass the checks that the stubs fail."""
+    env = os.environ | {"AART_QUICK": "1"}
     notebook = execute.run(with_solutions(read(path)), copy.parent, library=ROOT, env=env)  # not the notebooks' folder
     for cell in code_cells(notebook):
         assert not warnings_of(cell), cell.source

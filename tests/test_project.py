@@ -54,9 +54,6 @@ def project() -> dict:
     return tomllib.loads(read("pyproject.toml"))["project"]
 
 
-# ---------------------------------------------------------------- dependencies
-
-
 def test_conda_environment_names_the_same_packages_and_ranges(project):
     dependencies = yaml.safe_load(read("environment.yml"))["dependencies"]
     (pip,) = [entry["pip"] for entry in dependencies if isinstance(entry, dict)]
@@ -75,9 +72,6 @@ def test_every_dependency_is_pinned_within_its_range(project):
         assert pin.operator == "==" and allowed.contains(pin.version), f"{name}: {pin} is not in {allowed}"
 
 
-# ---------------------------------------------------------------- continuous integration
-
-
 def test_workflow_runs_what_ci_runs_on_every_python_and_may_only_read(project):
     text = read(".github/workflows/ci.yml")
     workflow = yaml.safe_load(text)
@@ -91,17 +85,11 @@ def test_workflow_runs_what_ci_runs_on_every_python_and_may_only_read(project):
     assert all(SpecifierSet(project["requires-python"]).contains(python) for python in pythons)
 
 
-# ---------------------------------------------------------------- commands
-
-
 def test_readme_names_only_commands_that_the_makefile_has():
     targets = set(re.findall(r"^([a-z]+):", read("Makefile"), re.MULTILINE))
     named = set(re.findall(r"(?:`|^\s*)make ([a-z]+)", read("README.md"), re.MULTILINE))
     assert {"reproduce", "test", "lab", "figures", "checkpoints", "bench", "lint"} <= targets
     assert {"reproduce", "test"} <= named <= targets
-
-
-# ---------------------------------------------------------------- the house
 
 
 def imported_modules(source: str) -> set[str]:
@@ -177,9 +165,6 @@ for order in ([], modules, modules[::-1], random.Random(0).sample(modules, len(m
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
-# ---------------------------------------------------------------- nothing read can run code
-
-
 def unsafe_calls(source: str) -> list[str]:
     """Imports and calls that could run what a file holds."""
     found = []
@@ -217,9 +202,6 @@ def test_no_module_has_a_way_to_run_what_it_reads():
     assert {name: calls for name, calls in found.items() if calls} == {"runtime.jobs": ["cloudpickle"]}
     # Of the run's own state alone.
     assert [name for path, name in NAMES.items() if "torch.load" in path.read_text("utf-8")] == ["checkpoint"]
-
-
-# ---------------------------------------------------------------- nobody's machine
 
 
 def tracked_files() -> list[Path]:

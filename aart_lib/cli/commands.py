@@ -29,7 +29,7 @@ from aart_lib.experiment.report import insert_results, with_results, write_repor
 from aart_lib.experiment.reproduce import Experiment, described, find_threat, reproduce
 from aart_lib.experiment.suites import suite
 from aart_lib.experiment.summary import read_results, summarize
-from aart_lib.experiment.tune import merit, read_ledger, threat_of, tune, with_grid
+from aart_lib.experiment.tune import best, read_ledger, threat_of, tune, with_grid
 from aart_lib.losses import defense
 from aart_lib.model import VideoTransformer
 from aart_lib.runtime import jobs, processes
@@ -160,22 +160,22 @@ def _surrogates(options, config, notes: dict) -> dict:
     given = beside if options.surrogates is None else options.surrogates
     paths = {path.resolve(): path for path in given}
     paths.pop(options.checkpoint.resolve(), None)
-    models = {path: checkpoint.load(path) for path in paths.values()}
-    fits = lambda c: c.features == config.features and c.max_frames >= config.max_frames  # noqa: E731
-    wrong = [
-        path for path, (model, found) in models.items() if found["labels"] != notes["labels"] or not fits(model.config)
-    ]
-    if wrong and options.surrogates is not None:
-        raise ValueError(f"surrogate {wrong[0]} takes other frames or labels than {options.checkpoint}; leave it out")
-    fitting = [path for path in models if path not in wrong]
-    return {name: models[path][0].float() for path, name in zip(fitting, _told_apart(fitting), strict=True)}
+    fitting = {}
+    for path in paths.values():
+        model, found = checkpoint.load(path)
+        same = found["labels"] == notes["labels"] and model.config.features == config.features
+        if same and model.config.max_frames >= config.max_frames:
+            fitting[path] = model.float()
+        elif options.surrogates is not None:
+            raise ValueError(f"surrogate {path} takes other frames or labels than {options.checkpoint}; leave it out")
+    return dict(zip(_told_apart([*fitting]), fitting.values(), strict=True))
 
 
 def _told_apart(paths: list[Path]) -> list[str]:
     """Names of files, with as many of their folders as it takes: `train` calls every model "model"."""
     parts = [path.resolve().with_suffix("").parts for path in paths]
-    ending = lambda depth: ["-".join(part[-depth:]) for part in parts]  # noqa: E731
-    return next(names for depth in range(1, 99) if len(set(names := ending(depth))) == len(names))
+    endings = (["-".join(part[-depth:]) for part in parts] for depth in range(1, 99))
+    return next(names for names in endings if len({*names}) == len(names))
 
 
 def run_tune(options) -> None:
@@ -187,9 +187,9 @@ def run_tune(options) -> None:
     _reserve(options, options.out.parent, SMALL, name=options.out.name)  # other ledgers may lie beside it
     threat = threat_asked(options, splits) or threat_of(known) or find_threat(splits, preset)[0]
     for name, trials in tune(splits, threat, preset, options.out, defenses=names).items():
-        best = max(trials, key=lambda found: merit(found, name))
-        gaps = f"GAP {best['pgd']:.3f} at ε, {best['pgd@2']:.3f} at 2ε"
-        print(f"{name:20} {len(trials)} trials, best {best['changes']}: {gaps}")
+        found = best(trials, name)
+        gaps = f"GAP {found['pgd']:.3f} at ε, {found['pgd@2']:.3f} at 2ε"
+        print(f"{name:20} {len(trials)} trials, best {found['changes']}: {gaps}")
 
 
 def run_download(options) -> None:

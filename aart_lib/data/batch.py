@@ -44,9 +44,8 @@ class Batch:
     def __getitem__(self, rows: slice | Tensor) -> "Batch":
         """Some of the videos, as padded as before."""
         places = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
-        pictures = self.pictures and tuple(self.pictures[row] for row in places)
-        ids = tuple(self.ids[row] for row in places)
-        return replace(self._each(lambda tensor: tensor[rows]), ids=ids, pictures=pictures)
+        pictures = tuple(self.pictures[i] for i in places) if self.pictures else None
+        return replace(self._each(lambda t: t[rows]), ids=tuple(self.ids[i] for i in places), pictures=pictures)
 
     def trimmed(self) -> "Batch":
         """The same videos without the padding that none of them needs."""

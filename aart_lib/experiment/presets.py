@@ -24,7 +24,7 @@ class Preset:
     dims: dict = field(default_factory=dict)
     max_frames: int | None = None
     sampling: str = "uniform"
-    hardware: Hardware = Hardware()  # noqa: RUF009 (frozen)
+    hardware: Hardware = field(default_factory=Hardware)
 
     @property
     def reading(self) -> dict:

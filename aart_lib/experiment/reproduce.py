@@ -3,7 +3,6 @@
 What is finished is kept: a killed run goes on where it stopped.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -78,13 +77,13 @@ class Experiment:
             if own:
                 raise ValueError(f"{path} was trained with other settings; choose another --out, or delete it")
         state, shown = path.with_suffix(".state"), f"{name} seed {seed}" if self.progress else None
-        kept = partial(train, state=state, hardware=self.preset.hardware, progress=shown)
-        model, history = kept(recipe, self.splits, shape, threat, config)
+        how: dict = {"state": state, "hardware": self.preset.hardware, "progress": shown}
+        model, history = train(recipe, self.splits, shape, threat, config, **how)
         notes = {
             "data": data_name(self.splits),
             "labels": self.splits.labels,
             "defense": name,
-            "recipe": _plain(asdict(recipe)),
+            "recipe": asdict(recipe),
             "seed": seed,
             "threat": _noted(threat),
             "train": asdict(config),
@@ -256,10 +255,6 @@ def _write_row(path: Path, found: dict, scores: dict) -> None:
     with replacing(path.with_suffix(".safetensors")) as file:
         file.write(to_bytes(scores))
     write_json(path, found)
-
-
-def _plain(value):
-    return json.loads(json.dumps(value, default=dict))
 
 
 def drop_state(path: Path) -> None:

@@ -179,11 +179,11 @@ def test_the_worst_case_of_a_video_is_its_lowest_precision_and_ties_go_to_the_hi
     labels = torch.tensor([[1.0, 0.0, 0.0]] * 3)
     first = torch.tensor([[0.9, 0.1, 0.2], [0.3, 0.2, 0.1], [0.1, 0.8, 0.9]])
     second = torch.tensor([[0.1, 0.8, 0.9], [0.6, 0.2, 0.1], [0.9, 0.1, 0.2]])
-    worst = _WorstCase()
-    worst.offer(first, torch.tensor([0.1, 0.7, 2.0]), labels)
-    worst.offer(second, torch.tensor([2.0, 0.4, 0.1]), labels)
+    worst = _WorstCase(labels)
+    worst.offer(first.double(), torch.tensor([0.1, 0.7, 2.0]))
+    worst.offer(second.double(), torch.tensor([2.0, 0.4, 0.1]))
     expected = torch.stack([second[0], first[1], first[2]])  # lower precision, higher loss of equals, lower precision
-    assert torch.equal(worst.scores, expected)
+    assert torch.equal(worst.scores, expected.double())
     np.testing.assert_allclose(worst.precision, average_precision_per_video(expected, labels))
 
 

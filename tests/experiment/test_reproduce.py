@@ -15,7 +15,7 @@ from aart_lib.data import synthetic
 from aart_lib.data.catalog import open_data, settings_hash
 from aart_lib.experiment import reproduce as reproduction
 from aart_lib.experiment import suites
-from aart_lib.experiment.presets import PRESETS, preset_named
+from aart_lib.experiment.presets import PRESETS
 from aart_lib.experiment.recipes import tuned
 from aart_lib.experiment.reproduce import three_worst
 from aart_lib.experiment.suites import suite
@@ -27,34 +27,10 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = replace(synthetic.SETTINGS["default"], train_videos=60, test_videos=24, shard_size=60, frames=(3, 6))
 
 
-# ---------------------------------------------------------------- settings
-
-
-@pytest.mark.parametrize(
-    "call, words",
-    [
-        (lambda: preset_named("huge"), "unknown preset 'huge'; known: quick, small, full"),
-        (lambda: open_data("imagenet"), "unknown data set 'imagenet'; known: synthetic, audioset"),
-        (lambda: open_data("audioset"), "audioset needs --data-dir"),
-        (
-            lambda: open_data("synthetic:tall"),
-            "unknown variant of the synthetic data 'tall'; known: default, short, long",
-        ),
-        (lambda: open_data("audioset:short"), "audioset has no variants, got 'short'"),
-    ],
-)
-def test_unknown_names_list_the_known(call, words):
-    with pytest.raises(ValueError, match=words):
-        call()
-
-
 def test_results_never_hold_what_other_readers_of_json_refuse(tmp_path):
     with pytest.raises(ValueError):
         write_json(tmp_path / "x.json", {"value": math.nan})
     assert list(tmp_path.iterdir()) == []
-
-
-# ---------------------------------------------------------------- from shards to figures
 
 
 @pytest.fixture(scope="module")
@@ -152,14 +128,6 @@ def test_other_settings_train_again_and_a_given_epsilon_is_used(done, folder, tm
     assert found["threat"]["norm"] == "l2-clip" and found["threat"]["calibration"]["reached"] is None
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(found))
 
-
-def test_an_unknown_defense_is_told_before_anything_is_trained(folder, tmp_path):
-    with pytest.raises(ValueError, match="unknown defense 'magic'"):
-        reproduction.reproduce(open_data("synthetic", folder), tmp_path / "x", defenses=["magic"])
-    assert not (tmp_path / "x").exists()
-
-
-# ---------------------------------------------------------------- the strong suite on several seeds
 
 STRONG = replace(PRESETS["quick"], epochs=1, suite="strong", test_videos=12)
 NAMES = ["standard", "trades", "a-art"]

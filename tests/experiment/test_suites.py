@@ -56,8 +56,3 @@ def test_names_tell_the_budget():
             expected = ThreatModel("linf", few_frames_epsilon(THREAT), int(kind.split("-")[1]))
         assert attack.threat == expected, name
     assert {name for name in beyond if name.startswith("curve@")} == {f"curve@{x:g}" for x in CURVE["strong"]}
-
-
-def test_an_unknown_suite_lists_the_known():
-    with pytest.raises(ValueError, match="unknown suite 'huge'; known: quick, standard, strong"):
-        suite("huge", THREAT)

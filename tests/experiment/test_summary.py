@@ -39,9 +39,6 @@ ROWS = [
 ]
 
 
-# ---------------------------------------------------------------- means
-
-
 def test_summary_numbers_are_the_hand_computed_ones():
     found = summarize(ROWS, {"a-art": [0.7, 0.9]})
     assert list(found) == ["standard", "a-art"]
@@ -67,8 +64,6 @@ def test_nothing_is_recovered_where_there_is_no_baseline_or_nothing_was_lost():
     summary = summarize([row | {"evidence_share": None} for row in ROWS])
     assert not any(key.startswith("evidence") for key in summary["a-art"])
 
-
-# ---------------------------------------------------------------- intervals and comparisons
 
 SKILL = {"a-art": 2.0, "trades": 1.9, "standard": 0.5}
 RUNS = [{"defense": name, "seed": seed} for seed in range(2) for name in ("standard", "trades", "a-art")]
@@ -104,9 +99,6 @@ def test_ours_is_compared_with_every_other_defense_by_every_measure():
         part = {c["with"]: c for c in found if c["measure"] == measure}
         assert {name: c["p_holm"] for name, c in part.items()} == holm({name: c["p"] for name, c in part.items()})
         assert part["standard"]["p_holm"] < 0.01 and part["standard"]["difference"] > 0.1
-
-
-# ---------------------------------------------------------------- ceiling
 
 
 @pytest.fixture(scope="module")

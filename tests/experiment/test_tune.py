@@ -53,9 +53,6 @@ def test_readme_shows_the_stored_results(data):
     assert table(results["summary"]) in readme
 
 
-# ---------------------------------------------------------------- the command
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
     settings = replace(synthetic.SETTINGS["default"], train_videos=40, test_videos=12, shard_size=40, frames=(3, 5))

@@ -49,9 +49,6 @@ def width(limits):
     return limits[1] - limits[0]
 
 
-# ---------------------------------------------------------------- GAP of resampled videos
-
-
 @given(videos())
 def test_gap_of_judged_videos_is_gap_with_ties_too(batch):
     assert gap_of(judged(*batch)) == metrics.gap(*batch)
@@ -65,23 +62,6 @@ def test_counts_are_as_good_as_repeated_videos(batch, most, seed):
     np.testing.assert_allclose(resampled_gap(judged(*batch), counts), repeated, atol=1e-12)
 
 
-def test_samples_do_not_depend_on_the_chunks_they_are_computed_in(monkeypatch):
-    run, counts = model(*world(40, 0), 2, 0), np.random.default_rng(0).integers(0, 3, (50, 40))
-    whole = resampled_gap(run, counts)
-    monkeypatch.setattr("aart_lib.experiment.uncertainty.ENTRIES", 7 * 40 * 20)
-    np.testing.assert_allclose(resampled_gap(run, counts), whole, atol=1e-12)
-    assert len(np.unique(whole)) == 50
-
-
-# ---------------------------------------------------------------- intervals and differences
-
-
-def test_identical_models_differ_by_exactly_nothing():
-    labels, hardness = world(60, 0)
-    runs = [model(labels, hardness, 2, seed) for seed in range(3)]
-    assert paired_bootstrap(runs, list(runs), draws=200) == Difference(0.0, (0.0, 0.0), 1.0)
-
-
 def test_a_better_model_is_found_better_and_swapping_turns_the_sign():
     labels, hardness = world(200, 0)
     ours, theirs = ([model(labels, hardness, skill, 10 * skill + s) for s in range(3)] for skill in (3, 2))
@@ -91,15 +71,6 @@ def test_a_better_model_is_found_better_and_swapping_turns_the_sign():
     assert found.p == pytest.approx(2 / 2001)  # the smallest that 2000 draws can show
     assert swapped.mean == -found.mean and swapped.p == found.p
     assert swapped.ci95 == pytest.approx((-found.ci95[1], -found.ci95[0]))
-
-
-def test_p_value_and_interval_agree_on_whether_there_is_a_difference():
-    for seed in range(20):
-        labels, hardness = world(40, seed)
-        ours, theirs = model(labels, hardness, 2.2, 1), model(labels, hardness, 2, 2)
-        found = paired_bootstrap([ours], [theirs], draws=400, seed=seed)
-        if abs(found.p - 0.05) > 0.015:  # one draw more or less decides nothing
-            assert (found.p < 0.05) == (found.ci95[0] > 0 or found.ci95[1] < 0)
 
 
 def test_pairing_narrows_the_interval_of_models_that_find_the_same_videos_hard():
@@ -125,13 +96,6 @@ def test_all_seeds_of_a_draw_see_the_same_videos():
     assert several == pytest.approx(alone, rel=0.15)  # separate videos would halve the width
 
 
-def test_the_same_seed_repeats_a_result_and_another_one_hardly_changes_it():
-    run = model(*world(100, 0), 2, 0)
-    assert interval([run]) == interval([run])
-    assert interval([run])[1] != interval([run], seed=1)[1]
-    assert interval([run])[1] == pytest.approx(interval([run], seed=1)[1], abs=0.15 * width(interval([run])[1]))
-
-
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
     labels, hardness = world(20_000, 0, classes=8)
     population = [model(labels, hardness, skill, seed) for seed, skill in enumerate((2.2, 2.0))]
@@ -143,9 +107,6 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
         found = interval(ours, draws=200, seed=trial)[1], paired_bootstrap(ours, theirs, draws=200, seed=trial).ci95
         covered += [low <= value <= high for (low, high), value in zip(found, truth, strict=True)]
     assert all(0.89 <= share <= 0.975 for share in covered / 200), covered
-
-
-# ---------------------------------------------------------------- many tests
 
 
 def test_holm_equals_published_values():
@@ -163,22 +124,12 @@ def test_holm_keeps_the_order_and_lies_between_raw_and_bonferroni(raw):
     assert np.all(np.diff(adjusted[np.argsort(raw)]) >= 0)
 
 
-RUN, OTHER = flat(1), flat(1, count=9)
+RUN = flat(1)
 REFUSED = {
-    "every seed, got 1 and 0 runs; pass": lambda: paired_bootstrap([RUN], []),
-    "every seed, got 2 and 1 runs; pass": lambda: paired_bootstrap([RUN, RUN], [RUN]),
-    "same videos in the same order, got 8 and 9; judge": lambda: paired_bootstrap([RUN], [OTHER]),
-    "got 8 and 8 that do not have as many labels each": lambda: paired_bootstrap(
-        [RUN], [RUN._replace(positives=RUN.positives + 1)]
-    ),
-    "every seed, got 0 runs; pass": lambda: interval([]),
-    "draws must be at least 1, got 0": lambda: interval([RUN], draws=0),
-    r"integers \[R,8\], got int64 \[2, 7\]; pass": lambda: resampled_gap(RUN, np.ones((2, 7), int)),
-    r"integers \[R,8\], got float64 \[2, 8\]; pass": lambda: resampled_gap(RUN, np.ones((2, 8))),
-    "at least 0, got -1; count": lambda: resampled_gap(RUN, np.full((2, 8), -1)),
+    "judged on the same videos": lambda: paired_bootstrap([RUN], [flat(1, count=9)]),
+    "same videos in the same order": lambda: paired_bootstrap([RUN], [RUN._replace(positives=RUN.positives + 1)]),
     "at least one video, got none": lambda: judged(np.zeros((0, 3)), np.zeros((0, 3))),
     r"\[N,C\], got \(2, 3\) and \(3, 2\)": lambda: judged(np.zeros((2, 3)), np.zeros((3, 2))),
-    r"\[0,1\], got clean: nan; leave": lambda: holm({"fine": 0.5, "clean": np.nan}),
 }
 
 

@@ -43,19 +43,14 @@ def curve(seeds=1):
 
 SINGLE = {
     "perturbation": lambda **o: plots.plot_perturbation(FRAMES, np.arange(TIME) < 9, evidence=EVIDENCE[:, 1], **o),
-    "loss": lambda **o: plots.plot_loss_terms(
-        [{"epoch": 1, "task": 2.0}, {"epoch": 2, "task": 1.0, "robust": 3.0}], **o
-    ),
+    "loss": lambda **o: plots.plot_loss_terms([{"epoch": 1, "task": 2.0}, {"epoch": 2, "robust": 3.0}], **o),
     "robustness": lambda **o: plots.plot_robustness_curve({"trades": ([0, 0.1], [0.9, 0.2])}, calibrated=0.05, **o),
     "table": lambda **o: plots.plot_table_bars(rows(1), **o),
     "share": lambda **o: plots.plot_evidence_share(rows(2), **o),
     "quantization": lambda **o: plots.plot_quantization(**o),
-    "autocorrelation": lambda **o: plots.plot_autocorrelation(
-        {"embedded": {1: 0.4, 5: 0.1}, "genuine": {"1": 0.4}}, **o
-    ),
+    "autocorrelation": lambda **o: plots.plot_autocorrelation({"synthetic": {1: 0.4}, "genuine": {"1": 0.4}}, **o),
 }
 WHOLE = {
-    "film": lambda **o: plots.plot_timeline(FRAMES, **o),
     "video": lambda **o: plots.plot_timeline(FRAMES, EVIDENCE, LABELS, attacked_frames=[3], **o),
     "attacked": lambda **o: plots.plot_timeline(FRAMES, EVIDENCE, LABELS, attention=ATTENTION, scores=SCORES, **o),
     "scores": lambda **o: plots.plot_timeline(FRAMES, None, LABELS, scores=SCORES, labels=[0, 1, 0, 1], **o),
