@@ -23,12 +23,11 @@ from matplotlib.patches import Ellipse
 
 from aart_lib.data.batch import LEVEL
 from aart_lib.runtime.files import replacing
-from aart_lib.viz import style
-from aart_lib.viz.film import draw_film
+from aart_lib.viz import film, style
 from aart_lib.viz.style import ATTACKED, CLEAN, defense_style, finish, new_axes, new_figure, styled
 
 EVIDENCE, NEUTRAL = "#444444", "#5B7C99"
-ATTENTION_MAP = "viridis"
+ATTENTION_MAP, FEATURE_MAP = "viridis", film.FEATURE_MAP
 
 
 @styled
@@ -103,7 +102,7 @@ def plot_timeline(
     axes = fig.subplot_mosaic(mosaic, height_ratios=list(heights.values()), width_ratios=[2.5, 1] if scores else [1])
     if attention:
         draw_attention(axes["attention"], axes["change"], attention, evidence)
-    draw_film(axes["film"], np.asarray(frames)[:, :8], attacked_frames, pictures)
+    film.draw_film(axes["film"], np.asarray(frames)[:, :8], attacked_frames, pictures)
     if len(shown):
         _draw_evidence(axes["evidence"], evidence[:, shown], [label_names[c] for c in shown])
     if scores:
