@@ -236,7 +236,7 @@ def test_empty_and_missing_folders_are_named(tmp_path, capsys):
         (["reproduce", "--defenses", "a-art,magic"], "unknown defense 'magic'; known: standard"),
         (["reproduce", "--data", "imagenet"], "unknown data set 'imagenet'; known: synthetic"),
         (["train", "--data", "audioset"], "audioset needs --data-dir"),
-        (["train", "--data", "synthetic:tall"], "unknown variant 'tall' of the synthetic data; known: default, short"),
+        (["train", "--data", "synthetic:tall"], "unknown variant of the synthetic data 'tall'; known: default, short"),
         (["reproduce", "--data", "audioset:short"], "audioset has no variants, got 'short'"),
         (["reproduce", "--preset", "huge"], "unknown preset 'huge'; known: quick, small, full"),
         (["reproduce", "--suite", "huge"], "unknown suite 'huge'; known: quick, standard, strong"),
