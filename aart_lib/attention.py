@@ -115,31 +115,6 @@ def attention_entropy(attention: tuple[Tensor, ...], mask: Tensor) -> Tensor:
     return -(row * _log(row)).sum(-1).mean(1) / (mask.sum(1) + 1.0).log().clamp_min(1e-12)
 
 
-def temporal_attention(maps: tuple[torch.Tensor, ...], layer: int | str = -1, head: int | None = None) -> torch.Tensor:
-    """How [CLS] weighs the frames, [B,T]: a layer and a head (None = mean of the heads), or "rollout" through all."""
-    if layer == "rollout":
-        return rollout(maps)
-    rows = cls_attention(maps)[:, int(layer)]  # [B,H,T]
-    return rows.mean(1) if head is None else rows[:, head]
-
-
-def attention_measures(clean: Output, output: Output, batch: Batch) -> dict[str, list[float]]:
-    """Of each video of a batch: drift (total variation) of the last [CLS] row and of all rows, and entropy.
-
-    Where evidence is known also the share of attention on it, and what chance would have there.
-    """
-    assert clean.attention is not None and output.attention is not None
-    pair, kind = (clean.attention, output.attention, batch.mask), "total-variation"
-    found = {
-        "drift": attention_divergence(*pair, kind=kind),
-        "drift-all": attention_divergence(*pair, kind=kind, layers="all", rows="all"),
-        "entropy": attention_entropy(output.attention, batch.mask),
-    }
-    if batch.evidence is not None:
-        found["evidence"], found["chance"] = evidence_share(output.attention, batch)
-    return {name: values.tolist() for name, values in found.items()}
-
-
 def evidence_share(attention, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Share of the last layer's [CLS]→frames attention on evidence, and what uniform attention would have there.
 
@@ -161,3 +136,11 @@ def hijacked(clean, attacked, batch: Batch, frames: torch.Tensor) -> torch.Tenso
     touched = (frames != batch.frames).any(2)
     gained = (attacked.attention[-1] - clean.attention[-1])[:, :, 0, 1:].mean(1)
     return (gained.clamp_min(0) * touched).sum(1)
+
+
+def temporal_attention(maps: tuple[torch.Tensor, ...], layer: int | str = -1, head: int | None = None) -> torch.Tensor:
+    """How [CLS] weighs the frames, [B,T]: a layer and a head (None = mean of the heads), or "rollout" through all."""
+    if layer == "rollout":
+        return rollout(maps)
+    rows = cls_attention(maps)[:, int(layer)]  # [B,H,T]
+    return rows.mean(1) if head is None else rows[:, head]

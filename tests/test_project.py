@@ -28,7 +28,7 @@ ORDER = (
     "runtime.files runtime.signals runtime.processes runtime.jobs "
     "data.batch data.exact data.foreign data.records data.formats data.index data.tensors data.dataset data.synthetic "
     "data.vocabulary data.catalog data.convert data.describe data.download "
-    "data.pictures data.extractor data.sources data.films data.photographs "
+    "data.pictures data.extractor data.pixels data.sources data.films data.photographs "
     "metrics model attention losses threats objectives attacks pixels scoring checkpoint steps training "
     "viz.style viz.film viz.plots viz.explorer "
     "experiment.recipes experiment.presets experiment.suites experiment.judge experiment.flags experiment.uncertainty "

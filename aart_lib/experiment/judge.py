@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from aart_lib.attacks import Attack, loss_and_gradient, perturb, pgd
-from aart_lib.attention import SteadyAttention, attention_measures, hijacked
+from aart_lib.attention import SteadyAttention, attention_divergence, attention_entropy, evidence_share, hijacked
 from aart_lib.data.batch import BOX, Batch, dequantize, quantize
 from aart_lib.data.dataset import VideoDataset
 from aart_lib.experiment.suites import FREE_VIDEOS, suite, transfer
@@ -24,7 +24,7 @@ from aart_lib.metrics import Accumulator, average_precision_per_video
 from aart_lib.model import Output, evaluating, predict
 from aart_lib.runtime import processes
 from aart_lib.scoring import batches, device_of, generator_for, merged, probabilities
-from aart_lib.threats import ThreatModel, violation
+from aart_lib.threats import NORMS, ThreatModel
 
 
 class Evaluation(NamedTuple):
@@ -301,3 +301,32 @@ def _evidence(mean: dict[tuple[str, str], float]) -> dict | None:
         return None
     clean, attacked = mean["evidence", "clean"], mean["evidence", "pgd"]
     return {"clean": clean, "attacked": attacked, "chance": mean["chance", "clean"]}
+
+
+def violation(threat: ThreatModel, frames: torch.Tensor, batch: Batch) -> float:
+    """By how much norm, box or padding is overstepped, in units of ε if that is not 0; too many frames add 1 / ε."""
+    delta = frames - batch.frames
+    over = (delta - NORMS[threat.norm].project(delta, threat.epsilon)).abs().amax()
+    padding = (delta * ~batch.mask[..., None]).abs().amax()
+    low, high = threat.bounds(batch.frames)
+    outside = torch.maximum(low - frames, frames - high).amax()
+    touched = int((delta != 0).any(2).sum(1).max())
+    too_many = touched > (threat.max_frames or touched)
+    return float(max(over, padding, outside) + too_many) / (threat.epsilon or 1.0)
+
+
+def attention_measures(clean: Output, output: Output, batch: Batch) -> dict[str, list[float]]:
+    """Of each video of a batch: drift (total variation) of the last [CLS] row and of all rows, and entropy.
+
+    Where evidence is known also the share of attention on it, and what chance would have there.
+    """
+    assert clean.attention is not None and output.attention is not None
+    pair, kind = (clean.attention, output.attention, batch.mask), "total-variation"
+    found = {
+        "drift": attention_divergence(*pair, kind=kind),
+        "drift-all": attention_divergence(*pair, kind=kind, layers="all", rows="all"),
+        "entropy": attention_entropy(output.attention, batch.mask),
+    }
+    if batch.evidence is not None:
+        found["evidence"], found["chance"] = evidence_share(output.attention, batch)
+    return {name: values.tolist() for name, values in found.items()}

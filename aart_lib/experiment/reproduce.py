@@ -20,7 +20,7 @@ from aart_lib.data.records import Skipped
 from aart_lib.experiment.ceiling import ceiling
 from aart_lib.experiment.flags import flags
 from aart_lib.experiment.judge import judge
-from aart_lib.experiment.presets import PRESETS, Preset, default_threat, model_config, train_config
+from aart_lib.experiment.presets import PRESETS, Preset, calibrate, default_threat, model_config, train_config
 from aart_lib.experiment.recipes import tuned
 from aart_lib.experiment.suites import transfer
 from aart_lib.experiment.summary import compare, intervals, summarize
@@ -29,7 +29,6 @@ from aart_lib.losses import defense
 from aart_lib.runtime import processes
 from aart_lib.runtime.files import read_json, replacing, write_json
 from aart_lib.runtime.jobs import side_by_side
-from aart_lib.scoring import calibrate
 from aart_lib.threats import ThreatModel
 from aart_lib.training import fingerprint, train
 

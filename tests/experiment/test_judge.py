@@ -16,12 +16,13 @@ from aart_lib.data.batch import BOX, Batch, Item, collate
 from aart_lib.experiment import judge as evaluation
 from aart_lib.experiment import suites
 from aart_lib.experiment.flags import flags
-from aart_lib.experiment.judge import _WorstCase, evaluate, judge
+from aart_lib.experiment.judge import _WorstCase, evaluate, judge, violation
+from aart_lib.experiment.presets import calibrate
 from aart_lib.losses import bce
 from aart_lib.metrics import average_precision_per_video, gap
 from aart_lib.model import MODELS, ModelConfig, Output, VideoTransformer
-from aart_lib.scoring import calibrate, generator_for, score
-from aart_lib.threats import NORMS, ThreatModel, violation
+from aart_lib.scoring import generator_for, score
+from aart_lib.threats import NORMS, ThreatModel
 
 D, C, T = 8, 6, 5
 THREAT = ThreatModel("linf", 0.15)
