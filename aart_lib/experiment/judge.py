@@ -103,9 +103,19 @@ class _Trial:
     thorough: bool  # whether the attacks themselves are checked
 
     @property
-    def doubled(self) -> list[str]:
-        """Attacks at twice the ε: their worst case is "worst@2". The curve's are weaker, and have other ε."""
-        return [key for key, attack in self.beyond.items() if attack.threat == self.threat.times(2)]
+    def farther(self) -> dict[str, ThreatModel]:
+        """Threat models beyond the own one under which the worst of several attacks counts."""
+        found = {"worst@2": self.threat.times(2)}
+        return found | ({"splice": self.threat.spliced()} if self.threat.box else {})
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """The attacks whose worst case for each video counts, by the name of that case."""
+        beyond = {
+            name: [key for key, attack in self.beyond.items() if attack.threat == threat]
+            for name, threat in self.farther.items()
+        }
+        return {"worst": [*self.within]} | {name: keys for name, keys in beyond.items() if keys}
 
 
 def _trial(model, threat: ThreatModel, name: str, threshold: float, surrogates: Mapping, only) -> _Trial:
@@ -116,7 +126,8 @@ def _trial(model, threat: ThreatModel, name: str, threshold: float, surrogates: 
         return trial
     plain, farther = suite("standard", threat)
     kept = {key: attack for key, attack in within.items() if key in {*plain, *only}}
-    more = {key: attack for key, attack in beyond.items() if key in {*farther, *trial.doubled}}
+    grouped = {key for keys in trial.groups.values() for key in keys}
+    more = {key: attack for key, attack in beyond.items() if key in {*farther, *grouped}}
     return replace(trial, within=kept, beyond=more)
 
 
@@ -170,7 +181,7 @@ class _OneBatch:
         found, clean, batch = self.found, self.clean, self.batch
         found.add("clean", probabilities(clean.logits))
         self.measure("clean", attention_measures(clean, clean, batch))
-        members = {"worst": [*self.trial.within], "worst@2": self.trial.doubled}
+        members = self.trial.groups
         cases = {key: _WorstCase(found.labels) for key in members}
         for key, attack in (self.trial.within | self.trial.beyond).items():
             output = self.measured(key, attack)
@@ -258,8 +269,10 @@ def _row(trial: _Trial, found: list[_Found]) -> dict:
         if attack.search == "random":
             attacked[key] = attacked[key] | _blind(found)
     other = {key: _beyond(attack.threat, scores[key]) for key, attack in trial.beyond.items()}
-    doubled = min(scores["worst@2"]["gap"], *(scores[key]["gap"] for key in trial.doubled))
-    other["worst@2"] = {"threat": trial.threat.times(2).described(), "gap": doubled}
+    for name, threat in trial.farther.items():
+        if name in scores:
+            lowest = min(scores[key]["gap"] for key in (name, *trial.groups[name]))
+            other[name] = {"threat": threat.described(), "gap": lowest}
     if "pgd-stored" in scores:
         other["pgd-stored"] = _beyond(trial.threat, scores["pgd-stored"])
     row = {

@@ -363,6 +363,15 @@ def test_a_broken_defense_raises_its_flags(strong, broken):
     assert ("flat-attention" in raised(strong[broken])) == (broken is flattened)
 
 
+def test_one_frame_that_may_be_anything_is_the_worst_of_several_searches(strong):
+    for row in strong.values():
+        if "splice" in row["other"]:
+            tried = [found["gap"] for key, found in row["other"].items() if key.startswith("splice-")]
+            assert len(tried) == 3 and row["other"]["splice"]["gap"] <= min(tried)
+    other = strong["fitted"]["other"]
+    assert other["splice"]["gap"] <= other["frames-1"]["gap"] and other["splice"]["threat"]["max_frames"] == 1
+
+
 def test_no_single_attack_is_worse_than_the_worst_case(strong):
     for row in strong.values():
         assert row["worst"]["gap"] <= min(result["gap"] for result in row["attacked"].values())
