@@ -108,7 +108,7 @@ def test_video_level_validation_has_its_own_paths(server, tmp_path):
 def test_parts_share_out_all_shards_by_the_md5_of_their_names(server, tmp_path):
     for part in (1, 2):
         names = {name for name in NAMES if int(hashlib.md5(name.encode()).hexdigest(), 16) % 2 == part - 1}
-        assert {path.name for path in fetch(server, tmp_path / str(part), shards=f"{part}/2")} == names
+        assert {file.path.name for file in fetch(server, tmp_path / str(part), shards=f"{part}/2")} == names
         assert 0 < len(names) < len(NAMES)
 
 
@@ -224,7 +224,7 @@ def test_what_cannot_be_written_is_named(server, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(DownloadError, match=r"cannot write to .*file"):
         fetch(server, tmp_path / "file")
-    monkeypatch.setattr(module._Transfer, "_advance", full)  # a disk that fills up meanwhile
+    monkeypatch.setattr(module, "_receive", full)  # a disk that fills up meanwhile
     with pytest.raises(DownloadError, match=r"cannot write to .*No space left"):
         fetch(server, tmp_path)
 
