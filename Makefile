@@ -79,6 +79,5 @@ $(STAMP): requirements.txt pyproject.toml
 $(PEERS)/.installed: tests/benchmarks/requirements-peers.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install -r tests/benchmarks/requirements-peers.txt
-	$(PEERS)/bin/python -m pip install --no-deps torchattacks==3.5.1
 	-$(PEERS)/bin/python -m pip install -c tests/benchmarks/requirements-peers.txt tensorflow-cpu==2.21.0
 	@touch $@
