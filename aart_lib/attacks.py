@@ -19,7 +19,17 @@ from torch import Tensor, nn
 
 from aart_lib.data.batch import Batch, Part, drawn
 from aart_lib.data.exact import one_of
-from aart_lib.model import DetachedAttention, Output, VideoTransformer, evaluating, precision, predict, tempered, wide
+from aart_lib.model import (
+    DetachedAttention,
+    Output,
+    VideoTransformer,
+    evaluating,
+    precision,
+    predict,
+    tempered,
+    unbounded,
+    wide,
+)
 from aart_lib.objectives import OBJECTIVES, Objective
 from aart_lib.threats import NORMS, ThreatModel, store
 
@@ -34,6 +44,7 @@ VIEWS: dict[str, Callable | None] = {
     "detached": DetachedAttention,  # past the attention
     "softer": partial(tempered, temperature=2.0),  # where the softmax is saturated, its gradient vanishes
     "sharper": partial(tempered, temperature=0.5),
+    "unbounded": unbounded,  # where a bounded score no longer moves
 }
 # How far from the clean frames a search begins, in units of ε: {start: (L∞, L2)}. "near" is anywhere in the L∞ ball; on
 # the L2 sphere, where "random" begins, twenty steps do not turn a perturbation all the way to the gradient.
@@ -67,7 +78,7 @@ class Attack:
         if not isinstance(self.objective, Objective):
             one_of("objective", self.objective, OBJECTIVES)
         one_of("start", self.start, STARTS)
-        one_of("choice of frames", self.frames, CHOICES)
+        one_of("frames", self.frames, CHOICES)
         one_of("search", self.search, ("gradient", "auto", "random"))
         one_of("labels", self.labels, ("true", "predicted"))
         one_of("view", self.view, VIEWS)
@@ -129,8 +140,8 @@ def perturb(model, batch: Batch, attack: Attack, *, generator: torch.Generator |
 
 def _in_full(batch: Batch) -> Batch:
     """The batch as tensors that gradients may be taken through, in single precision or better."""
-    parts: dict = {key: value for key, value in vars(batch).items() if isinstance(value, Tensor)}
-    parts = {key: value.clone() if value.is_inference() else value for key, value in parts.items()}
+    parts: dict = {name: getattr(batch, name) for name in ("frames", "mask", "labels")}
+    parts = {name: value.clone() if value.is_inference() else value for name, value in parts.items()}
     frames = wide(parts["frames"])
     return replace(batch, **parts | {"frames": frames, "labels": parts["labels"].to(frames)})
 

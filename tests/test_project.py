@@ -28,11 +28,12 @@ ORDER = (
     "runtime.files runtime.signals runtime.processes runtime.jobs "
     "data.batch data.exact data.foreign data.records data.formats data.index data.tensors data.dataset data.synthetic "
     "data.vocabulary data.catalog data.convert data.describe data.download "
-    "metrics model attention losses threats objectives attacks scoring checkpoint steps training "
-    "viz.style viz.plots viz.explorer "
+    "data.pictures data.extractor data.pixels data.sources data.films data.photographs "
+    "metrics model attention losses threats objectives attacks pixels scoring checkpoint steps training "
+    "viz.style viz.film viz.plots viz.explorer "
     "experiment.recipes experiment.presets experiment.suites experiment.judge experiment.flags experiment.uncertainty "
     "experiment.ceiling experiment.summary experiment.reproduce experiment.tune experiment.figures experiment.report "
-    "cli.options cli.commands cli.parser"
+    "cli.options cli.films cli.commands cli.parser"
 ).split()
 FREE = {"__main__", *(name for name in NAMES.values() if name.endswith("__init__"))}  # they hand names on
 FILE_LIMIT, LIBRARY_LIMIT = 250, 5590  # lines of code

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from aart_lib import checkpoint
+from aart_lib.cli import films as film_commands
 from aart_lib.cli.options import (
     check_labels,
     check_model,
@@ -21,14 +22,12 @@ from aart_lib.data.dataset import VideoDataset
 from aart_lib.data.describe import describe
 from aart_lib.data.download import download
 from aart_lib.experiment.figures import draw_attention, models_to_show
-from aart_lib.experiment.flags import flags
 from aart_lib.experiment.judge import evaluate
 from aart_lib.experiment.presets import default_threat, model_config
-from aart_lib.experiment.report import insert_results, with_results, write_report
-from aart_lib.experiment.reproduce import Experiment, described, find_threat, reproduce
-from aart_lib.experiment.suites import suite
+from aart_lib.experiment.report import insert_results, write_report
+from aart_lib.experiment.reproduce import Experiment, described, find_threat, reproduce, with_notes
 from aart_lib.experiment.summary import read_results, summarize
-from aart_lib.experiment.tune import merit, read_ledger, threat_of, tune, with_grid
+from aart_lib.experiment.tune import best, read_ledger, threat_of, tune, with_grid
 from aart_lib.losses import defense
 from aart_lib.model import VideoTransformer
 from aart_lib.runtime import jobs, processes
@@ -63,10 +62,7 @@ def _bytes(splits, preset, models: int) -> int:
 
 def run_reproduce(options) -> None:
     preset = preset_asked(options)
-    suite(preset.suite, ThreatModel("linf", 0.0))  # unknown names are told before data is touched
     names = defenses_asked(options)
-    if options.seeds < 1:
-        raise ValueError(f"--seeds must be at least 1, got {options.seeds}")
     check_threat(options)
     splits = open_asked(options, preset)
     threat = threat_asked(options, splits)
@@ -107,7 +103,6 @@ def run_train(options) -> None:
 
 def run_evaluate(options) -> None:
     preset = preset_asked(options)
-    suite(options.suite, ThreatModel("linf", 0.0))  # unknown names are told before data is touched
     if options.surrogates is not None and options.suite != "strong":
         raise ValueError(f"the suite {options.suite} tries no --surrogates; take --suite strong, or leave them out")
     model, notes = checkpoint.load(options.checkpoint)
@@ -117,9 +112,8 @@ def run_evaluate(options) -> None:
     splits, test = _open_for(options, replace(preset, max_frames=model.config.max_frames), notes)
     threat = ThreatModel(**notes["threat"])
     _reserve(options, options.out, SMALL)
-    row = {"defense": notes["defense"], "seed": notes["seed"], "train_seconds": notes.get("train_seconds", 0.0)}
-    row |= evaluate(model, test, threat, name=options.suite, seed=notes["seed"], surrogates=others)
-    row["history"] = notes.get("history", [])
+    found = evaluate(model, test, threat, name=options.suite, seed=notes["seed"], surrogates=others)
+    row, raised = with_notes(found, notes)
     results = {
         "data": described(splits, test, options.skipped) | {"segments": options.segments},
         "threat": notes["threat"] | {"epsilon_levels": threat.levels, "calibration": None},
@@ -127,7 +121,7 @@ def run_evaluate(options) -> None:
         "summary": summarize([row]),
         "comparisons": [],
         "ceiling": [],
-        "flags": [flag | {"seed": row["seed"]} for flag in flags(row["defense"], row, row["history"])],
+        "flags": raised,
     }
     processes.write(write_json, options.out / "results.json", results)
     gaps = {key: row[key] for key in ("clean", "worst")} | row["attacked"]
@@ -159,22 +153,22 @@ def _surrogates(options, config, notes: dict) -> dict:
     given = beside if options.surrogates is None else options.surrogates
     paths = {path.resolve(): path for path in given}
     paths.pop(options.checkpoint.resolve(), None)
-    models = {path: checkpoint.load(path) for path in paths.values()}
-    fits = lambda c: c.features == config.features and c.max_frames >= config.max_frames  # noqa: E731
-    wrong = [
-        path for path, (model, found) in models.items() if found["labels"] != notes["labels"] or not fits(model.config)
-    ]
-    if wrong and options.surrogates is not None:
-        raise ValueError(f"surrogate {wrong[0]} takes other frames or labels than {options.checkpoint}; leave it out")
-    fitting = [path for path in models if path not in wrong]
-    return {name: models[path][0].float() for path, name in zip(fitting, _told_apart(fitting), strict=True)}
+    fitting = {}
+    for path in paths.values():
+        model, found = checkpoint.load(path)
+        same = found["labels"] == notes["labels"] and model.config.features == config.features
+        if same and model.config.max_frames >= config.max_frames:
+            fitting[path] = model.float()
+        elif options.surrogates is not None:
+            raise ValueError(f"surrogate {path} takes other frames or labels than {options.checkpoint}; leave it out")
+    return dict(zip(_told_apart([*fitting]), fitting.values(), strict=True))
 
 
 def _told_apart(paths: list[Path]) -> list[str]:
     """Names of files, with as many of their folders as it takes: `train` calls every model "model"."""
     parts = [path.resolve().with_suffix("").parts for path in paths]
-    ending = lambda depth: ["-".join(part[-depth:]) for part in parts]  # noqa: E731
-    return next(names for depth in range(1, 99) if len(set(names := ending(depth))) == len(names))
+    endings = (["-".join(part[-depth:]) for part in parts] for depth in range(1, 99))
+    return next(names for names in endings if len({*names}) == len(names))
 
 
 def run_tune(options) -> None:
@@ -186,9 +180,9 @@ def run_tune(options) -> None:
     _reserve(options, options.out.parent, SMALL, name=options.out.name)  # other ledgers may lie beside it
     threat = threat_asked(options, splits) or threat_of(known) or find_threat(splits, preset)[0]
     for name, trials in tune(splits, threat, preset, options.out, defenses=names).items():
-        best = max(trials, key=lambda found: merit(found, name))
-        gaps = f"GAP {best['pgd']:.3f} at ε, {best['pgd@2']:.3f} at 2ε"
-        print(f"{name:20} {len(trials)} trials, best {best['changes']}: {gaps}")
+        found = best(trials, name)
+        gaps = f"GAP {found['pgd']:.3f} at ε, {found['pgd@2']:.3f} at 2ε"
+        print(f"{name:20} {len(trials)} trials, best {found['changes']}: {gaps}")
 
 
 def run_download(options) -> None:
@@ -226,6 +220,15 @@ def run_convert(options) -> None:
     print(f"{len(made)} shards, {size / 1e6:,.1f} MB in {options.out}; use it as --data-dir")
 
 
+def run_films(options) -> None:
+    _reserve(options, options.out, SMALL)
+    print(film_commands.make(options))
+
+
+def run_look(options) -> None:
+    print(film_commands.look(options))
+
+
 def run_describe(options) -> None:
     how = {"labels": options.labels, "skipped": options.skipped}
     print(describe(options.data, options.data_dir, **how, **preset_asked(options).reading))
@@ -234,10 +237,8 @@ def run_describe(options) -> None:
 def run_report(options) -> None:
     results, out = read_results(options.results), options.out or options.results.parent
     models = models_to_show(options.checkpoints, results) if options.checkpoints else None
-    if options.readme:
-        with_results(options.readme, results)  # what may fail comes before anything is written
-    print(write_report(results, out, options.results.with_suffix(".md").name.replace("results", "report")))
-    if options.readme:
+    if options.readme:  # first, since it may have no place for them
         insert_results(options.readme, results)
+    print(write_report(results, out, options.results.with_suffix(".md").name.replace("results", "report")))
     if models:
         draw_attention(models, out)

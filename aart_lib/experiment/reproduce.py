@@ -3,7 +3,6 @@
 What is finished is kept: a killed run goes on where it stopped.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -15,13 +14,13 @@ from safetensors.torch import save as to_bytes
 from tqdm import tqdm
 
 from aart_lib import checkpoint
-from aart_lib.data.catalog import Splits, data_name, settings_hash, variant_of
+from aart_lib.data.catalog import Splits, data_name, keep_extractor, settings_hash, variant_of
 from aart_lib.data.dataset import VideoDataset
 from aart_lib.data.records import Skipped
 from aart_lib.experiment.ceiling import ceiling
 from aart_lib.experiment.flags import flags
 from aart_lib.experiment.judge import judge
-from aart_lib.experiment.presets import PRESETS, Preset, default_threat, model_config, train_config
+from aart_lib.experiment.presets import PRESETS, Preset, calibrate, default_threat, model_config, train_config
 from aart_lib.experiment.recipes import tuned
 from aart_lib.experiment.suites import transfer
 from aart_lib.experiment.summary import compare, intervals, summarize
@@ -30,7 +29,6 @@ from aart_lib.losses import defense
 from aart_lib.runtime import processes
 from aart_lib.runtime.files import read_json, replacing, write_json
 from aart_lib.runtime.jobs import side_by_side
-from aart_lib.scoring import calibrate
 from aart_lib.threats import ThreatModel
 from aart_lib.training import fingerprint, train
 
@@ -78,13 +76,13 @@ class Experiment:
             if own:
                 raise ValueError(f"{path} was trained with other settings; choose another --out, or delete it")
         state, shown = path.with_suffix(".state"), f"{name} seed {seed}" if self.progress else None
-        kept = partial(train, state=state, hardware=self.preset.hardware, progress=shown)
-        model, history = kept(recipe, self.splits, shape, threat, config)
+        how: dict = {"state": state, "hardware": self.preset.hardware, "progress": shown}
+        model, history = train(recipe, self.splits, shape, threat, config, **how)
         notes = {
             "data": data_name(self.splits),
             "labels": self.splits.labels,
             "defense": name,
-            "recipe": _plain(asdict(recipe)),
+            "recipe": asdict(recipe),
             "seed": seed,
             "threat": _noted(threat),
             "train": asdict(config),
@@ -94,6 +92,7 @@ class Experiment:
         }
         processes.write(checkpoint.save, path, model, notes)
         processes.write(drop_state, path)
+        processes.write(keep_extractor, self.splits, self.out)
         return model, notes
 
     def calibrate(self) -> tuple[ThreatModel, float]:
@@ -123,9 +122,7 @@ class Experiment:
             return known["row"], known["flags"]
         options: dict = {"only": only, "surrogates": {key: self._train_other(key, seed, threat) for key in others}}
         found = judge(model, self.test, threat, name=self.preset.suite, seed=seed, progress=self.progress, **options)
-        row = {"defense": name, "seed": seed} | found.row
-        row |= {"train_seconds": notes["train_seconds"], "history": notes["history"]}
-        raised = [flag | {"seed": seed} for flag in flags(name, row, notes["history"])]
+        row, raised = with_notes(found.row, notes)
         processes.write(_write_row, path, {"mark": mark, "row": row, "flags": raised}, found.scores)
         return row, raised
 
@@ -164,6 +161,13 @@ class Experiment:
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged ({error}); delete it and its .json: they are made anew") from error
         return judged(scores[measure].numpy(), scores["labels"].numpy())
+
+
+def with_notes(row: dict, notes: dict) -> tuple[dict, list[dict]]:
+    """The row that `judge` found, with what the notes of the model say, and its flags."""
+    about = {"defense": notes["defense"], "seed": notes["seed"]}
+    row = about | row | {"train_seconds": notes.get("train_seconds", 0.0), "history": notes.get("history", [])}
+    return row, [flag | {"seed": row["seed"]} for flag in flags(row["defense"], row, row["history"])]
 
 
 def three_worst(row: dict) -> list[str]:
@@ -255,10 +259,6 @@ def _write_row(path: Path, found: dict, scores: dict) -> None:
     with replacing(path.with_suffix(".safetensors")) as file:
         file.write(to_bytes(scores))
     write_json(path, found)
-
-
-def _plain(value):
-    return json.loads(json.dumps(value, default=dict))
 
 
 def drop_state(path: Path) -> None:

@@ -13,6 +13,7 @@ from aart_lib.threats import ThreatModel
 SUITES = ("quick", "standard", "strong")
 CURVE = {"quick": (), "standard": (0.5, 1.5, 3.0), "strong": (0.5, 1.5, 3.0, 4.0, 8.0, 16.0)}  # of ε, beside 1 and 2
 MIXTURES = (-10.0, -1.0, 1.0, 10.0)  # weight of attention moved against BCE: hold it still, or push it away
+SPLICE_STEPS = (0.3, 0.1, 0.03)  # of the width of the box
 FREE_VIDEOS, FREE_QUERIES = 200, 1000  # the search without gradients
 
 
@@ -65,7 +66,9 @@ def _adaptive(threat: ThreatModel) -> dict[str, Attack]:
     """By an attacker who knows that attention is guarded: around it, through it, and from where it moves most."""
     shift = {kind: pgd(threat, 10, 1, objective=kind) for kind in ("attention", "attention-scores")}
     return {
-        **{f"adaptive-{view}": pgd(threat, 20, 1, view=view) for view in ("detached", "softer", "sharper")},
+        **{
+            f"adaptive-{view}": pgd(threat, 20, 1, view=view) for view in ("detached", "softer", "sharper", "unbounded")
+        },
         "adaptive-start": pgd(threat, 20, 1, first=shift["attention"]),
         "adaptive-scores": pgd(threat, 20, 1, first=shift["attention-scores"]),
         **{f"adaptive-mix{w:+g}": pgd(threat, 20, 1, objective=OBJECTIVES["bce-attention"].at(w)) for w in MIXTURES},
@@ -76,6 +79,9 @@ def _beyond(threat: ThreatModel) -> dict[str, Attack]:
     double = threat.times(2)
     found = {"pgd-margin@2": pgd(double, 50, 1, objective="margin"), "apgd@2": Attack(double, steps=50, search="auto")}
     found |= {f"frames-{k}": pgd(threat.few(k), 20, 1, frames="trial") for k in (2, 4)}
+    if threat.box:  # one frame may be anything: where ε is huge, no single size of the steps serves all videos
+        spliced = threat.spliced()
+        found |= {f"splice-{size:g}": pgd(spliced, 20, 3, frames="trial", step_size=size) for size in SPLICE_STEPS}
     return found | {
         f"frames-1-{how}": pgd(threat.few(), 20, 1, frames=how) for how in ("gradient", "attention", "random")
     }

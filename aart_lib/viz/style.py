@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.figure import Figure
 
-CLEAN, ATTACKED = "#0072B2", "#D55E00"
+CLEAN, ATTACKED, EVIDENCE = "#0072B2", "#D55E00", "#444444"
 NAMES = "standard", "adversarial", "logit-pairing", "trades", "vat", "a-art"
 DEFENSE_COLORS = dict(zip(NAMES, "#000000 #E69F00 #999999 #56B4E9 #CC79A7 #009E73".split(), strict=True))
 DEFENSE_COLORS |= {"adversarial-uniform": "#7A4B00", "adversarial-mean": "#F0E442", "attention-only": "#882255"}
@@ -54,3 +54,29 @@ def defense_style(name: str) -> dict[str, str]:
     marker = "Xpv^PD"[NAMES.index(name)] if name in NAMES else "<>*Hd8"[sum(name.encode()[-3::2]) % 6]
     other = f"#{int.from_bytes(name.encode(), 'big') % 0xCCCCCC:06X}"  # none is too light to see
     return {"color": DEFENSE_COLORS.get(name, other), "marker": marker}
+
+
+def new_figure(title: str, height: float) -> Figure:
+    """A new figure of notebook width."""
+    fig = Drawing(figsize=(9, height), layout="constrained", facecolor="white")  # inches
+    fig.suptitle(title, x=0.01, ha="left", wrap=True)
+    return fig
+
+
+def new_axes(ax, title: str, height: float = 3.6) -> plt.Axes:
+    """The given axes with the title on them, or the axes of a new figure with it as headline."""
+    if ax is None:
+        return new_figure(title, height).subplots()
+    ax.set_title(title)
+    return ax
+
+
+def finish(ax, *, legend: str | None = None, grid: str = "y", integers: bool = False, **labels) -> Figure:
+    """Labels, limits, grid and, with a ``legend`` title, the legend to the right of the axes."""
+    ax.set(**labels)
+    ax.grid(axis=grid, color="#DDDDDD")
+    if integers:
+        ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True, nbins=8))
+    if legend is not None:
+        ax.legend(title=legend, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return ax.figure

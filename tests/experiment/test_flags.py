@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from aart_lib.experiment.flags import CHECKS, flags
+from aart_lib.experiment.flags import CHECKS, Check, flags
 
 HISTORY = [{"clean": 0.8, "attacked": 0.6}, {"clean": 0.801, "attacked": 0.602}]
 GAPS = {
@@ -69,10 +69,10 @@ def names(row, history=HISTORY, *, only_raised=True) -> set[str]:
 
 def test_an_honest_strong_row_passes_every_check():
     assert names(HONEST) == set()
-    assert names(HONEST, only_raised=False) == {name for name, *_ in CHECKS}
+    assert names(HONEST, only_raised=False) == {check.name for check in CHECKS}
 
 
-@pytest.mark.parametrize("name", [name for name, *_ in CHECKS if name != "still-rising"])
+@pytest.mark.parametrize("name", [check.name for check in CHECKS if check.name != "still-rising"])
 def test_each_fraud_raises_its_own_flag(name):
     assert names(changed(*DOCTORED[name])) == {name}
 
@@ -100,7 +100,7 @@ LEFT_OUT = {
 @pytest.mark.parametrize("place", LEFT_OUT)
 def test_a_check_without_its_number_is_left_out(place):
     row = changed(place, None)
-    assert names(row, only_raised=False) == {name for name, *_ in CHECKS} - {LEFT_OUT[place]} and names(row) == set()
+    assert names(row, only_raised=False) == {check.name for check in CHECKS} - {LEFT_OUT[place]} and names(row) == set()
 
 
 def test_the_strongest_of_several_attacks_is_what_counts():
@@ -113,6 +113,6 @@ def test_a_mistake_inside_a_check_is_not_taken_for_a_missing_attack(monkeypatch)
     def slip(row, history):
         return row["attacked"]["pdg"]["gap"]
 
-    monkeypatch.setattr("aart_lib.experiment.flags.CHECKS", (("slip", slip, 0.0, "a typo", ("attacked", "pgd")),))
+    monkeypatch.setattr("aart_lib.experiment.flags.CHECKS", (Check("slip", slip, 0.0, "a typo", ("attacked.pgd",)),))
     with pytest.raises(KeyError, match="pdg"):
         flags("a-art", HONEST, HISTORY)
