@@ -61,7 +61,6 @@ colab: $(STAMP) ## write badges and repository name into the notebooks: make col
 
 bench: $(STAMP) $(PEERS)/.installed ## time the project against its peers, as in figures/benchmarks.md: an hour
 	$(PEERS)/bin/python tests/benchmarks/run.py --out figures $(ROWS)
-	$(BIN) tests/benchmarks/run.py --report figures
 
 lint: $(STAMP) ## style of code and notebooks, types of the library
 	$(BIN) -m ruff check .

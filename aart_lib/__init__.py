@@ -9,30 +9,25 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOME = {
-    "data.records": ("read_records", "write_records", "RecordError"),
-    "data.batch": ("BOX", "LEVEL", "Batch", "Item", "collate", "dequantize", "quantize"),
-    "data.formats": ("SPECS",),
-    "data.dataset": ("VideoDataset",),
-    "data.catalog": ("Splits", "open_data", "open_splits"),
-    "model": ("ModelConfig", "Output", "VideoTransformer"),
-    "attention": (
-        *("SteadyAttention", "attention_divergence", "attention_entropy", "cls_attention", "evidence_share", "rollout"),
-    ),
-    "losses": ("DEFENSES", "Defense", "bce", "bernoulli_kl"),
-    "threats": ("ThreatModel",),
-    "attacks": ("Attack", "fgsm", "noise", "perturb", "pgd"),
-    "metrics": ("gap", "hit_at_one", "perr", "mean_average_precision", "Accumulator"),
-    "steps": ("TrainConfig",),
-    "training": ("train",),
-    "scoring": ("calibrate", "probabilities", "score"),
-    "experiment.presets": ("default_threat", "model_config"),
-    "experiment.suites": ("suite",),
-    "experiment.judge": ("evaluate", "judge"),
-    "experiment.reproduce": ("reproduce",),
+    "data": "Batch BOX Item LEVEL SPECS Splits VideoDataset collate dequantize open_data open_splits quantize",
+    "data.records": "RecordError read_records write_records",
+    "model": "ModelConfig Output VideoTransformer",
+    "attention": "SteadyAttention attention_divergence attention_entropy cls_attention evidence_share rollout",
+    "losses": "DEFENSES Defense bce bernoulli_kl",
+    "threats": "ThreatModel",
+    "attacks": "Attack fgsm noise perturb pgd",
+    "metrics": "gap hit_at_one perr mean_average_precision Accumulator",
+    "steps": "TrainConfig",
+    "training": "train",
+    "scoring": "calibrate probabilities score",
+    "experiment.presets": "default_threat model_config",
+    "experiment.suites": "suite",
+    "experiment.judge": "evaluate judge",
+    "experiment.reproduce": "reproduce",
 }
 _MODULES = {"checkpoint", "data", "runtime", "viz", "experiment", "cli", "objectives"}
 _MODULES |= {module for module in _HOME if "." not in module}
-_ORIGIN = {name: module for module, names in _HOME.items() for name in names}
+_ORIGIN = {name: module for module, names in _HOME.items() for name in names.split()}
 __all__ = sorted({*_ORIGIN, *_MODULES})
 
 

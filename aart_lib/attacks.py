@@ -9,14 +9,27 @@ that know the defense).
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
 
 from aart_lib.data.batch import Batch, Part, drawn
-from aart_lib.model import DetachedAttention, Output, VideoTransformer, evaluating, precision, predict, tempered, wide
+from aart_lib.data.exact import one_of
+from aart_lib.model import (
+    DetachedAttention,
+    Output,
+    VideoTransformer,
+    evaluating,
+    precision,
+    predict,
+    tempered,
+    unbounded,
+    wide,
+)
 from aart_lib.objectives import OBJECTIVES, Objective
 from aart_lib.threats import NORMS, ThreatModel, store
 
@@ -25,15 +38,14 @@ class AttackFailed(ValueError):
     """An attack that could not be searched: what it found must not count as robustness."""
 
 
-# What the attacker's gradients are taken from. The perturbation is for the model itself.
-VIEWS = {
-    "own": lambda model: model,
+# What the attacker's gradients are taken from, made of the model. The perturbation is for the model itself.
+VIEWS: dict[str, Callable | None] = {
+    "own": None,
     "detached": DetachedAttention,  # past the attention
-    "softer": lambda model: tempered(model, 2.0),  # where the softmax is saturated, its gradient vanishes
-    "sharper": lambda model: tempered(model, 0.5),
+    "softer": partial(tempered, temperature=2.0),  # where the softmax is saturated, its gradient vanishes
+    "sharper": partial(tempered, temperature=0.5),
+    "unbounded": unbounded,  # where a bounded score no longer moves
 }
-
-
 # How far from the clean frames a search begins, in units of ε: {start: (L∞, L2)}. "near" is anywhere in the L∞ ball; on
 # the L2 sphere, where "random" begins, twenty steps do not turn a perturbation all the way to the gradient.
 STARTS = {"zero": (0.0, 0.0), "tiny": (0.01, 0.01), "near": (1.0, 0.25), "random": (1.0, 1.0)}
@@ -63,17 +75,13 @@ class Attack:
     first: "Attack | None" = None  # an attack whose result is this one's start
 
     def __post_init__(self):
-        choices: dict[str, Iterable] = {
-            "objective": (*OBJECTIVES, self.objective) if isinstance(self.objective, Objective) else OBJECTIVES,
-            "start": STARTS,
-            "frames": CHOICES,
-            "search": ("gradient", "auto", "random"),
-            "labels": ("true", "predicted"),
-            "view": VIEWS,
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(map(str, known))}")
+        if not isinstance(self.objective, Objective):
+            one_of("objective", self.objective, OBJECTIVES)
+        one_of("start", self.start, STARTS)
+        one_of("choice of frames", self.frames, CHOICES)
+        one_of("search", self.search, ("gradient", "auto", "random"))
+        one_of("labels", self.labels, ("true", "predicted"))
+        one_of("view", self.view, VIEWS)
         if self.steps < 0 or self.restarts < 1:
             raise ValueError(f"steps must be at least 0 and restarts 1, got {self.steps} and {self.restarts}")
 
@@ -126,8 +134,8 @@ def perturb(model, batch: Batch, attack: Attack, *, generator: torch.Generator |
     with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
         attack.threat.check(batch.frames[batch.mask])
         attacked = _search(model, _in_full(batch), attack, generator)
-        grid = min((batch.frames.dtype, precision(model) or torch.float64), key=lambda dtype: torch.finfo(dtype).bits)
-        return store(attacked, wide(batch.frames), grid).to(batch.frames.dtype)
+        coarser = min((batch.frames.dtype, precision(model) or torch.float64), key=attrgetter("itemsize"))
+        return store(attacked, wide(batch.frames), coarser).to(batch.frames.dtype)
 
 
 def _in_full(batch: Batch) -> Batch:
@@ -139,7 +147,8 @@ def _in_full(batch: Batch) -> Batch:
 
 
 def _search(model, batch: Batch, attack: Attack, generator) -> Tensor:
-    model, own = VIEWS[attack.view](model), model
+    view, own = VIEWS[attack.view], model
+    model = view(model) if view else model
     if attack.labels == "predicted":
         batch = replace(batch, labels=_predicted(own, batch))
     first = _search(own, batch, attack.first, generator) - batch.frames if attack.first else None
@@ -210,8 +219,7 @@ def _no_gradient(model, batch: Batch, attack: Attack) -> Tensor:
 
 
 def _called(attack: Attack) -> str:
-    known = (name for name, found in OBJECTIVES.items() if getattr(found, "of", found) is attack.aim.of)
-    return repr(attack.objective if isinstance(attack.objective, str) else next(known, attack.aim.of.__name__))
+    return repr(attack.objective if isinstance(attack.objective, str) else attack.aim.of.__name__.strip("_"))
 
 
 def _uniform(batch: Batch, generator) -> Tensor:

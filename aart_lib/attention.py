@@ -5,7 +5,6 @@ explain; the measures are this project's.
 """
 
 from collections.abc import Callable
-from functools import reduce
 from typing import Any
 
 import torch
@@ -42,8 +41,9 @@ def rollout(attention: tuple[Tensor, ...]) -> Tensor:
 
     Heads are averaged, half of each token is taken to pass by the residual. Source: Abnar & Zuidema 2020, eq. 1.
     """
-    means = (layer.mean(1) for layer in attention)
-    flow = reduce(lambda flow, mixed: mixed @ flow, ((m + torch.eye(m.shape[-1]).to(m)) / 2 for m in means))
+    flow = torch.eye(attention[0].shape[-1]).to(attention[0])
+    for layer in attention:
+        flow = (layer.mean(1) + torch.eye(layer.shape[-1]).to(layer)) / 2 @ flow  # [B,T+1,T+1]
     return flow[:, 0, 1:]
 
 
@@ -51,17 +51,32 @@ def _log(p: Tensor) -> Tensor:
     return wide(p).clamp_min(1e-12).log()  # a padded key has probability 0 in both maps and adds nothing
 
 
-def _jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
+def symmetric_kl(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p‖q) + KL(q‖p), in nats."""
+    return ((p - q) * (_log(p) - _log(q))).sum(-1)
+
+
+def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
+    """Mean KL divergence of both from their middle, at most log 2."""
     middle = _log((p + q) / 2)
     return ((p * (_log(p) - middle) + q * (_log(q) - middle)) / 2).sum(-1)
 
 
-# Distances between rows of attention, each a distribution over keys: [...,K], [...,K] -> [...].
-DIVERGENCES = {
-    "symmetric-kl": lambda p, q: ((p - q) * (_log(p) - _log(q))).sum(-1),
-    "jensen-shannon": _jensen_shannon,
-    "squared-l2": lambda p, q: (p - q).square().sum(-1),
-    "total-variation": lambda p, q: (p - q).abs().sum(-1) / 2,
+def squared_l2(p: Tensor, q: Tensor) -> Tensor:
+    return (p - q).square().sum(-1)
+
+
+def total_variation(p: Tensor, q: Tensor) -> Tensor:
+    """The share of attention that went elsewhere, 0 to 1."""
+    return (p - q).abs().sum(-1) / 2
+
+
+# How far apart two rows of attention are: [...,T+1], [...,T+1] -> [...].
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "symmetric-kl": symmetric_kl,
+    "jensen-shannon": jensen_shannon,
+    "squared-l2": squared_l2,
+    "total-variation": total_variation,
 }
 
 

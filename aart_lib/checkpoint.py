@@ -1,6 +1,5 @@
 """Trained models on disk: safetensors weights with a JSON description in the header, nothing that can run code."""
 
-import io
 import json
 import os
 from dataclasses import asdict
@@ -54,9 +53,8 @@ def load(path) -> tuple[VideoTransformer, dict]:
         raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
     model, notes = _build(path, description)
     kind = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), torch.float32)
-    expected = model.to(kind).state_dict()
-    differ = lambda k: (expected[k].shape, expected[k].dtype) != (tensors[k].shape, tensors[k].dtype)  # noqa: E731
-    wrong = sorted(set(expected) ^ set(tensors)) or [name for name in expected if differ(name)]
+    expected, found = ({k: (v.shape, v.dtype) for k, v in s.items()} for s in (model.to(kind).state_dict(), tensors))
+    wrong = sorted(name for name, _ in expected.items() ^ found.items())
     if wrong:
         raise ValueError(f"{path}: tensor {wrong[0]!r} is not what the model of its description has")
     for name, tensor in tensors.items():
@@ -94,25 +92,3 @@ def _build(path: Path, description) -> tuple[VideoTransformer, dict]:
             return VideoTransformer(config), notes
     except (TypeError, KeyError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"{path} has no description of a video Transformer of this project: {error}") from error
-
-
-def save_state(path, state: dict) -> None:
-    """Write what a run needs to go on (tensors, numbers, lists, strings); local, never for exchange."""
-    torch.save(state, whole := io.BytesIO())  # into a file, torch would hide the reason when it cannot be written
-    with replacing(path) as file:
-        file.write(whole.getbuffer())
-
-
-def load_state(path) -> dict:
-    """What `save_state` wrote; ``weights_only``, so that a stranger's file runs no code. Raises: ValueError."""
-    try:
-        return dict(torch.load(path, weights_only=True, map_location="cpu"))
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise ValueError(f"{path} is not a readable training state; delete it to start anew") from error
-
-
-def drop_state(path: Path) -> None:
-    """Delete the training state beside a finished model; one newer than the model belongs to another run."""
-    state = path.with_suffix(".state")
-    if state.exists() and state.stat().st_mtime_ns <= path.stat().st_mtime_ns:
-        state.unlink()

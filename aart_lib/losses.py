@@ -8,7 +8,7 @@ term, its weight, its layer and the training attack are this project's reconstru
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aart_lib.attention import DIVERGENCES, attention_divergence
+from aart_lib.data.exact import one_of
 from aart_lib.model import Output, wide
 
 
@@ -45,10 +46,8 @@ class Defense:
     logits), ``consistency`` (Bernoulli KL of clean from attacked), ``attention`` (`attention_divergence`).
     """
 
-    weights: Mapping[str, float]
-    objective: str = (
-        "bce"  # what the training attack maximizes; controls: "noise", "shuffled" (frames in another order)
-    )
+    weights: dict[str, float]
+    objective: str = "bce"  # of the training attack; controls: "noise", "shuffled" (frames in another order)
     steps: int = 1
     start: str = "zero"
     epsilon_scale: float = 1.0  # training ε over test ε
@@ -58,19 +57,19 @@ class Defense:
     layers: str = "last"
     rows: str = "cls"
     few: float = 0.0  # share of the videos whose attacker in training has one frame, see `few_frames_epsilon`
-    model: Mapping[str, Any] = field(default_factory=dict)  # what the model does differently, see `MODELS`
+    splice: bool = False  # that one frame may then become anything in the box
+    model: dict[str, Any] = field(default_factory=dict)  # what the model does differently, see `MODELS`
 
     def __post_init__(self):
-        unknown = set(self.weights) - set(TERMS)
-        if unknown:
-            raise ValueError(f"unknown loss term {', '.join(sorted(unknown))}; known: {', '.join(TERMS)}")
+        for name in self.weights:
+            one_of("loss term", name, TERMS)
         if not all(math.isfinite(weight) and weight >= 0 for weight in self.weights.values()):
             raise ValueError(f"weights must be numbers of at least 0, got {dict(self.weights)}")
         if not self.weights:
             raise ValueError(f"a defense needs at least one loss term; known: {', '.join(TERMS)}")
-        for name, known in (("kind", DIVERGENCES), ("layers", ("last", "all")), ("rows", ("cls", "all"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
+        one_of("kind", self.kind, DIVERGENCES)
+        one_of("layers", self.layers, ("last", "all"))
+        one_of("rows", self.rows, ("cls", "all"))
 
     @property
     def pairs(self) -> bool:
@@ -156,46 +155,57 @@ def terms(defense: Defense, clean: Output, attacked: Output | None, labels: Tens
     return {name: term(name).of(defense, clean, attacked, labels, mask).mean() for name in names}
 
 
-_MIX, _MOSTLY = {"task": 0.5, "robust": 0.5}, {"task": 0.2, "robust": 0.8}
-_STAY, _LOOK = {"task": 1.0, "consistency": 1.0}, {"task": 1.0, "attention": 0.3}
+_TRADES = Defense(
+    {"task": 1.0, "consistency": 1.0}, objective="kl", steps=2, start="random", epsilon_scale=4.0, two_sided=True
+)
+# A-ART, reconstructed: predictions stay, as in TRADES, and so does the row of attention that pools the frames.
+_AART = replace(_TRADES, weights=_TRADES.weights | {"attention": 0.3}, fixed_maps=False)
+_ADVERSARIAL = Defense({"task": 0.2, "robust": 0.8}, epsilon_scale=4.0)
+_PAIRED = Defense({"task": 0.5, "robust": 0.5, "pairing": 0.03}, epsilon_scale=3.0, two_sided=True)
+_SIMPLE = Defense({"task": 0.5, "robust": 0.5})
+_BOUNDED = {"bound": 1.0}
+_ATTENTION = replace(_AART, weights={"task": 1.0, "attention": 0.3})
+# Each is what is trained on synthetic data, as trials chose it; `experiment/recipes.py` holds what trials on other data
+# chose otherwise.
 DEFENSES = {
     "standard": Defense({"task": 1.0}),
-    # Goodfellow et al. 2015, Madry et al. 2018: learn from attacked frames too.
-    "adversarial": Defense(_MIX, epsilon_scale=2.0),
-    # Kannan et al. 2018: the same video must get the same logits, attacked or not.
-    "logit-pairing": Defense(_MIX | {"pairing": 0.1}, epsilon_scale=2.0, two_sided=True),
-    # Zhang et al. 2019: no label in the attack; clean accuracy and consistency are traded against each other.
-    "trades": Defense({"task": 1.0, "consistency": 1.0}, "kl", 2, "random", epsilon_scale=2.0, two_sided=True),
+    "adversarial": _ADVERSARIAL,  # Goodfellow et al. 2015, Madry et al. 2018: learn from attacked frames too
+    "logit-pairing": _PAIRED,  # Kannan et al. 2018: the same video must get the same logits, attacked or not
+    "trades": _TRADES,  # Zhang et al. 2019: no label in the attack; clean accuracy against consistency
     # Miyato et al. 2018: the direction in which the prediction changes most, found from a tiny start, without labels.
-    "vat": Defense({"task": 1.0, "consistency": 1.0}, "kl", 1, "tiny", epsilon_scale=2.0),
-    # A-ART, reconstructed: predictions stay, and so does the row of attention that pools the frames.
-    "a-art": Defense(_STAY | {"attention": 0.3}, "kl", 2, "random", 4.0, two_sided=True, fixed_maps=False),
-    # The same idea with one step of BCE, as cheap as adversarial training gets.
-    "a-art-fast": Defense(_MIX | {"pairing": 0.03, "attention": 1.0}, epsilon_scale=3.0, two_sided=True),
+    "vat": replace(_TRADES, steps=1, start="tiny", two_sided=False),
+    "a-art": _AART,
+    "a-art-fast": replace(_PAIRED, weights=_PAIRED.weights | {"attention": 0.3}),  # as cheap as adversarial training
     # Controls. If attention that cannot move is as robust, the gain is not attention's.
-    "adversarial-uniform": Defense(_MIX, epsilon_scale=2.0, model={"attention": "uniform"}),
-    "adversarial-mean": Defense(_MIX, epsilon_scale=2.0, model={"pooling": "mean"}),
-    # As many gradients a step as A-ART: two to attack, two to learn.
-    "adversarial-steps": Defense(_MOSTLY, steps=2, start="random", epsilon_scale=4.0),
-    # The attention term without any other defense: on attacked, random and reordered frames.
-    "attention-only": Defense(_LOOK, "kl", 2, "random", 4.0, two_sided=True, fixed_maps=False),
-    "attention-noise": Defense(_LOOK, "noise", epsilon_scale=4.0, two_sided=True, fixed_maps=False),
-    "attention-shuffled": Defense(_LOOK, "shuffled", epsilon_scale=4.0, two_sided=True, fixed_maps=False),
-    "adversarial-attention": Defense(_MIX | {"attention": 1.0}, epsilon_scale=3.0),
-}
-_AART = DEFENSES["a-art"]
-DEFENSES |= {
+    "adversarial-uniform": replace(_ADVERSARIAL, model={"attention": "uniform"}),
+    "adversarial-mean": replace(_ADVERSARIAL, model={"pooling": "mean"}),
+    "adversarial-attention": Defense({"task": 0.5, "robust": 0.5, "attention": 1.0}, epsilon_scale=3.0),
+    "adversarial-steps": replace(_ADVERSARIAL, steps=2, start="random"),  # as many gradients a step as A-ART
     # A-ART with more of the maps, with clean maps that do not give way, and against one-frame attackers too.
     "a-art-all-layers": replace(_AART, layers="all"),
     "a-art-all-rows": replace(_AART, layers="all", rows="all"),
     "a-art-fixed-maps": replace(_AART, fixed_maps=True),
     "a-art-few": replace(_AART, few=0.5),
-    "trades-few": replace(_AART, weights=_STAY, few=0.5),
+    "trades-few": replace(_AART, weights=_TRADES.weights, few=0.5),
+    # The paper's staircase as image papers would build it: the test's ε, half clean, half attacked; and with the term.
+    "adversarial-simple": _SIMPLE,
+    "adversarial-relu": replace(_SIMPLE, model={"activation": "relu"}),
+    "a-art-simple": replace(_SIMPLE, weights=_SIMPLE.weights | {"attention": 1.0}),
+    # Scores of attention that are bounded, so that no single frame can draw it all; trained on such frames too.
+    "standard-bounded": Defense({"task": 1.0}, model=_BOUNDED),
+    "trades-bounded": replace(_TRADES, model=_BOUNDED),
+    "a-art-bounded": replace(_AART, model=_BOUNDED),
+    "trades-splice": replace(_TRADES, few=0.5, splice=True),
+    "trades-bounded-splice": replace(_TRADES, few=0.5, splice=True, model=_BOUNDED),
+    "a-art-bounded-splice": replace(_AART, few=0.5, splice=True, model=_BOUNDED),
+    # The attention term without any other defense: on attacked, noisy and reordered frames.
+    "attention-only": _ATTENTION,
+    "attention-noise": replace(_ATTENTION, objective="noise", steps=1, start="zero"),
+    "attention-shuffled": replace(_ATTENTION, objective="shuffled", steps=1, start="zero"),
 }
 
 
 def defense(name: str) -> Defense:
     """The defense of that name. Raises: ValueError that lists the known ones."""
-    if name not in DEFENSES:
-        raise ValueError(f"unknown defense {name!r}; known: {', '.join(DEFENSES)}")
+    one_of("defense", name, DEFENSES)
     return DEFENSES[name]

@@ -44,7 +44,7 @@ def mean_average_precision(scores, labels, top_k: int | None = 20) -> float:
 
 def hit_at_one(scores, labels) -> float:
     """Share of videos whose best class (the lowest index among equals) is true; no label is a miss."""
-    return Accumulator(1).update(scores, labels).hit_at_one()
+    return Accumulator(1).update(scores, labels).result()["hit1"]
 
 
 def perr(scores, labels) -> float:
@@ -52,7 +52,7 @@ def perr(scores, labels) -> float:
 
     The published code drops scores ≤ 0, so it is meant for probabilities; this one only ranks.
     """
-    return Accumulator(1).update(scores, labels).perr()
+    return Accumulator(1).update(scores, labels).result()["perr"]
 
 
 def average_precision_per_video(scores, labels, top_k: int = 20) -> np.ndarray:
@@ -62,8 +62,8 @@ def average_precision_per_video(scores, labels, top_k: int = 20) -> np.ndarray:
     """
     _check_top_k(top_k)
     values = [np.zeros(0)]
-    for block, true in _blocks(scores, labels):
-        hits = np.take_along_axis(true, _ranking(block, true, top_k), axis=1)  # [n,k]
+    for block, true in checked_blocks(scores, labels):
+        hits = np.take_along_axis(true, ranking(block, true, top_k), axis=1)  # [n,k]
         precision = hits.cumsum(1) / np.arange(1, hits.shape[1] + 1)
         values.append((precision * hits).sum(1) / np.maximum(true.sum(1), 1))
     return np.concatenate(values)
@@ -93,7 +93,7 @@ class Accumulator:
 
     def update(self, scores, labels) -> Accumulator:
         """Add videos: scores and 0/1 labels [N,C]. Returns itself. Raises: ValueError, then nothing is added."""
-        blocks = [_summarize(*block, self.top_k) for block in _blocks(scores, labels)]
+        blocks = [_summarize(*block, self.top_k) for block in checked_blocks(scores, labels)]
         self._extend([part for part, _ in blocks], sum(p for _, p in blocks) if blocks else None)
         return self
 
@@ -109,8 +109,8 @@ class Accumulator:
         return {
             "gap": self.gap(),
             "map": self.mean_average_precision(),
-            "hit1": self.hit_at_one(),
-            "perr": self.perr(),
+            "hit1": self._mean("first"),
+            "perr": self._mean("precision"),
         }
 
     def gap(self) -> float:
@@ -130,16 +130,8 @@ class Accumulator:
         if self._positives is None or not self._positives.any():
             return math.nan
         scores, hits, classes = self._pool("scores", "hits", "classes")
-        sums = _precision_sums(scores, hits, classes, len(self._positives))
+        sums = precision_sums(scores, hits, classes, len(self._positives))
         return float((sums / np.maximum(self._positives, 1))[self._positives > 0].mean())
-
-    def hit_at_one(self) -> float:
-        """See the function of this name."""
-        return self._mean("first")
-
-    def perr(self) -> float:
-        """See the function of this name."""
-        return self._mean("precision")
 
     def _extend(self, parts: list, positives) -> None:
         if positives is None:
@@ -165,7 +157,7 @@ def _summarize(scores: np.ndarray, true: np.ndarray, top_k: int) -> tuple[_Part,
     """
     rows, classes = np.divmod(np.flatnonzero(true), true.shape[1])
     count, positives = np.bincount(rows, minlength=len(true)), np.bincount(classes, minlength=true.shape[1])
-    ranked = _ranking(scores, true, max(top_k, int(count.max())))
+    ranked = ranking(scores, true, max(top_k, int(count.max())))
     hits = np.take_along_axis(true, ranked, axis=1)
     found = np.take_along_axis(hits.cumsum(1), np.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
     precision = found / np.maximum(count, 1)  # without a label nothing is found
@@ -175,7 +167,7 @@ def _summarize(scores: np.ndarray, true: np.ndarray, top_k: int) -> tuple[_Part,
     return _Part(top_scores, hits[:, :top_k].copy(), top, precision, first), positives
 
 
-def _ranking(scores: np.ndarray, true: np.ndarray, k: int) -> np.ndarray:
+def ranking(scores: np.ndarray, true: np.ndarray, k: int) -> np.ndarray:
     """Classes [n,k] of the k highest scores, best first; equal scores: misses first, then the lower class."""
     k = min(k, scores.shape[1])
     lowest = np.partition(scores, -k, axis=1)[:, -k, None]  # faster than argpartition, and the rows come out sorted
@@ -191,7 +183,7 @@ def _ranking(scores: np.ndarray, true: np.ndarray, k: int) -> np.ndarray:
     return np.take_along_axis(columns, order, 1)
 
 
-def _precision_sums(scores: np.ndarray, hits: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:
+def precision_sums(scores: np.ndarray, hits: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:
     """Σ precision@i · hit_i of each of ``count`` groups of entries (float64 [count]); misses first among equals."""
     order = np.lexsort((hits, -scores, groups))
     hits, groups = hits[order], groups[order]
@@ -202,7 +194,7 @@ def _precision_sums(scores: np.ndarray, hits: np.ndarray, groups: np.ndarray, co
     return np.bincount(groups, precision * hits, count)
 
 
-def _blocks(scores, labels) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def checked_blocks(scores, labels) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Checked blocks of rows: floating scores and boolean labels, [n,C] each. Raises: ValueError."""
     scores, labels = (x if hasattr(x, "detach") else np.asarray(x) for x in (scores, labels))
     if len(scores.shape) != 2 or tuple(scores.shape) != tuple(labels.shape) or scores.shape[1] == 0:

@@ -31,6 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from aart_lib.data.exact import one_of
+
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 # What a model does differently from the default: the controls that take attention away.
 MODELS = {"transformer": {}, "uniform": {"attention": "uniform"}, "mean": {"pooling": "mean"}}
@@ -49,16 +51,16 @@ class ModelConfig:
     activation: str = "gelu"
     attention: str = "learned"  # or "uniform": every query weighs all real tokens alike
     pooling: str = "cls"  # or "mean": the mean of the frame tokens is read out, not [CLS]
+    bound: float | None = None  # c: a score s becomes c·tanh(s / c), so that no frame outweighs another by over e^2c
+    bounded: str = "all"  # or "last": the blocks whose scores are bounded
 
     def __post_init__(self):
-        choices = {
-            "activation": tuple(ACTIVATIONS),
-            "attention": ("learned", "uniform"),
-            "pooling": ("cls", "mean"),
-        }
-        for field, known in choices.items():
-            if getattr(self, field) not in known:
-                raise ValueError(f"{field} must be one of {', '.join(known)}, got {getattr(self, field)!r}")
+        one_of("activation", self.activation, ACTIVATIONS)
+        one_of("attention", self.attention, ("learned", "uniform"))
+        one_of("pooling", self.pooling, ("cls", "mean"))
+        one_of("choice of bounded blocks", self.bounded, ("all", "last"))
+        if self.bound is not None and not 0 < self.bound < 1e6:
+            raise ValueError(f"bound must be a positive number or None, got {self.bound}")
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads, got width={self.width}, heads={self.heads}")
 
@@ -135,9 +137,10 @@ def evaluating(model):
 class Block(nn.Module):
     """One pre-norm Transformer block over tokens [B,N,d]."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, *, last: bool = False):
         super().__init__()
         self.heads, self.uniform, d = config.heads, config.attention == "uniform", config.width
+        self.bound = config.bound if last or config.bounded == "all" else None
         self.norm_attention, self.norm_mlp = nn.LayerNorm(d), nn.LayerNorm(d)
         self.query, self.key, self.value, self.out = (nn.Linear(d, d) for _ in range(4))
         self.mlp = nn.Sequential(nn.Linear(d, 4 * d), ACTIVATIONS[config.activation](), nn.Linear(4 * d, d))
@@ -158,8 +161,10 @@ class Block(nn.Module):
         elif held is None:
             query = self._split(self.query(n if maps is True else n[:, :rows]))
             key = self._split(self.key(n))
-            if maps:  # the same numbers as the fused path below, but they can be looked at
-                attention = torch.softmax(query @ key.transpose(2, 3) / query.shape[-1] ** 0.5 + bias, -1)
+            if maps or self.bound:  # the same numbers as the fused path below, but they can be looked at
+                scores = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5  # [B,H,rows,N]
+                bounded = self.bound * (scores / self.bound).tanh() if self.bound else scores
+                attention = torch.softmax(bounded + bias, -1)
         if attention is None:
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         else:
@@ -180,7 +185,7 @@ class VideoTransformer(nn.Module):
         self.embed = nn.Linear(config.features, config.width)
         self.cls = nn.Parameter(torch.randn(config.width) * 0.02)
         self.positions = nn.Parameter(torch.randn(config.max_frames + 1, config.width) * 0.02)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config, last=i == config.layers - 1) for i in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, config.labels)
 
@@ -259,4 +264,13 @@ def tempered(model: nn.Module, temperature: float) -> nn.Module:
     for block in blocks:
         for parameter in block.query.parameters():
             parameter.data /= temperature
+    return changed
+
+
+def unbounded(model: nn.Module) -> nn.Module:
+    """A copy whose attention scores are free, whatever `ModelConfig.bound` says."""
+    changed = deepcopy(model)
+    for block in changed.modules():
+        if isinstance(block, Block):
+            block.bound = None
     return changed

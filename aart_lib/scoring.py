@@ -72,11 +72,11 @@ def calibrate(
     weak and a too strong ε, rounded to three digits. Raises: ValueError if eleven doublings of ε do not get there.
     """
     clean = score(model, dataset)["gap"]
-    ratio = lambda epsilon: score(model, dataset, pgd(replace(threat, epsilon=epsilon)))["gap"] / clean  # noqa: E731
-    low, high, epsilon, tried = (0.0, 1.0), None, threat.epsilon, {}
+    low, high, epsilon, tried = (0.0, 1.0), None, threat.epsilon, list[tuple[float, float, float]]()
     for _ in range(12):
         epsilon = float(f"{epsilon:.3g}")
-        tried[epsilon] = reached = ratio(epsilon)
+        reached = score(model, dataset, pgd(replace(threat, epsilon=epsilon)))["gap"] / clean
+        tried.append((abs(reached - target), epsilon, reached))
         if abs(reached - target) <= tolerance:
             break
         low, high = ((epsilon, reached), high) if reached > target else (low, (epsilon, reached))
@@ -90,5 +90,5 @@ def calibrate(
             raise ValueError(
                 f"no ε up to {epsilon:g} brings the baseline to {target:.0%} of its clean GAP; train longer"
             )
-    epsilon = min(tried, key=lambda e: abs(tried[e] - target))  # a small split may have no score nearer to the target
-    return epsilon, tried[epsilon]
+    _, epsilon, reached = min(tried)  # a small split may have no score nearer to the target
+    return epsilon, reached

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from aart_lib.attacks import Attack, AttackFailed, noise, one_step, perturb
 from aart_lib.data.batch import Batch, Part, drawn
+from aart_lib.data.exact import one_of
 from aart_lib.data.formats import SAMPLINGS
 from aart_lib.losses import Defense, terms
 from aart_lib.model import ModelConfig, Output, VideoTransformer
@@ -48,8 +49,7 @@ class TrainConfig:
             raise ValueError(f"epochs, batch_size and rate must be positive, got {self}")
         if not 0 <= self.seed < LARGEST_SEED:
             raise ValueError(f"seed must be from 0 to {LARGEST_SEED - 1}, got {self.seed}")
-        if self.sampling not in SAMPLINGS:
-            raise ValueError(f"unknown sampling {self.sampling!r}; known: {', '.join(SAMPLINGS)}")
+        one_of("sampling", self.sampling, SAMPLINGS)
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,8 @@ class Learner:
         if defense.objective != "noise":
             how: dict = {"start": defense.start, "step_size": size, "keep_best": False}
             attack = Attack(threat, defense.objective, defense.steps, **how)
-        one = replace(attack, threat=threat.few().times(1 / defense.epsilon_scale))
+        few = threat.spliced() if defense.splice else threat.few().times(1 / defense.epsilon_scale)
+        one = replace(attack, threat=few)
         many = max(0, part.videos - round(defense.few * part.videos) - part.first)  # of this part, at most all
         turns = (batch[:many], attack, part), (batch[many:], one, part.at(part.first + many))
         try:
@@ -163,34 +164,16 @@ class Learner:
 
     def update(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Add up gradients and losses over the processes, and take the step."""
-        values = self._added_up(sums)
-        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip)
+        names, weights = list(self.defense.weights), list(self.network.parameters())
+        stopped, *losses = processes.added_up(weights, [float(self.stopped), *(sums.get(name, 0.0) for name in names)])
+        self.ending, values = stopped > 0, dict(zip(names, losses, strict=True))
+        norm = self.accelerator.clip_grad_norm_(weights, self.config.clip)
         if not math.isfinite(float(norm)) and self.accelerator.scaler is None:  # half precision skips such a step
             shown = ", ".join(f"{name}={value:g}" for name, value in values.items())
             raise TrainingStopped(f"the loss is not finite ({shown}); lower the rate or β")
         self.optimizer.step()
         self.schedule.step()
         return values
-
-    def _added_up(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Sums over all processes, of the gradients in place.
-
-        By hand, since torch's own (DistributedDataParallel) takes the mean over processes as if their parts were
-        equal, does so in every backward pass, of which a step has two, and counts weights that no process used.
-        """
-        if processes.count() == 1:
-            self.ending = self.stopped
-            return dict(sums)
-        names, own = list(self.defense.weights), list(self.network.parameters())
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in own]
-        used = [float(p.grad is not None) for p in own]  # what no process used must stay without, or it would decay
-        told = torch.tensor([*used, float(self.stopped), *(sums.get(name, 0.0) for name in names)])
-        whole = processes.added(torch.cat([*(g.flatten() for g in gradients), told.to(gradients[0])]))
-        found = whole[-len(told) :].tolist()
-        for i, gradient in enumerate(whole[: -len(told)].split([p.numel() for p in own])):
-            own[i].grad = gradient.view_as(own[i]) if found[i] else None
-        self.ending, losses = found[len(own)] > 0, found[len(own) + 1 :]
-        return dict(zip(names, losses, strict=True))
 
 
 def _shuffled(batch: Batch, generator) -> Tensor:

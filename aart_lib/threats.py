@@ -7,40 +7,51 @@ sequences.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from aart_lib.data.batch import BOX, LEVEL, Batch
+from aart_lib.data.exact import one_of
 
 
-class Norm(NamedTuple):
-    """A set of allowed perturbations, as three functions of tensors [B,T,D] that are zero on closed frames."""
+class LInf:
+    """Each number by at most ε. A norm is three functions of tensors [B,T,D] that are zero on closed frames."""
 
-    start: Callable  # (noise in [-1,1], ε) -> a random perturbation inside the ball
-    ascend: Callable  # gradient -> the direction of steepest ascent, of norm 1
-    project: Callable  # (perturbation, ε) -> the nearest one inside the ball
+    def start(self, noise: Tensor, epsilon: float) -> Tensor:
+        """A random perturbation inside the ball, from noise in [-1,1]."""
+        return epsilon * noise
 
+    def ascend(self, gradient: Tensor) -> Tensor:
+        """The direction of steepest ascent, of norm 1."""
+        return gradient.sign()
 
-def _length(x: Tensor, dims) -> Tensor:
-    return x.square().sum(dims, keepdim=True).sqrt()
-
-
-def _l2(dims) -> Norm:
-    unit = lambda x: x / _length(x, dims).clamp_min(1e-30)  # noqa: E731
-    return Norm(
-        start=lambda noise, epsilon: epsilon * unit(noise),
-        ascend=unit,
-        project=lambda x, epsilon: x * (epsilon / _length(x, dims).clamp_min(1e-30)).clamp_max(1),
-    )
+    def project(self, delta: Tensor, epsilon: float) -> Tensor:
+        """The nearest perturbation inside the ball."""
+        return delta.clamp(-epsilon, epsilon)
 
 
-NORMS = {
-    "linf": Norm(lambda noise, e: e * noise, torch.sign, lambda x, e: x.clamp(-e, e)),
-    "l2-frame": _l2((2,)),
-    "l2-clip": _l2((1, 2)),
-}
+@dataclass(frozen=True)
+class L2:
+    """The same three for the length over some dimensions: (2,) of each frame, (1, 2) of the whole video."""
+
+    dims: tuple[int, ...]
+
+    def start(self, noise: Tensor, epsilon: float) -> Tensor:
+        return epsilon * self.ascend(noise)
+
+    def ascend(self, gradient: Tensor) -> Tensor:
+        return gradient / self._length(gradient)
+
+    def project(self, delta: Tensor, epsilon: float) -> Tensor:
+        return delta * (epsilon / self._length(delta)).clamp_max(1)
+
+    def _length(self, x: Tensor) -> Tensor:
+        return x.square().sum(self.dims, keepdim=True).sqrt().clamp_min(1e-30)
+
+
+NORMS: dict[str, Any] = {"linf": LInf(), "l2-frame": L2((2,)), "l2-clip": L2((1, 2))}
 
 
 @dataclass(frozen=True)
@@ -62,8 +73,7 @@ class ThreatModel:
     box: tuple[float, float] | None = BOX
 
     def __post_init__(self):
-        if self.norm not in NORMS:
-            raise ValueError(f"unknown norm {self.norm!r}; known: {', '.join(NORMS)}")
+        one_of("norm", self.norm, NORMS)
         if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
             raise ValueError(f"epsilon must be a number of at least 0, got {self.epsilon}")
         if self.max_frames is not None and self.max_frames < 1:
@@ -79,6 +89,12 @@ class ThreatModel:
     def few(self, frames: int = 1) -> "ThreatModel":
         """An attacker of so many frames only, with more to spend on each: `few_frames_epsilon`."""
         return replace(self, epsilon=few_frames_epsilon(self), max_frames=frames)
+
+    def spliced(self) -> "ThreatModel":
+        """An attacker who replaces one frame by anything in the box. Raises: ValueError if there is no box."""
+        if self.box is None:
+            raise ValueError("a frame that may be anything needs a box: ThreatModel(..., box=(lowest, highest))")
+        return replace(self, norm="linf", epsilon=self.box[1] - self.box[0], max_frames=1)
 
     @property
     def levels(self) -> float:
@@ -105,26 +121,35 @@ class ThreatModel:
         """The perturbation [B,T,D] brought back into the ball and, with the frames, into the box."""
         return self.projection(frames)(delta)
 
+    def bounds(self, frames: Tensor) -> tuple[Any, Any]:
+        """The lowest and highest values allowed beside clean frames; one outside the box may stay where it is."""
+        low, high = self.box or (-torch.inf, torch.inf)
+        inside = low <= frames.min() <= frames.max() <= high
+        return (low, high) if inside else (frames.clamp_max(low), frames.clamp_min(high))
+
     def projection(self, frames: Tensor) -> Callable:
         """`project` as a function of the perturbation alone, for many of the same frames."""
-        ball = NORMS[self.norm].project
-        if self.box is None:
-            return lambda delta: ball(delta, self.epsilon)
-        low, high = self.box
-        inside = low <= frames.min() <= frames.max() <= high  # a clean value outside may stay where it is
-        box = self.box if inside else (frames.clamp_max(low), frames.clamp_min(high))
-        return lambda delta: ball(delta, self.epsilon).add_(frames).clamp_(*box).sub_(frames)
+        ball, bounds = NORMS[self.norm].project, self.bounds(frames)
+
+        def project(delta: Tensor) -> Tensor:
+            inside = ball(delta, self.epsilon)
+            return inside.add_(frames).clamp_(*bounds).sub_(frames) if self.box else inside
+
+        return project
 
 
 def store(frames: Tensor, clean: Tensor, dtype: torch.dtype) -> Tensor:
     """Attacked frames as ``dtype`` can hold them, rounded toward the clean ones, so that rounding leaves no ball."""
     if torch.finfo(dtype).bits >= 32:
         return frames
-    too_far = lambda stored: (stored - clean).abs() > (frames - clean).abs()  # noqa: E731
     nearest = frames.to(dtype)
     inward = torch.nextafter(nearest, clean.to(dtype)).to(clean)
-    stored = torch.where(too_far(nearest.to(clean)), inward, nearest.to(clean))
-    return torch.where(too_far(stored), clean, stored)
+    stored = torch.where(_beyond(nearest.to(clean), frames, clean), inward, nearest.to(clean))
+    return torch.where(_beyond(stored, frames, clean), clean, stored)
+
+
+def _beyond(stored: Tensor, frames: Tensor, clean: Tensor) -> Tensor:
+    return (stored - clean).abs() > (frames - clean).abs()
 
 
 def few_frames_epsilon(threat: ThreatModel) -> float:
@@ -138,8 +163,7 @@ def violation(threat: ThreatModel, frames: torch.Tensor, batch: Batch) -> float:
     delta = frames - batch.frames
     over = (delta - NORMS[threat.norm].project(delta, threat.epsilon)).abs().amax()
     padding = (delta * ~batch.mask[..., None]).abs().amax()
-    lowest, highest = threat.box or (-torch.inf, torch.inf)
-    low, high = batch.frames.clamp_max(lowest), batch.frames.clamp_min(highest)
+    low, high = threat.bounds(batch.frames)
     outside = torch.maximum(low - frames, frames - high).amax()
     touched = int((delta != 0).any(2).sum(1).max())
     too_many = touched > (threat.max_frames or touched)

@@ -16,11 +16,11 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from aart_lib.attacks import ThreatModel, fgsm, pgd
-from aart_lib.checkpoint import load_state, save_state
 from aart_lib.data.catalog import Splits
 from aart_lib.losses import Defense
 from aart_lib.model import ModelConfig, VideoTransformer
 from aart_lib.runtime import processes
+from aart_lib.runtime.files import load_state, save_state
 from aart_lib.runtime.signals import on_signals
 from aart_lib.scoring import score
 from aart_lib.steps import Hardware, Learner, TrainConfig, TrainingStopped
@@ -60,15 +60,9 @@ def train(
     run = (kind or Run)(defense, splits, model, threat, config, Accelerator(), hardware)
     if state and Path(state).exists():
         run.restore(load_state(state), state)
-    bar = tqdm(
-        total=config.epochs * run.steps_per_epoch,
-        initial=run.epoch * run.steps_per_epoch + run.step,
-        desc=progress,
-        unit="step",
-        disable=progress is None or not processes.is_main(),
-        mininterval=1,
-    )
-    with bar, on_signals(run.stop):
+    steps, done = run.steps_per_epoch, run.epoch * run.steps_per_epoch + run.step
+    shown: dict = {"unit": "step", "mininterval": 1, "disable": progress is None or not processes.is_main()}
+    with tqdm(desc=progress, total=config.epochs * steps, initial=done, **shown) as bar, on_signals(run.stop):
         while run.epoch < config.epochs:
             run.one_epoch(bar, state)
     if run.stopped:  # after the last step
@@ -78,9 +72,8 @@ def train(
 
 def fingerprint(defense: Defense, splits: Splits, model: ModelConfig, threat: ThreatModel, config: TrainConfig) -> str:
     """16 hex digits that tell runs with other settings, other videos or another model apart."""
-    videos = hashlib.sha256(
-        "\n".join(f"{entry.id} {entry.labels}" for entry in splits.train.entries).encode()
-    ).hexdigest()
+    videos = "\n".join(f"{entry.id} {entry.labels}" for entry in splits.train.entries)
+    videos = hashlib.sha256(videos.encode()).hexdigest()
     parts = [_changed(part) for part in (defense, model, threat, config)]
     spec = {key: value for key, value in asdict(splits.spec).items() if value is not None}  # as before there were these
     text = json.dumps([parts, spec, splits.labels, videos], sort_keys=True, default=dict)
@@ -136,10 +129,8 @@ class Run(Learner):
             self.network.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
-            self.epoch, self.step, self.history, self.seconds = (
-                state[key] for key in ("epoch", "step", "history", "seconds")
-            )
-            self.sums = Counter(state["sums"])
+            self.epoch, self.step, self.sums = state["epoch"], state["step"], Counter(state["sums"])
+            self.history, self.seconds = state["history"], state["seconds"]
             self.generator.manual_seed(self._seed())
             if state.get("device", "cpu") == self.generator.device.type:  # each kind of device draws its own numbers
                 self.generator.set_state(state["noise"][-1])  # older states hold another one before it
@@ -192,15 +183,9 @@ class Run(Learner):
     def _loader(self, seed: int):
         """This process's parts of the epoch's batches, from the step where the run stands."""
         own = processes.rank() * self.parts, (processes.rank() + 1) * self.parts
-        return self.splits.train.batches(
-            self.config.batch_size,
-            seed=seed,
-            workers=self.hardware.workers,
-            sampling=self.config.sampling,
-            first=self.step,
-            pieces=processes.count() * self.parts,
-            own=own,
-        )
+        cut: dict = {"first": self.step, "pieces": processes.count() * self.parts, "own": own}
+        how: dict = {"sampling": self.config.sampling, "workers": self.hardware.workers}
+        return self.splits.train.batches(self.config.batch_size, seed=seed, **how, **cut)
 
     def _save(self, state: Path | None) -> None:
         if state and processes.is_main():

@@ -1,9 +1,7 @@
 """attacks.py: no attack leaves its budget, the box or the real frames; stronger search is stronger."""
 
 import copy
-import random
-from dataclasses import FrozenInstanceError, replace
-from itertools import pairwise
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +15,6 @@ from aart_lib.attacks import (
     OBJECTIVES,
     VIEWS,
     Attack,
-    AttackFailed,
     fgsm,
     loss_and_gradient,
     noise,
@@ -25,7 +22,6 @@ from aart_lib.attacks import (
     perturb,
     pgd,
 )
-from aart_lib.attention import SteadyAttention, attention_divergence, attention_entropy
 from aart_lib.data.batch import BOX, LEVEL, Batch
 from aart_lib.losses import bce, bernoulli_kl
 from aart_lib.model import MODELS, ModelConfig, Output, VideoTransformer
@@ -66,6 +62,10 @@ def loss_of(model, batch: Batch, frames) -> torch.Tensor:
         return bce(model(frames, batch.mask).logits, batch.labels)
 
 
+def loss_under(model, batch: Batch, attack: Attack) -> torch.Tensor:
+    return loss_of(model, batch, perturb(model, batch, attack, generator=generator()))
+
+
 def generator(seed=0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -91,17 +91,12 @@ class Linear(nn.Module):
 # ---------------------------------------------------------------- any shape, any budget, any search
 
 MODEL = network()
+EPSILONS = st.sampled_from([0.0, 1e-3, LEVEL, 0.3, 5.0])
+AIMS = [*OBJECTIVES, *(OBJECTIVES[name].at(-2) for name in ("gap", "bce-attention", "targeted"))]
 attack_values = st.builds(
     Attack,
-    st.builds(
-        ThreatModel,
-        st.sampled_from(list(NORMS)),
-        st.sampled_from([0.0, 1e-3, LEVEL, 0.3, 5.0]),
-        st.sampled_from([None, 1, 2, 7]),
-    ),
-    objective=st.sampled_from(
-        [*OBJECTIVES, *(OBJECTIVES[name].at(-2) for name in ("gap", "bce-attention", "targeted"))]
-    ),
+    st.builds(ThreatModel, st.sampled_from([*NORMS]), EPSILONS, st.sampled_from([None, 1, 2, 7])),
+    objective=st.sampled_from(AIMS),
     steps=st.integers(0, 4),
     restarts=st.integers(1, 2),
     start=st.sampled_from(list(attacks.STARTS)),
@@ -114,7 +109,7 @@ attack_values = st.builds(
 ).filter(lambda attack: attack.view != "detached" or not str(attack.objective).startswith("attention"))
 
 
-@settings(max_examples=250)
+@settings(max_examples=150)
 @given(attack_values, st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(0, 99), st.floats(0.1, 3))
 def test_every_attack_keeps_norm_box_padding_frames_and_model(attack, lengths, seed, spread):
     batch, threat = videos(frames=6, lengths=lengths, seed=seed, spread=spread), attack.threat
@@ -139,59 +134,6 @@ def test_every_attack_keeps_norm_box_padding_frames_and_model(attack, lengths, s
     assert all(p.grad is None for p in MODEL.parameters() if p is not MODEL.cls)
 
 
-@settings(max_examples=60)
-@given(attack_values, st.integers(0, 99))
-def test_the_same_generator_gives_the_same_attack(attack, seed):
-    batch = videos(seed=seed)
-    first, again = (perturb(MODEL, batch, attack, generator=generator(seed)) for _ in range(2))
-    assert torch.equal(first, again)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("make", [noise, fgsm, pgd])
-def test_without_a_budget_the_clean_frames_come_back(make, norm):
-    batch = videos()
-    frames = perturb(network(), batch, make(ThreatModel(norm, 0.0)), generator=generator())
-    assert torch.equal(frames, batch.frames) and frames is not batch.frames
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("attack", [noise, pgd])
-def test_random_attacks_follow_their_generator(attack, norm):
-    batch, model = videos(), network()
-    one, other = (perturb(model, batch, attack(ThreatModel(norm, 0.1)), generator=generator(s)) for s in (0, 1))
-    assert not torch.equal(one, other)
-
-
-def test_clean_values_outside_the_box_may_stay_but_go_no_further():
-    batch = videos()
-    batch.frames[0, 0] = 3.0
-    frames = perturb(network(), batch, pgd(ThreatModel("linf", 0.5), 5, 1), generator=generator())
-    assert frames[0, 0].max() <= 3.0 and (frames[0, 0] < 3.0).any()
-    batch.frames[:, 0] = 3.0  # more than a few: these features have another range
-    with pytest.raises(ValueError, match="of the features lie outside the threat model's box"):
-        perturb(network(), batch, pgd(ThreatModel("linf", 0.5), 5, 1), generator=generator())
-
-
-def test_an_attack_is_made_also_where_gradients_are_switched_off():
-    batch, model = videos(), network()
-    attack = pgd(ThreatModel("linf", 0.1), 3, 1)
-    with torch.no_grad():
-        inside = perturb(model, batch, attack, generator=generator())
-    assert torch.equal(inside, perturb(model, batch, attack, generator=generator()))
-
-
-def test_the_modes_are_restored_also_when_a_model_fails():
-    class Failing(nn.Module):
-        def forward(self, frames, mask, **options):
-            raise RuntimeError("planted")
-
-    model = Failing().train()
-    with pytest.raises(RuntimeError, match="planted"):
-        perturb(model, videos(), fgsm(ThreatModel("linf", 0.1)))
-    assert model.training
-
-
 # ---------------------------------------------------------------- noise
 
 
@@ -212,50 +154,32 @@ def test_linf_noise_lies_in_the_corners_and_l2_noise_on_the_sphere():
 # ---------------------------------------------------------------- strength
 
 
-@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("norm, epsilon", [("linf", 0.15), ("l2-frame", 0.4), ("l2-clip", 0.7)])
-def test_pgd_is_stronger_than_fgsm_and_fgsm_than_nothing(norm, epsilon, seed):
-    model = network(seed)
-    batch, threat = learned(model, videos(40, seed=seed)), ThreatModel(norm, epsilon)
+def test_pgd_is_stronger_than_fgsm_and_fgsm_than_nothing(norm, epsilon):
+    model, threat = network(), ThreatModel(norm, epsilon)
+    batch = learned(model, videos(40))
     clean = loss_of(model, batch, batch.frames)
-    found = {
-        name: loss_of(model, batch, perturb(model, batch, attack, generator=generator()))
-        for name, attack in {"noise": noise(threat), "fgsm": fgsm(threat), "pgd": pgd(threat)}.items()
-    }
-    assert found["pgd"].mean() > found["fgsm"].mean() > found["noise"].mean()
-    assert found["fgsm"].mean() > clean.mean()
-    assert (found["pgd"] >= clean).all()
-    assert (found["pgd"] >= found["noise"] - 1e-5).float().mean() > 0.95
+    drawn, one, many = (loss_under(model, batch, attack(threat)) for attack in (noise, fgsm, pgd))
+    assert many.mean() > one.mean() > drawn.mean() and one.mean() > clean.mean()
+    assert (many >= clean).all()
+    assert (many >= drawn - 1e-5).float().mean() > 0.95
 
 
 def test_more_steps_and_more_restarts_are_not_weaker():
     model, threat = network(), ThreatModel("linf", 0.2)
     batch = learned(model, videos(60))
-    loss = lambda **o: loss_of(  # noqa: E731
-        model, batch, perturb(model, batch, Attack(threat, **o), generator=generator())
-    )
-    losses = [float(loss(steps=steps).mean()) for steps in (1, 3, 10, 40)]
+    losses = [float(loss_under(model, batch, Attack(threat, steps=steps)).mean()) for steps in (1, 3, 10, 40)]
     assert losses == sorted(losses) and losses[-1] > 1.05 * losses[0]
-    assert (loss(steps=5, restarts=3) >= loss(steps=5, restarts=1) - 1e-6).all()
+    once, thrice = (loss_under(model, batch, Attack(threat, steps=5, restarts=count)) for count in (1, 3))
+    assert (thrice >= once - 1e-6).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_best_iterate_is_never_below_the_last_nor_below_clean(norm):
     model, threat = network(), ThreatModel(norm, 0.6)
     batch = learned(model, videos(40))
-    best, last = (
-        loss_of(
-            model,
-            batch,
-            perturb(
-                model,
-                batch,
-                Attack(threat, steps=6, step_size=1.0, start="zero", keep_best=keep),
-                generator=generator(),
-            ),
-        )
-        for keep in (True, False)
-    )
+    attack = Attack(threat, steps=6, step_size=1.0, start="zero")
+    best, last = (loss_under(model, batch, replace(attack, keep_best=keep)) for keep in (True, False))
     assert (best >= last - 1e-6).all() and (best > last + 1e-4).any()
     assert (best >= loss_of(model, batch, batch.frames) - 1e-6).all()
 
@@ -288,31 +212,6 @@ def test_the_mixture_is_the_loss_and_so_many_times_the_attention():
     torch.testing.assert_close(found["kl"], bernoulli_kl(clean.logits, attacked.logits))
 
 
-def test_the_mixture_of_an_attack_moves_or_keeps_attention():
-    model, threat = network(), ThreatModel("linf", 0.2)
-    batch = learned(model, videos(40))
-    clean = model(batch.frames, batch.mask, return_attention=True).attention
-
-    def moved(mixture):
-        attack = Attack(threat, OBJECTIVES["bce-attention"].at(mixture), steps=20)
-        frames = perturb(model, batch, attack, generator=generator())
-        attacked = model(frames, batch.mask, return_attention=True).attention
-        return attention_divergence(clean, attacked, batch.mask).mean()
-
-    assert moved(20.0) > 1.5 * moved(0.0) > 3 * moved(-20.0)
-
-
-@pytest.mark.parametrize("objective", ["attention", "attention-scores"])
-@pytest.mark.parametrize("control", ["uniform", "steady"])
-def test_attention_that_cannot_move_gives_the_attacker_nothing_and_no_crash(control, objective):
-    batch = videos()
-    model = network(**MODELS["uniform"]) if control == "uniform" else network()
-    if control == "steady":
-        model = SteadyAttention(model, model(batch.frames, batch.mask, return_attention=True).attention)
-    frames = perturb(model, batch, Attack(ThreatModel("linf", 0.1), objective, steps=3), generator=generator())
-    assert size("linf", frames - batch.frames) <= 0.1 + 1e-6
-
-
 # ---------------------------------------------------------------- one step
 
 
@@ -325,97 +224,12 @@ def test_one_step_along_a_gradient_is_fgsm(norm):
     torch.testing.assert_close(one_step(batch, 1e-3 * gradient, threat), one_step(batch, gradient, threat))
 
 
-def test_one_step_leaves_padding_alone_whatever_its_gradient():
-    batch = videos()
-    frames = one_step(batch, torch.ones_like(batch.frames), ThreatModel("linf", 0.3))
-    assert (frames[~batch.mask] == 0).all() and (frames[batch.mask] != batch.frames[batch.mask]).all()
-
-
-@pytest.mark.parametrize("norm, dims", [("l2-frame", (2,)), ("l2-clip", (1, 2))])
-def test_an_l2_step_follows_the_gradient(norm, dims):
-    model, batch, threat = network(), videos(lengths=[5, 5, 5], spread=0.3), ThreatModel(norm, 0.1)
-    _, gradient = loss_and_gradient(model, batch, fgsm(threat), torch.zeros_like(batch.frames))
-    delta = perturb(model, batch, fgsm(threat)) - batch.frames
-    cosine = (delta * gradient).sum(dims) / (delta.square().sum(dims).sqrt() * gradient.square().sum(dims).sqrt())
-    torch.testing.assert_close(cosine, torch.ones_like(cosine), atol=1e-4, rtol=0)
-    lengths = delta.square().sum(dims).sqrt()
-    torch.testing.assert_close(lengths, torch.full_like(lengths, 0.1))
-
-
-def test_on_a_linear_model_one_step_does_all_that_any_attack_could():
-    torch.manual_seed(0)
-    weights, batch = torch.randn(5, D, 1), videos(3, lengths=[5, 3, 1], spread=0.3)
-    batch = replace(batch, labels=torch.tensor([[1.0], [0.0], [1.0]]))
-    model, epsilon = Linear(weights), 0.2
-    used = weights[None, ..., 0] * batch.mask[..., None]  # [B,T,D], zero on padding
-    dual = {
-        "linf": used.abs().sum((1, 2)),
-        "l2-frame": used.norm(dim=2).sum(1),
-        "l2-clip": used.flatten(1).norm(dim=1),
-    }
-    for norm, most in dual.items():
-        threat = ThreatModel(norm, epsilon)
-        for attack in (fgsm(threat), pgd(threat, 40, 1)):
-            frames = perturb(model, batch, attack, generator=generator())
-            shift = (model(frames, batch.mask).logits - model(batch.frames, batch.mask).logits)[:, 0]
-            expected = epsilon * most * (1 - 2 * batch.labels[:, 0])  # down where the label is right
-            assert (shift.abs() <= expected.abs() + 1e-4).all()
-            tolerance = 1e-4 if attack == fgsm(threat) else 0.05  # small steps come near the corner, not into it
-            torch.testing.assert_close(shift, expected, atol=1e-4, rtol=tolerance)
-
-
 def double(model, batch: Batch):
     """In double precision, where two ways to the same numbers do not drift apart."""
     return model.double(), replace(batch, frames=batch.frames.double(), labels=batch.labels.double())
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_pgd_takes_equal_steps_uphill_as_madry_et_al_do(norm):
-    model, batch = double(network(), videos(lengths=[5, 3, 4], spread=0.3))
-    attack = Attack(ThreatModel(norm, 0.5), steps=4, step_size=0.2)
-    point = torch.zeros_like(batch.frames)
-    path = [delta for delta, _ in attacks._ascend(model, batch, attack, batch.mask[..., None], None, point, None)]
-    assert len(path) == 5
-    for delta in path:
-        torch.testing.assert_close(delta, point)
-        _, gradient = loss_and_gradient(model, batch, attack, point)
-        step = 0.2 * 0.5 * NORMS[norm].ascend(gradient * batch.mask[..., None])
-        point = attack.threat.project(point + step, batch.frames)
-
-
 # ---------------------------------------------------------------- steps that halve themselves
-
-
-def test_the_checkpoints_are_those_of_croce_and_hein():
-    assert sorted(attacks._checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
-    for steps in (1, 2, 10, 50, 1000):
-        assert all(1 <= place <= steps for place in attacks._checkpoints(steps))
-
-
-class Peak(nn.Module):
-    """The logit is highest where every number is .05: a step too long jumps over it."""
-
-    def forward(self, frames, mask, *, return_attention=False):
-        return Output(-(frames - 0.05).abs().sum((1, 2))[:, None], None)
-
-
-SPOT = Batch(torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1), ("v",))
-
-
-def test_automatic_steps_halve_until_they_find_a_narrow_peak():
-    attack = Attack(ThreatModel("linf", 1.0), steps=100, search="auto")
-    open_, zero = torch.ones(1, 1, 1), torch.zeros(1, 1, 1)
-    path = [float(delta) for delta, _ in attacks._ascend_auto(Peak(), SPOT, attack, open_, None, zero, None)]
-    ends = [0, *sorted(attacks._checkpoints(100))]
-    for halvings, (begin, end) in enumerate(pairwise(ends)):
-        moves = [abs(after - before) for before, after in pairwise(path[begin + 1 : end + 1])]
-        assert max(moves) <= 2 / 2**halvings + 1e-6, halvings
-        best = min(path[: end + 1], key=lambda x: abs(x - 0.05))
-        if end < 100:  # the next part begins at the best point so far
-            assert abs(path[end + 1] - best) <= 2 / 2 ** (halvings + 1) + 1e-6
-    found = float(perturb(Peak(), SPOT, replace(attack, start="zero")))
-    fixed = float(perturb(Peak(), SPOT, replace(attack, start="zero", search="gradient", step_size=1.0)))
-    assert abs(found - 0.05) < 0.01 < abs(fixed - 0.05)
 
 
 def croce_and_hein(model, video: Batch, attack: Attack, point: torch.Tensor):
@@ -445,7 +259,7 @@ def croce_and_hein(model, video: Batch, attack: Attack, point: torch.Tensor):
             rises, last, best_then = 0, step, best[0]
 
 
-@pytest.mark.parametrize("norm, epsilon", [("linf", 0.15), ("l2-frame", 0.4), ("l2-clip", 0.7)])
+@pytest.mark.parametrize("norm, epsilon", [("linf", 0.15), ("l2-clip", 0.7)])
 def test_automatic_steps_are_those_of_croce_and_hein_for_each_video_alone(norm, epsilon):
     model, batch = double(network(), videos(8, lengths=[5, 3] * 4, seed=3))
     attack, checks = Attack(ThreatModel(norm, epsilon), steps=40), []
@@ -459,42 +273,6 @@ def test_automatic_steps_are_those_of_croce_and_hein_for_each_video_alone(norm, 
         for step, (one, whole) in enumerate(zip(points, together, strict=True)):
             torch.testing.assert_close(whole[[i]], one, msg=f"video {i} after step {step}")
     assert 0.1 < sum(checks) / len(checks) < 0.95, "both outcomes of a check must occur"
-
-
-class Scripted(nn.Module):
-    """Objectives and slopes that were written down before, whatever the frames are."""
-
-    def __init__(self, values: list[int], slopes: list[int]):
-        super().__init__()
-        self.script = zip(values, slopes, strict=True)
-
-    def forward(self, frames, mask, **options) -> Output:
-        value, slope = next(self.script)
-        return Output(value + slope * (frames - frames.detach()).sum((1, 2))[:, None], None)
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_automatic_steps_are_those_of_croce_and_hein_on_any_course_of_the_objective(seed):
-    draw, values, attack = random.Random(seed), [0], Attack(ThreatModel("linf", 1.0), "margin", steps=40)
-    for _ in range(attack.steps):  # mostly a rise, sometimes nothing, sometimes a fall that many rises do not make good
-        values.append(values[-1] + draw.choice((1, 1, 1, 1, 1, 1, 1, 0, draw.choice((-1, -9)))))
-    slopes, zero = [draw.choice((-1, 1)) for _ in values], torch.zeros(1, 1, 1)
-    found = attacks._ascend_auto(Scripted(values, slopes), SPOT, attack, torch.ones(1, 1, 1), None, zero, None)
-    expected = croce_and_hein(Scripted(values, slopes), SPOT, attack, zero)
-    expected = [float(point) for point, _ in expected if point is not None]
-    assert [float(delta) for delta, _ in found] == pytest.approx(expected, abs=1e-6)
-
-
-@pytest.mark.parametrize("norm, epsilon", [("linf", 0.15), ("l2-frame", 0.4), ("l2-clip", 0.7)])
-def test_automatic_steps_never_fall_below_their_start_and_are_no_weaker_than_fixed_ones(norm, epsilon):
-    model, threat = network(), ThreatModel(norm, epsilon)
-    batch = learned(model, videos(40))
-    start, plain, auto = (
-        loss_of(model, batch, perturb(model, batch, Attack(threat, **options), generator=generator()))
-        for options in ({"steps": 1, "step_size": 0.0}, {"steps": 40}, {"steps": 40, "search": "auto"})
-    )
-    assert (auto >= start - 1e-5).all()
-    assert auto.mean() > 0.99 * plain.mean() > 1.01 * start.mean()
 
 
 # ---------------------------------------------------------------- one wrong label
@@ -514,32 +292,6 @@ def test_the_targeted_objective_sets_one_wrong_label_against_the_weakest_right_o
     assert measured(0)[:2] == [8.0 - 3.0, 3.0]  # label 3 over label 0; label 0, with no right label to beat
     assert measured(1)[:2] == [0.0 - 3.0, 7.0]
     assert torch.tensor(measured(9)).isfinite().all()
-
-
-def test_after_the_last_wrong_label_the_targeted_objective_begins_anew():
-    batch = replace(videos(2), labels=torch.tensor([[1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 1.0]]))
-    clean = Output(torch.tensor([[5.0, 4.0, 1.0, 2.0], [5.0, 1.0, 4.0, 2.0]]), None)
-    attacked = Output(torch.tensor([[6.0, 7.0, 1.0, 8.0], [6.0, 7.0, 1.0, 8.0]]), None)
-    measured = [OBJECTIVES["targeted"].at(rank)(attacked, clean, batch).tolist() for rank in range(4)]
-    first, only, second = 1.0 - 6.0, 1.0 - 6.0, 7.0 - 6.0
-    assert measured == [[only, first], [only, second], [only, first], [only, second]]
-
-
-def test_a_targeted_attack_raises_its_own_label_most():
-    model, threat = network(), ThreatModel("linf", 0.2)
-    batch = one_right(model, videos(40))
-    ranked = model(batch.frames, batch.mask).logits.argsort(1, descending=True)  # the right one, then the wrong ones
-
-    def lead(frames):
-        logits = model(frames, batch.mask).logits.gather(1, ranked)
-        return (logits[:, 1:] - logits[:, :1]).mean(0)
-
-    leads = [
-        lead(perturb(model, batch, Attack(threat, OBJECTIVES["targeted"].at(rank), steps=10), generator=generator()))
-        for rank in range(3)
-    ]
-    assert torch.stack(leads).argmax(0).tolist() == [0, 1, 2]
-    assert all(leads[rank][rank] > lead(batch.frames)[rank] + 0.1 for rank in range(3))
 
 
 def test_each_restart_of_a_targeted_attack_takes_the_next_label():
@@ -569,12 +321,6 @@ def test_an_attacker_without_labels_reads_none(objective):
     assert torch.equal(made, perturb(model, batch, knowing, generator=generator()))
 
 
-def test_predicted_labels_are_those_above_a_half_and_at_least_the_likeliest():
-    logits = torch.tensor([[1.0, 0.0, 2.0, -3.0], [-4.0, -1.0, -2.0, -3.0]])
-    found = attacks._predicted(lambda frames, mask: Output(logits, None), videos(2))
-    assert found.tolist() == [[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]]
-
-
 def test_past_the_attention_the_loss_is_the_same_and_the_gradient_another():
     batch, attack = videos(), fgsm(ThreatModel("linf", 0.1))
     for model, same in ((network(), False), (network(**MODELS["uniform"]), True)):
@@ -586,42 +332,17 @@ def test_past_the_attention_the_loss_is_the_same_and_the_gradient_another():
         assert same or (other - gradient).norm() > 0.05 * gradient.norm()
 
 
-@pytest.mark.parametrize("view, sign", [("softer", 1), ("sharper", -1)])
-def test_another_temperature_is_the_attackers_alone(view, sign):
-    model, batch = network(), videos(20, lengths=[5] * 20)
-    before = copy.deepcopy(model.state_dict())
-    attack = Attack(ThreatModel("linf", 0.2), steps=3, start="zero")
-    made = perturb(model, batch, replace(attack, view=view))
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    assert not torch.equal(made, perturb(model, batch, attack))
-    # The first layer sees the same tokens in both, so that only the temperature differs.
-    maps = [m(batch.frames, batch.mask, return_attention=True).attention[:1] for m in (VIEWS[view](model), model)]
-    softer, own = (attention_entropy(first, batch.mask) for first in maps)
-    assert (sign * (softer - own) > 0).all()
-
-
 @pytest.mark.parametrize("view, temperature", [("softer", 2), ("sharper", 0.5)])
 def test_a_view_divides_the_scores_of_attention(view, temperature):
     model, batch = network(), videos(4, lengths=[5] * 4)
+    before = copy.deepcopy(model.state_dict())
 
     def scores(seen):  # of the first layer: the same tokens enter it
         logs = seen(batch.frames, batch.mask, return_attention=True).attention[0].log()
         return logs - logs.mean(-1, keepdim=True)
 
     torch.testing.assert_close(scores(VIEWS[view](model)) * temperature, scores(model), atol=1e-4, rtol=1e-4)
-
-
-def test_a_model_that_does_not_look_at_the_frames_is_not_called_robust():
-    class Deaf(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.bias = nn.Parameter(torch.ones(C))
-
-        def forward(self, frames, mask, **options):
-            return Output(self.bias.expand(len(frames), -1), None)
-
-    with pytest.raises(AttackFailed, match="no gradient of the objective 'bce' comes back to the frames through Deaf"):
-        perturb(Deaf(), videos(), fgsm(ThreatModel("linf", 0.1)))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_an_attack_begins_where_the_first_one_ended():
@@ -634,15 +355,6 @@ def test_an_attack_begins_where_the_first_one_ended():
     assert (loss_of(model, batch, further) >= loss_of(model, batch, ended) - 1e-5).all()
 
 
-@pytest.mark.parametrize("frames", ["gradient", "random"])
-def test_a_start_from_another_attack_is_brought_into_this_ones_budget(frames):
-    batch = videos(20)
-    first = Attack(ThreatModel("linf", 0.4), "attention", steps=2)
-    attack = Attack(ThreatModel("linf", 0.1, max_frames=1), steps=2, frames=frames, first=first)
-    delta = perturb(network(), batch, attack, generator=generator()) - batch.frames
-    assert size("linf", delta) <= 0.1 + 1e-6 and ((delta != 0).any(2).sum(1) <= 1).all()
-
-
 # ---------------------------------------------------------------- attention before its softmax
 
 
@@ -651,29 +363,6 @@ def seen(scores: torch.Tensor, batch: Batch | None = None) -> Output:
     rows = scores if batch is None else scores.masked_fill(~F.pad(batch.mask, (1, 0), value=True)[:, None], -torch.inf)
     maps = torch.full((*scores.shape, scores.shape[-1]), 1 / scores.shape[-1])
     return Output(torch.zeros(len(scores), C), (torch.cat([rows.softmax(-1)[:, :, None], maps[:, :, 1:]], 2),))
-
-
-def scores_moved(clean: Output, attacked: Output, batch: Batch) -> torch.Tensor:
-    return OBJECTIVES["attention-scores"](attacked, clean, batch)
-
-
-def test_moved_scores_are_measured_up_to_a_constant_and_zero_for_equal_maps():
-    batch = videos(lengths=[3, 3], frames=3)
-    scores, shift = torch.randn(2, 2, 4, generator=generator()), torch.tensor([3.0, 1.0, 0.0, 0.0])
-    moved = scores.clone()
-    moved[0, 1] += shift
-    expected = torch.tensor([(shift - shift.mean()).square().sum() / 2, 0.0])  # one of two heads
-    torch.testing.assert_close(scores_moved(seen(scores), seen(moved + 7), batch), expected, atol=1e-5, rtol=1e-4)
-
-
-def test_padding_adds_nothing_to_moved_scores():
-    short = videos(lengths=[3, 3], frames=3)
-    long = videos(lengths=[3, 3], frames=5)
-    p, q = (torch.randn(2, 2, 6, generator=generator(seed)) for seed in (0, 1))
-    torch.testing.assert_close(
-        scores_moved(seen(p, long), seen(q, long), long),
-        scores_moved(seen(p[..., :4]), seen(q[..., :4]), short),
-    )
 
 
 def test_where_a_map_is_saturated_only_its_scores_still_have_a_gradient():
@@ -710,15 +399,6 @@ def test_a_one_frame_attack_takes_the_frame_with_the_largest_dual_norm(norm, fra
     assert touched[0].nonzero().flatten().tolist() == [frame]
 
 
-def test_a_few_frame_attack_can_take_the_most_attended_frame():
-    model, batch = network(layers=3), videos(20, lengths=[5] * 20)
-    row = model(batch.frames, batch.mask, return_attention=True).attention[-1][:, :, 0, 1:].mean(1)
-    attack = Attack(ThreatModel("linf", 0.2, max_frames=1), steps=2, frames="attention")
-    touched = (perturb(model, batch, attack, generator=generator()) != batch.frames).any(2)
-    assert torch.equal(touched.float().argmax(1), row.argmax(1))
-    assert (touched.sum(1) == 1).all()
-
-
 @pytest.mark.parametrize("norm, epsilon", [("linf", 0.4), ("l2-frame", 0.9)])
 def test_a_trial_takes_the_frame_in_which_one_full_step_hurts_most(norm, epsilon):
     model, threat = network(), ThreatModel(norm, epsilon)
@@ -732,31 +412,6 @@ def test_a_trial_takes_the_frame_in_which_one_full_step_hurts_most(norm, epsilon
     assert torch.equal(touched.float().argmax(1), hurt.argmax(1)) and (touched.sum(1) == 1).all()
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize(
-    "objective, measured", [("margin", "margin"), ("gap", "gap"), ("kl", "bce"), ("targeted", "bce")]
-)
-def test_frames_are_ranked_by_what_the_attacker_is_after_or_by_the_loss_where_that_has_no_slope_yet(
-    objective, measured, norm
-):
-    model, batch, threat = network(), videos(), ThreatModel(norm, 0.2, max_frames=1)
-    _, slope = loss_and_gradient(model, batch, Attack(threat, measured), torch.zeros_like(batch.frames))
-    expected = slope.abs().sum(2) if norm == "linf" else slope.square().sum(2)
-    torch.testing.assert_close(attacks._importance(model, batch, Attack(threat, objective), None, None), expected)
-
-
-def test_each_restart_begins_one_frame_further_down_the_ranking():
-    batch = videos(4, frames=6, lengths=[6, 6, 6, 6])
-    ranking = torch.rand(4, 6, generator=generator())
-    attack = Attack(ThreatModel("linf", 0.2, max_frames=2))
-    for restart in range(7):
-        opened = attacks._open_frames(batch, attack, ranking, restart)[..., 0]
-        assert opened.unique().tolist() == [0, 1]
-        first = min(restart, 4)  # the last two are the end of it
-        expected = ranking.argsort(1, descending=True)[:, first : first + 2].sort(1).values
-        assert torch.equal(opened.nonzero()[:, 1].view(4, 2), expected)
-
-
 def test_the_last_of_three_restarts_attacks_the_third_best_frame():
     model, batch = planted()  # in the order of what a change can do: frames 1, 0 and 2
     attack = replace(fgsm(ThreatModel("linf", 0.2, max_frames=1)), restarts=3)
@@ -764,37 +419,12 @@ def test_the_last_of_three_restarts_attacks_the_third_best_frame():
     assert touched[0].nonzero().flatten().tolist() == [2]
 
 
-def test_trying_frames_and_moving_on_finds_what_the_gradient_alone_misses():
-    model = network()
-    batch, threat = learned(model, videos(60, lengths=[5] * 60)), ThreatModel("linf", 0.4, max_frames=1)
-    found = {}
-    for frames, restarts in (("gradient", 1), ("trial", 1), ("trial", 3)):
-        attack = Attack(threat, frames=frames, restarts=restarts)
-        found[frames, restarts] = loss_of(model, batch, perturb(model, batch, attack, generator=generator())).mean()
-    assert found["gradient", 1] < found["trial", 1] < found["trial", 3]
-
-
-def test_noise_in_few_frames_chooses_them_as_any_attack_does():
-    model, batch = planted()
-    for frames, places in (("gradient", [1]), ("random", [0, 1, 2])):
-        attack = Attack(ThreatModel("linf", 0.2, max_frames=1), steps=0, frames=frames)
-        drawn = [perturb(model, batch, attack, generator=generator(seed)) for seed in range(20)]
-        again = [perturb(model, batch, attack, generator=generator(seed)) for seed in range(20)]
-        assert all(torch.equal(one, other) for one, other in zip(drawn, again, strict=True))
-        touched = [(one != batch.frames).any(2)[0].nonzero().flatten().tolist() for one in drawn]
-        assert sorted(set(map(tuple, touched))) == [(frame,) for frame in places]
-
-
-def test_chosen_frames_hurt_more_than_random_ones():
-    model = network()
-    batch, threat = learned(model, videos(60, lengths=[5] * 60)), ThreatModel("linf", 0.4, max_frames=1)
-    loss = {
-        frames: loss_of(
-            model, batch, perturb(model, batch, Attack(threat, frames=frames), generator=generator())
-        ).mean()
-        for frames in ("gradient", "random")
-    }
-    assert loss["gradient"] > 1.05 * loss["random"]
+def test_chosen_frames_hurt_more_than_random_ones_and_tried_ones_more_than_both():
+    model, threat = network(), ThreatModel("linf", 0.4, max_frames=1)
+    batch = learned(model, videos(60, lengths=[5] * 60))
+    choices = (("random", 1), ("gradient", 1), ("trial", 1), ("trial", 3))
+    found = [loss_under(model, batch, Attack(threat, frames=frames, restarts=n)).mean() for frames, n in choices]
+    assert found == sorted(found) and found[1] > 1.05 * found[0]
 
 
 @pytest.mark.parametrize("frames", attacks.CHOICES)
@@ -818,66 +448,25 @@ class Pleased(nn.Module):
         return Output(torch.full((len(frames), 1), float(self.calls)), None)
 
 
-def search_path(norm: str, frames: int, dims: int, steps: int) -> tuple[torch.Tensor, list[float]]:
-    """All points [steps,T,D] of a random search in which every trial is kept, and the objective at each."""
-    clip, open_ = torch.zeros(1, frames, dims), torch.ones(1, frames, 1)
-    batch = Batch(clip, torch.ones(1, frames, dtype=torch.bool), torch.zeros(1, 1), ("v",))
-    attack = Attack(ThreatModel(norm, 0.5), "margin", steps=steps, search="random")
-    path = list(attacks._random_search(Pleased(), batch, attack, open_, None, clip, generator()))
-    return torch.cat([delta for delta, _ in path]), [float(loss) for _, loss in path]
-
-
-SHARES = [
-    0.5 * 0.5 ** (8 * query / 20) for query in range(19)
-]  # of the numbers, anew at each of 20 queries but the first
-
-
 def test_the_blocks_of_a_random_search_shrink_from_a_half_to_a_few_numbers():
-    path, losses = search_path("linf", 200, 500, 20)
-    assert losses == list(range(1, 21)) and torch.equal(path.abs(), torch.full_like(path, 0.5))
+    clip, open_ = torch.zeros(1, 200, 500), torch.ones(1, 200, 1)
+    batch = Batch(clip, torch.ones(1, 200, dtype=torch.bool), torch.zeros(1, 1), ("v",))
+    attack = Attack(ThreatModel("linf", 0.5), "margin", steps=20, search="random")
+    search = attacks._random_search(Pleased(), batch, attack, open_, None, clip, generator())
+    path = torch.cat([delta for delta, _ in search])
+    assert torch.equal(path.abs(), torch.full_like(path, 0.5))
+    shares = [0.5 * 0.5 ** (8 * query / 20) for query in range(19)]  # of the numbers are drawn anew
     changed = (path.diff(dim=0) != 0).float().mean((1, 2)).tolist()
-    assert changed == pytest.approx([share / 2 for share in SHARES], rel=0.15)  # half of the new signs are the old ones
-    tiny, _ = search_path("linf", 1, 2, 400)  # of two numbers one is drawn on average, however late
-    assert 0.2 < (tiny[200:].diff(dim=0) != 0).float().mean() < 0.3
-
-
-def test_the_steps_of_a_random_search_on_a_sphere_shrink_as_the_root_of_the_block():
-    path, _ = search_path("l2-clip", 200, 500, 20)
-    torch.testing.assert_close(path.flatten(1).norm(dim=1), torch.full((20,), 0.5))
-    cosines = [float((a * b).sum()) / 0.25 for a, b in pairwise(path)]
-    # A step at right angles, of the length ε · root of the share, and back onto the sphere.
-    assert [1 / cosine**2 - 1 for cosine in cosines] == pytest.approx(SHARES, rel=0.1)
-
-
-def test_random_search_only_improves():
-    model, threat = network(), ThreatModel("linf", 0.3)
-    batch = learned(model, videos(20))
-    attack = Attack(threat, steps=30, search="random")
-    open_, zero = batch.mask[..., None].float(), torch.zeros_like(batch.frames)
-    path = list(attacks._random_search(model, batch, attack, open_, None, zero, generator()))
-    assert len(path) == 30
-    losses = torch.stack([loss for _, loss in path])
-    assert (losses.diff(dim=0) >= 0).all() and (losses[-1] > losses[0] + 1e-3).float().mean() > 0.5
-    torch.testing.assert_close(losses[-1], loss_of(model, batch, batch.frames + path[-1][0]))
+    assert changed == pytest.approx([share / 2 for share in shares], rel=0.15)  # half of the new signs are the old ones
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_random_search_beats_noise_and_needs_no_gradient(norm):
-    class NoGradient(nn.Module):
-        def __init__(self, model):
-            super().__init__()
-            self.model = model
-
-        @torch.no_grad()
-        def forward(self, frames, mask, **options):
-            return self.model(frames, mask, **options)
-
     model, threat = network(), ThreatModel(norm, 0.3)
-    batch = learned(model, videos(20))
-    found = perturb(NoGradient(model), batch, Attack(threat, steps=60, search="random"), generator=generator())
-    drawn = perturb(model, batch, noise(threat), generator=generator())  # where the search begins
-    assert (loss_of(model, batch, found) >= loss_of(model, batch, drawn) - 1e-5).all()
-    assert loss_of(model, batch, found).mean() > loss_of(model, batch, drawn).mean() + 0.01
+    batch, blind = learned(model, videos(20)), torch.no_grad()(model.forward)
+    found = loss_under(blind, batch, Attack(threat, steps=60, search="random"))
+    drawn = loss_under(model, batch, noise(threat))  # where the search begins
+    assert (found >= drawn - 1e-5).all() and found.mean() > drawn.mean() + 0.01
 
 
 # ---------------------------------------------------------------- vanishing gradients
@@ -899,12 +488,6 @@ def test_margin_still_moves_a_model_so_sure_that_the_bce_gradient_is_exactly_zer
     torch.testing.assert_close(margin(frames) - margin(batch.frames), expected.expand(4), rtol=1e-3, atol=0)
 
 
-def test_the_margin_of_videos_with_no_or_all_labels_is_one_sided_and_finite():
-    logits = torch.tensor([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]])
-    batch = replace(videos(3), labels=torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]]))
-    assert OBJECTIVES["margin"](Output(logits, None), None, batch).tolist() == [1.0, 2.0, -1.0]
-
-
 def test_gap_objective_counts_wrong_labels_above_and_right_labels_below_the_threshold():
     batch = replace(videos(1), labels=torch.tensor([[1.0, 0.0, 0.0]]))
     for scores, counted in (([-40.0, 40.0, -40.0], 2.0), ([-2.0, -2.0, -2.0], 1.5)):
@@ -923,46 +506,39 @@ def test_steps_cover_the_ball():
     assert Attack(threat, steps=2).size == 0.4  # 2.5 / 2 would leave it
 
 
-def test_an_attack_cannot_be_changed_in_place():
-    with pytest.raises(FrozenInstanceError):
-        fgsm(ThreatModel("linf", 0.4)).steps = 7
+def test_the_checkpoints_are_those_of_croce_and_hein():
+    assert sorted(attacks._checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
+    for steps in (1, 2, 10, 50, 1000):
+        assert all(1 <= place <= steps for place in attacks._checkpoints(steps))
 
 
-def test_what_is_not_said_of_an_attack_is_the_usual():
-    threat = ThreatModel("linf", 0.4)
-    assert pgd(threat) == Attack(threat, "bce", steps=20, restarts=2, start="near")
-    assert Attack(threat) == pgd(threat, 10, 1)
-    assert [OBJECTIVES[name].value for name in ("gap", "targeted", "bce-attention")] == [0, 0, 1]
+def test_predicted_labels_are_those_above_a_half_and_at_least_the_likeliest():
+    logits = torch.tensor([[1.0, 0.0, 2.0, -3.0], [-4.0, -1.0, -2.0, -3.0]])
+    found = attacks._predicted(lambda frames, mask: Output(logits, None), videos(2))
+    assert found.tolist() == [[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]]
 
 
-def test_a_random_start_is_uniform_in_the_ball_and_a_tiny_one_a_hundredth_of_it():
+@pytest.mark.parametrize("start, reach", [("random", 1.0), ("near", 1.0), ("tiny", 0.01)])
+def test_a_random_start_is_uniform_in_the_ball_and_a_tiny_one_a_hundredth_of_it(start, reach):
     batch = videos(40, lengths=[5] * 40, spread=0.1)
-
-    def start(norm, name):
-        attack = Attack(ThreatModel(norm, 0.5), steps=1, step_size=0.0, start=name, keep_best=False)
-        return perturb(network(), batch, attack, generator=generator()) - batch.frames
-
-    for name, radius, on_sphere in (("random", 0.5, 0.5), ("near", 0.5, 0.125), ("tiny", 0.005, 0.005)):
-        numbers = start("linf", name).flatten() / radius
-        assert numbers.abs().max() < 1.001 and numbers.min() < -0.99 and numbers.max() > 0.99
-        assert numbers.mean().abs() < 0.06 and float(numbers.std()) == pytest.approx(3**-0.5, rel=0.05)
-        lengths = start("l2-frame", name).norm(dim=2)
-        torch.testing.assert_close(lengths, torch.full_like(lengths, on_sphere), rtol=1e-3, atol=1e-6)
+    attack = Attack(ThreatModel("linf", 0.5), steps=1, step_size=0.0, start=start, keep_best=False)
+    numbers = (perturb(network(), batch, attack, generator=generator()) - batch.frames).flatten() / (0.5 * reach)
+    assert 0.99 < -numbers.min() < 1.001 and 0.99 < numbers.max() < 1.001
+    assert numbers.mean().abs() < 0.06 and float(numbers.std()) == pytest.approx(3**-0.5, rel=0.05)
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"objective": "loss"}, "unknown objective 'loss'; known: bce, margin, targeted"),
-        ({"start": "one"}, "unknown start 'one'; known: zero, tiny, near, random"),
-        ({"frames": "all"}, "unknown frames 'all'; known: gradient, trial, attention, random"),
-        ({"search": "grid"}, "unknown search 'grid'; known: gradient, auto, random"),
-        ({"labels": "none"}, "unknown labels 'none'; known: true, predicted"),
-        ({"view": "none"}, "unknown view 'none'; known: own, detached, softer, sharper"),
-        ({"steps": -1}, "steps must be at least 0 and restarts 1, got -1 and 1"),
-        ({"restarts": 0}, "got 10 and 0"),
-    ],
-)
-def test_attacks_that_do_not_exist_are_refused(options, message):
+REFUSED = {
+    "unknown objective 'loss'; known: bce, margin, targeted": {"objective": "loss"},
+    "unknown start 'one'; known: zero, tiny, near, random": {"start": "one"},
+    "unknown frames 'all'; known: gradient, trial, attention, random": {"frames": "all"},
+    "unknown search 'grid'; known: gradient, auto, random": {"search": "grid"},
+    "unknown labels 'none'; known: true, predicted": {"labels": "none"},
+    "unknown view 'none'; known: own, detached, softer, sharper": {"view": "none"},
+    "steps must be at least 0 and restarts 1, got -1 and 0": {"steps": -1, "restarts": 0},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_attacks_that_do_not_exist_are_refused(message):
     with pytest.raises(ValueError, match=message):
-        Attack(ThreatModel("linf", 0.1), **options)
+        Attack(ThreatModel("linf", 0.1), **REFUSED[message])

@@ -7,20 +7,15 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from aart_lib import checkpoint
 from aart_lib.model import ModelConfig, VideoTransformer
+from aart_lib.runtime import files
 
 CONFIG = ModelConfig(features=4, labels=3, max_frames=5, width=8, heads=2, layers=2)
-NOTES = {
-    "data": "synthetic",
-    "labels": [2, 0, 7],
-    "defense": "a-art",
-    "seed": 3,
-    "threat": {"norm": "linf", "epsilon": 0.04},
-    "history": [{"epoch": 1, "clean": 0.5}],
-}
+NOTES = {"data": "synthetic", "labels": [2, 0, 7], "defense": "a-art", "seed": 3, "history": [{"clean": 0.5}]}
+NOTES |= {"threat": {"norm": "linf", "epsilon": 0.04}}
 
 
 def network(config=CONFIG) -> VideoTransformer:
@@ -45,14 +40,13 @@ def forge(path, *, tensors=None, text=None) -> None:
     save_file(tensors, path, metadata={"aart": description() if text is None else text})
 
 
-# ---------------------------------------------------------------- round trip
-
-
-@pytest.mark.parametrize("changes", [{}, {"activation": "silu"}, {"attention": "uniform"}, {"pooling": "mean"}])
+@pytest.mark.parametrize("changes", [{}, {"attention": "uniform", "pooling": "mean"}])
 def test_weights_settings_and_notes_come_back_exactly(tmp_path, changes):
     model, path = network(replace(CONFIG, **changes)).train(), tmp_path / "deep" / "model.safetensors"
     checkpoint.save(path, model, NOTES)
+    before = torch.get_rng_state()
     loaded, notes = checkpoint.load(path)
+    assert torch.equal(torch.get_rng_state(), before)  # of the run around it
     assert loaded.config == model.config and not loaded.training
     assert notes == NOTES | {"version": checkpoint.VERSION}
     for name, tensor in model.state_dict().items():
@@ -62,29 +56,8 @@ def test_weights_settings_and_notes_come_back_exactly(tmp_path, changes):
     assert torch.equal(loaded(frames, mask).logits, model.eval()(frames, mask).logits)
 
 
-def test_the_file_is_safetensors_and_no_pickle(saved):
-    assert set(load_file(saved)) == set(network().state_dict())
-    with pytest.raises(pickle.UnpicklingError):
-        pickle.loads(saved.read_bytes())
-
-
-def test_a_loaded_model_does_not_depend_on_the_file(saved):
-    model, _ = checkpoint.load(saved)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    saved.write_bytes(bytes(saved.stat().st_size))
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-
-
-def test_loading_does_not_disturb_the_random_numbers_of_a_run(saved):
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    checkpoint.load(saved)
-    assert torch.equal(torch.rand(3), expected)
-
-
-@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("around", [torch.float32, torch.float64, torch.bfloat16, "meta", "inference"])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("around", [torch.float64, torch.bfloat16, "meta", "inference"])
 def test_torchs_defaults_do_not_change_what_is_loaded(tmp_path, kind, around):
     model, path = network().to(kind), tmp_path / "model.safetensors"
     checkpoint.save(path, model, NOTES)
@@ -99,31 +72,20 @@ def test_torchs_defaults_do_not_change_what_is_loaded(tmp_path, kind, around):
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
-# ---------------------------------------------------------------- writing
-
-
 def test_an_interrupted_save_leaves_the_old_file_and_no_other(saved, monkeypatch):
     before = saved.read_bytes()
-
-    def interrupted(*arguments, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint, "to_bytes", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        checkpoint.save(saved, network(), NOTES | {"seed": 4})
-    with pytest.raises(KeyboardInterrupt):
-        checkpoint.save(saved.with_name("other.safetensors"), network(), NOTES)
+    monkeypatch.setattr(checkpoint, "to_bytes", lambda *_, **__: 1 / 0)
+    for path in (saved, saved.with_name("other.safetensors")):
+        with pytest.raises(ZeroDivisionError):
+            checkpoint.save(path, network(), NOTES | {"seed": 4})
     assert saved.read_bytes() == before and list(saved.parent.iterdir()) == [saved]
 
 
-@pytest.mark.parametrize("key", ["data", "labels", "defense", "seed", "threat"])
-def test_notes_that_lack_something_are_not_saved(tmp_path, key):
-    with pytest.raises(ValueError, match=f"missing: {key}"):
-        checkpoint.save(tmp_path / "x", network(), {k: v for k, v in NOTES.items() if k != key})
+def test_notes_that_lack_something_are_not_saved(tmp_path):
+    for key in ("data", "labels", "defense", "seed", "threat"):
+        with pytest.raises(ValueError, match=f"missing: {key}"):
+            checkpoint.save(tmp_path / "x", network(), {k: v for k, v in NOTES.items() if k != key})
     assert list(tmp_path.iterdir()) == []
-
-
-# ---------------------------------------------------------------- broken files
 
 
 def changed(**tensors) -> dict:
@@ -134,58 +96,53 @@ def without(*names) -> dict:
     return {k: v for k, v in changed().items() if k not in names}
 
 
+def described(**notes):
+    """Break a file's notes: with these in place of the sound ones."""
+    return lambda path: forge(path, text=description(notes=NOTES | notes))
+
+
+def rewritten(old: str, new: str):
+    return lambda path: forge(path, text=description().replace(old, new))
+
+
+def resized(**changes):
+    return lambda path: forge(path, text=description(replace(CONFIG, **changes)))
+
+
+def holding(cls: torch.Tensor):
+    return lambda path: forge(path, tensors=changed(cls=cls))
+
+
 BROKEN = {
     "missing tensor": (lambda p: forge(p, tensors=without("cls")), "tensor 'cls'"),
     "unknown tensor": (lambda p: forge(p, tensors=changed(extra=torch.zeros(1))), "tensor 'extra'"),
-    "wrong shape": (lambda p: forge(p, tensors=changed(cls=torch.zeros(9))), "tensor 'cls'"),
-    "wrong type": (lambda p: forge(p, tensors=changed(cls=torch.zeros(8, dtype=torch.int64))), "tensor 'cls'"),
-    "two types": (
-        lambda p: forge(p, tensors=changed(cls=torch.zeros(8, dtype=torch.float64))),
-        "is not what the model",
-    ),
-    "NaN weight": (lambda p: forge(p, tensors=changed(cls=torch.full((8,), torch.nan))), "'cls' holds NaN or inf"),
-    "infinite weight": (
-        lambda p: forge(p, tensors=changed(cls=torch.full((8,), -torch.inf))),
-        "'cls' holds NaN or inf",
-    ),
+    "wrong shape": (holding(torch.zeros(9)), "tensor 'cls'"),
+    "wrong type": (holding(torch.zeros(8, dtype=torch.int64)), "tensor 'cls'"),
+    "two types": (holding(torch.zeros(8, dtype=torch.float64)), "is not what the model"),
+    "NaN weight": (holding(torch.full((8,), torch.nan)), "'cls' holds NaN or inf"),
     "huge header": (lambda p: p.write_bytes(struct.pack("<Q", 2**50) + bytes(100)), "header claims 1125899906842624"),
     "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-10]), "not a readable checkpoint"),
     "cut in the header": (lambda p: p.write_bytes(p.read_bytes()[:200]), "header claims"),
     "empty": (lambda p: p.write_bytes(b""), "not a"),
-    "a few bytes": (lambda p: p.write_bytes(b"abc"), "not a"),
     "text": (lambda p: p.write_text("These are not the weights you are looking for."), "not a checkpoint"),
     "pickle": (lambda p: torch.save({"cls": torch.zeros(2)}, p), "not a checkpoint"),
     "no description": (lambda p: save_file(changed(), p), "no description"),
-    "description no JSON": (lambda p: forge(p, text="{"), "not a readable checkpoint"),
     "description too deep": (lambda p: forge(p, text="[" * 200_000), "not a readable checkpoint"),
     "description a list": (lambda p: forge(p, text="[1]"), "no description"),
-    "unknown setting": (lambda p: forge(p, text=description().replace('"width"', '"girth"')), "girth"),
-    "unknown choice": (lambda p: forge(p, text=description().replace('"gelu"', '"tanh"')), "activation must be one"),
-    "a size that is none": (
-        lambda p: forge(p, text=description().replace('"width": 8', '"width": "8"')),
-        "description",
-    ),
-    "negative size": (lambda p: forge(p, text=description().replace('"layers": 2', '"layers": -2')), "sizes"),
-    "enormous sizes": (
-        lambda p: forge(p, text=description(replace(CONFIG, width=2**18, features=2**19))),
-        "is not what the model",
-    ),
-    "enormous depth": (lambda p: forge(p, text=description(replace(CONFIG, layers=2**19, width=2))), "description"),
-    "other version": (lambda p: forge(p, text=description(notes=NOTES | {"version": 99})), "version 99"),
+    "unknown setting": (rewritten('"width"', '"girth"'), "girth"),
+    "unknown choice": (rewritten('"learned"', '"taught"'), "attention must be one"),
+    "a size that is none": (rewritten('"width": 8', '"width": "8"'), "description"),
+    "negative size": (rewritten('"layers": 2', '"layers": -2'), "sizes"),
+    "no head": (rewritten('"heads": 2', '"heads": 0'), "description"),
+    "enormous sizes": (resized(width=2**18, features=2**19), "is not what the model"),
+    "enormous depth": (resized(layers=2**19, width=2), "description"),
+    "other version": (described(version=99), "version 99"),
     "missing notes": (lambda p: forge(p, text=description(notes={"data": "synthetic"})), "labels"),
-    "another number of labels": (lambda p: forge(p, text=description(notes=NOTES | {"labels": [1]})), "labels"),
-    "labels that are text": (lambda p: forge(p, text=description(notes=NOTES | {"labels": "abc"})), "labels"),
-    "labels that are no numbers": (
-        lambda p: forge(p, text=description(notes=NOTES | {"labels": [[0]] * len(NOTES["labels"])})),
-        "labels",
-    ),
-    "a seed that is text": (lambda p: forge(p, text=description(notes=NOTES | {"seed": "0"})), "seed"),
-    "no head": (lambda p: forge(p, text=description().replace('"heads": 2', '"heads": 0')), "description"),
-    "no threat": (lambda p: forge(p, text=description(notes=NOTES | {"threat": 5})), "description"),
-    "negative epsilon": (
-        lambda p: forge(p, text=description(notes=NOTES | {"threat": {"norm": "linf", "epsilon": -1}})),
-        "epsilon must be",
-    ),
+    "another number of labels": (described(labels=[1]), "labels"),
+    "labels that are no numbers": (described(labels=[[0]] * len(NOTES["labels"])), "labels"),
+    "a seed that is text": (described(seed="0"), "seed"),
+    "no threat": (described(threat=5), "description"),
+    "negative epsilon": (described(threat={"norm": "linf", "epsilon": -1}), "epsilon must be"),
 }
 
 
@@ -204,13 +161,10 @@ def test_a_path_without_a_file_is_named(tmp_path):
             checkpoint.load(path)
 
 
-# ---------------------------------------------------------------- training state
-
-
 def test_a_training_state_comes_back_exactly(tmp_path):
     state = {"epoch": 3, "history": [{"clean": 0.1}], "model": {"a": torch.randn(3)}, "name": "x"}
-    checkpoint.save_state(tmp_path / "s", state)
-    found = checkpoint.load_state(tmp_path / "s")
+    files.save_state(tmp_path / "s", state)
+    found = files.load_state(tmp_path / "s")
     assert torch.equal(found["model"].pop("a"), state["model"].pop("a")) and found == state
 
 
@@ -225,4 +179,4 @@ def test_a_training_state_that_would_run_code_is_refused(tmp_path):
     torch.save([1, 2], tmp_path / "list")
     for name in ("evil", "evil2", "text", "list"):
         with pytest.raises(ValueError, match=f"{name} is not a readable training state; delete it"):
-            checkpoint.load_state(tmp_path / name)
+            files.load_state(tmp_path / name)

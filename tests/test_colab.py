@@ -53,22 +53,13 @@ def test_badges_and_variable_name_the_repository(project):
     assert (project / "README.md").read_text() == f"# Title\n\n[badge]({BADGE.format('some-one/a.art')})\n"
 
 
-def test_a_second_name_replaces_the_first(project):
+def test_a_second_name_replaces_the_first_and_the_same_again_changes_nothing(project, capsys):
     colab.main(["one/first"], project)
     colab.main(["https://github.com/two/second/"], project)
+    colab.main(["two/second"], project)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("0 of 2 files")
     text = (project / "notebooks" / "01_data_loading.ipynb").read_text(encoding="utf-8")
     assert text == a_notebook("two/second", owner="two/second")
-
-
-def test_the_same_name_again_changes_nothing(project, capsys):
-    colab.main(["one/first"], project)
-    colab.main(["one/first"], project)
-    assert capsys.readouterr().out.splitlines()[-1].startswith("0 of 2 files")
-
-
-def test_stale_outputs_stay_stale():
-    stale = a_notebook(executed="f" * 16)
-    assert '"executed": "ffffffffffffffff"' in colab.point(stale, "one/first")
 
 
 @pytest.mark.parametrize("wrong", ["", "owner", "owner/name/more", "own er/name", 'o/n"', "owner/"])

@@ -25,13 +25,9 @@ def opened(folder, *, classes=3, longest=5, videos=(24, 6), frames=lambda i: 1 +
     spec = DatasetSpec("tiny", {"rgb": (6, 6)}, classes, ("train*.tfrecord",), ("test*.tfrecord",), max_frames=longest)
     rng = np.random.default_rng(0)
     for name, count in zip(("train", "test"), videos, strict=True):
-        payloads = (
-            encode_sequence_example(
-                {"id": f"{name}{i}", "labels": labels(i)}, {"rgb": rng.integers(0, 256, (frames(i), 6))}
-            )
-            for i in range(count)
-        )
-        write_records(folder / f"{name}.tfrecord", payloads)
+        about = ({"id": f"{name}{i}", "labels": labels(i)} for i in range(count))
+        lists = ({"rgb": rng.integers(0, 256, (frames(i), 6))} for i in range(count))
+        write_records(folder / f"{name}.tfrecord", map(encode_sequence_example, about, lists))
     return open_splits(spec, folder)
 
 
@@ -53,7 +49,6 @@ EDGES = {
     "videos without labels among others": ({"labels": lambda i: [i % 3][: i % 2]}, 8),
     "videos of one frame": ({"frames": lambda i: 1}, 8),
     "a model that takes one frame": ({"longest": 1}, 8),
-    "one frame for a model of one": ({"longest": 1, "frames": lambda i: 1}, 8),
     "batches of one video": ({}, 1),
     "a last batch of one video": ({}, 11),
     "a batch larger than the data": ({}, 1000),
@@ -62,23 +57,18 @@ EDGES = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["standard", "a-art", "trades", "adversarial-uniform"])
+@pytest.mark.parametrize("name", ["standard", "a-art"])
 @pytest.mark.parametrize("edge", EDGES)
 def test_small_and_strange_data_are_trained_on_and_judged(tmp_path, edge, name):
     changes, batch = EDGES[edge]
-    trained_and_judged(opened(tmp_path, **changes), name, batch)
+    row = trained_and_judged(opened(tmp_path, **changes), name, batch)
+    if edge == "one class":
+        assert row["clean"]["gap"] == row["worst"]["gap"] == 1
 
 
-@pytest.mark.parametrize("edge", ["one class", "a model that takes one frame", "two videos a split"])
-def test_the_strong_suite_takes_them_too(tmp_path, edge):
-    changes, batch = EDGES[edge]
-    row = trained_and_judged(opened(tmp_path, **changes), "standard", batch, suite="strong")
-    assert "apgd" in row["attacked"]
-
-
-def test_a_single_class_that_all_videos_show_is_always_found(tmp_path):
-    row = trained_and_judged(opened(tmp_path, classes=1, labels=lambda i: [0]), "standard")
-    assert row["clean"]["gap"] == row["worst"]["gap"] == 1
+def test_the_strong_suite_takes_the_smallest_too(tmp_path):
+    splits = opened(tmp_path, classes=1, labels=lambda i: [0], longest=1, videos=(4, 2))
+    assert "apgd" in trained_and_judged(splits, "standard", suite="strong")["attacked"]
 
 
 def test_an_empty_video_is_refused_with_its_place(tmp_path):
@@ -86,17 +76,13 @@ def test_an_empty_video_is_refused_with_its_place(tmp_path):
         opened(tmp_path, frames=lambda i: i % 3)
 
 
-def test_data_without_any_label_are_refused(tmp_path):
+def test_splits_without_any_label_are_refused(tmp_path):
+    """As the third part of YouTube-8M, whose labels are not public."""
     with pytest.raises(ValueError, match=r"no train video of these has a label; there is nothing to learn or judge"):
         opened(tmp_path, labels=lambda i: [])
-
-
-def test_a_test_split_without_labels_is_refused(tmp_path):
-    """As the third part of YouTube-8M, whose labels are not public."""
-    opened(tmp_path)
+    spec = opened(tmp_path).spec
     payload = encode_sequence_example({"id": "t", "labels": []}, {"rgb": np.zeros((2, 6), int)})
     write_records(tmp_path / "test.tfrecord", [payload] * 3)
-    spec = DatasetSpec("tiny", {"rgb": (6, 6)}, 3, ("train*.tfrecord",), ("test*.tfrecord",), max_frames=5)
     with pytest.raises(ValueError, match=r"no test video of these has a label"):
         open_splits(spec, tmp_path)
 

@@ -7,16 +7,11 @@ import torch
 
 from aart_lib.attention import SteadyAttention, rollout
 from aart_lib.attention import cls_attention as cls_rows
-from aart_lib.model import ACTIVATIONS, MODELS, ModelConfig, VideoTransformer
+from aart_lib.model import MODELS, ModelConfig, VideoTransformer
 
 CONFIG = ModelConfig(features=6, labels=5, max_frames=8, width=16, heads=4, layers=3)
 LENGTHS = (7, 1, 4)
-VARIANTS = {
-    "default": {},
-    "uniform": MODELS["uniform"],
-    "mean": MODELS["mean"],
-    "one layer": {"layers": 1},
-} | {name: {"activation": name} for name in ACTIVATIONS}
+VARIANTS = {"default": {}, "uniform": MODELS["uniform"], "mean": MODELS["mean"], "one-layer": {"layers": 1}}
 
 
 def build(**changes) -> VideoTransformer:
@@ -37,12 +32,9 @@ def videos(lengths=LENGTHS, frames=7):
     return drawn * mask[..., None], mask
 
 
-@pytest.fixture(params=VARIANTS, ids=lambda name: name.replace(" ", "-"))
+@pytest.fixture(params=VARIANTS)
 def model(request) -> VideoTransformer:
     return build(**VARIANTS[request.param])
-
-
-# ---------------------------------------------------------------- padding
 
 
 def test_padding_does_not_change_logits(model):
@@ -53,33 +45,15 @@ def test_padding_does_not_change_logits(model):
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=1e-5)
 
 
-def test_values_in_the_padding_do_not_change_logits_or_maps(model):
+def test_padding_reaches_neither_logits_nor_maps_and_gets_no_gradient(model):
     frames, mask = videos()
-    rubbish = torch.where(mask[..., None], frames, 100 * torch.randn(frames.shape))
+    rubbish = torch.where(mask[..., None], frames, 100 * torch.randn(frames.shape)).requires_grad_()
     clean, other = (model(x, mask, return_attention="cls") for x in (frames, rubbish))
     assert torch.equal(clean.logits, other.logits)
     for a, b in zip(clean.attention, other.attention, strict=True):
         assert torch.equal(a[:, :, 0], b[:, :, 0])
-
-
-def test_padding_gets_no_gradient(model):
-    frames, mask = videos()
-    frames.requires_grad_()
-    model(frames, mask).logits.square().sum().backward()
-    assert frames.grad[~mask].abs().max() == 0
-    assert (frames.grad[mask].abs().sum(1) > 0).all()
-
-
-def test_a_real_frame_and_its_place_change_the_logits():
-    model = build()
-    frames, mask = videos()
-    swapped = frames.clone()
-    swapped[0, [0, 3]] = frames[0, [3, 0]]
-    moved = (model(swapped, mask).logits - model(frames, mask).logits).abs().amax(1)
-    assert moved[0] > 1e-3 and moved[1:].max() < 1e-6
-
-
-# ---------------------------------------------------------------- attention maps
+    other.logits.square().sum().backward()
+    assert rubbish.grad[~mask].abs().max() == 0 and (rubbish.grad[mask].abs().sum(1) > 0).all()
 
 
 def test_attention_rows_sum_to_one_and_are_zero_on_padding(model):
@@ -98,9 +72,8 @@ def test_explicit_and_fused_attention_agree(model):
     fused = model(frames, mask)
     assert fused.attention is None
     for wanted in (True, "cls"):
-        torch.testing.assert_close(
-            model(frames, mask, return_attention=wanted).logits, fused.logits, atol=1e-5, rtol=1e-5
-        )
+        explicit = model(frames, mask, return_attention=wanted).logits
+        torch.testing.assert_close(explicit, fused.logits, atol=1e-5, rtol=1e-5)
 
 
 def test_cls_maps_are_the_first_rows_of_all_maps(model):
@@ -109,27 +82,8 @@ def test_cls_maps_are_the_first_rows_of_all_maps(model):
     short = model(frames, mask, return_attention="cls").attention
     for a, b in zip(every[:-1], short[:-1], strict=True):
         torch.testing.assert_close(a, b)
-    torch.testing.assert_close(every[-1][:, :, 0], short[-1][:, :, 0])
-
-
-def test_only_the_cls_row_of_the_last_map_is_computed_on_request():
-    frames, mask = videos()
-    assert build()(frames, mask, return_attention="cls").attention[-1].shape[2] == 1
-
-
-def test_maps_depend_on_the_frames():
-    frames, mask = videos()
-    attention = build()(frames, mask, return_attention=True).attention
-    row = attention[-1][0, :, 0]
-    assert (row.amax(-1) - row.amin(-1)).max() > 0.05
-
-
-def test_cls_attention_stacks_how_each_layer_and_head_weighs_the_frames():
-    frames, mask = videos()
-    attention = build()(frames, mask, return_attention=True).attention
-    rows = cls_rows(attention)
-    assert rows.shape == (3, 3, 4, 7)
-    assert torch.equal(rows[:, 1], attention[1][:, :, 0, 1:])
+    torch.testing.assert_close(every[-1][:, :, :1], short[-1])
+    assert torch.equal(cls_rows(every)[:, 1], every[1][:, :, 0, 1:])  # [B,L,H,T]
 
 
 def test_rollout_is_the_hand_computed_one():
@@ -137,17 +91,6 @@ def test_rollout_is_the_hand_computed_one():
     second = torch.tensor([[[[0.2, 0.8], [0.4, 0.6]]]])
     # Half of every token passes by: [[.75,.25],[0,1]] first, then [[.6,.4],[.2,.8]]; [CLS] to frame: .6*.25 + .4*1.
     torch.testing.assert_close(rollout((first, second)), torch.tensor([[0.55]]))
-
-
-def test_rollout_is_a_part_of_one_and_zero_on_padding():
-    frames, mask = videos()
-    flow = rollout(build()(frames, mask, return_attention=True).attention)
-    assert flow.shape == mask.shape
-    assert flow.min() >= 0 and (flow.sum(1) <= 1 + 1e-6).all()
-    assert flow[~mask].abs().max() == 0 and (flow[mask] > 0).all()
-
-
-# ---------------------------------------------------------------- held attention
 
 
 def test_held_maps_reproduce_the_logits(model):
@@ -159,7 +102,7 @@ def test_held_maps_reproduce_the_logits(model):
         assert torch.equal(a, b)
 
 
-def test_held_attention_ignores_queries_and_keys():
+def test_held_attention_ignores_queries_and_keys_and_stays_when_frames_change():
     model, (frames, mask) = build(), videos()
     maps = model(frames, mask, return_attention=True).attention
     held = SteadyAttention(model, maps)
@@ -170,36 +113,17 @@ def test_held_attention_ignores_queries_and_keys():
             block.key.weight.normal_()
     assert torch.equal(held(frames, mask).logits, before)
     assert (model(frames, mask).logits - free).abs().max() > 1e-3
-
-
-def test_held_attention_stays_when_frames_change_but_the_logits_move():
-    model, (frames, mask) = build(), videos()
-    held = SteadyAttention(model, model(frames, mask, return_attention=True).attention)
     other = held(frames + 0.5 * mask[..., None], mask, return_attention=True)
-    assert all(torch.equal(a, b) for a, b in zip(other.attention, held.maps, strict=True))
-    assert (other.logits - held(frames, mask).logits).abs().max() > 1e-3
-
-
-# ---------------------------------------------------------------- controls
+    assert all(torch.equal(a, b) for a, b in zip(other.attention, maps, strict=True))
+    assert (other.logits - before).abs().max() > 1e-3
 
 
 def test_uniform_attention_weighs_all_real_tokens_alike():
     model, (frames, mask) = build(**MODELS["uniform"]), videos()
     for layer in model(frames, mask, return_attention=True).attention:
         for row, length in enumerate(LENGTHS):
-            torch.testing.assert_close(
-                layer[row, :, :, : length + 1], torch.full((4, 8, length + 1), 1 / (length + 1.0))
-            )
-
-
-def test_uniform_attention_has_no_use_for_queries_and_keys():
-    model, (frames, mask) = build(**MODELS["uniform"]), videos()
-    before = model(frames, mask).logits
-    with torch.no_grad():
-        for block in model.blocks:
-            block.query.weight.normal_()
-            block.key.weight.normal_()
-    assert torch.equal(model(frames, mask).logits, before)
+            expected = torch.full((4, 8, length + 1), 1 / (length + 1.0))
+            torch.testing.assert_close(layer[row, :, :, : length + 1], expected)
 
 
 def test_mean_pooling_reads_the_mean_of_the_real_frames():
@@ -210,31 +134,6 @@ def test_mean_pooling_reads_the_mean_of_the_real_frames():
     tokens = seen[0][:, 1:]
     means = torch.stack([tokens[row, :length].mean(0) for row, length in enumerate(LENGTHS)])
     torch.testing.assert_close(logits, model.head(model.norm(means)), atol=1e-5, rtol=1e-5)
-
-
-# ---------------------------------------------------------------- heads
-
-
-def test_activations_differ_and_all_train():
-    frames, mask = videos()
-    logits = []
-    for name in ACTIVATIONS:
-        model = build(activation=name)
-        logits.append(model(frames, mask).logits)
-        logits[-1].sum().backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    assert len({tuple(x.flatten().tolist()) for x in logits}) == len(ACTIVATIONS)
-
-
-# ---------------------------------------------------------------- shapes and errors
-
-
-@pytest.mark.parametrize("batch, count", [(1, 1), (1, 8), (4, 1)])
-def test_single_videos_and_single_frames_work(model, batch, count):
-    frames, mask = torch.randn(batch, count, 6), torch.ones(batch, count, dtype=torch.bool)
-    output = model(frames, mask, return_attention=True)
-    assert output.logits.shape == (batch, 5) and output.logits.isfinite().all()
-    assert output.attention[0].shape == (batch, 4, count + 1, count + 1)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +155,6 @@ def test_input_that_does_not_fit_is_named(shape, mask, message):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"activation": "tanh"}, "activation must be one of relu, gelu, silu, got 'tanh'"),
         ({"attention": "none"}, "attention must be one of learned, uniform"),
         ({"pooling": "max"}, "pooling must be one of cls, mean"),
         ({"width": 15}, "width must be a multiple of heads, got width=15, heads=4"),

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from aart_lib.attacks import OBJECTIVES, Attack, AttackFailed, fgsm, perturb, pgd
+from aart_lib.attention import SteadyAttention
 from aart_lib.data.batch import Batch, Item, collate
 from aart_lib.losses import bce
 from aart_lib.model import MODELS, ModelConfig, Output, VideoTransformer
@@ -103,9 +104,7 @@ class Cliff(Own):
 
 
 @pytest.mark.parametrize("where", ["logits", "gradient"])
-@pytest.mark.parametrize(
-    "attack", [fgsm(THREAT), pgd(THREAT, 2, 1, start="zero"), Attack(THREAT, steps=3, search="auto", start="zero")]
-)
+@pytest.mark.parametrize("attack", [fgsm(THREAT), Attack(THREAT, steps=3, search="auto", start="zero")])
 def test_an_objective_that_is_nan_is_named(where, attack):
     attack = replace(attack, keep_best=True)
     with pytest.raises(AttackFailed, match=r"objective 'bce' is (NaN on video|not finite)"):
@@ -114,7 +113,9 @@ def test_an_objective_that_is_nan_is_named(where, attack):
 
 def test_attention_that_cannot_move_must_be_declared():
     attack = Attack(THREAT, "attention", steps=2)
-    attacked(network(**MODELS["uniform"]), attack=attack)
+    steady = SteadyAttention(network(), network()(videos().frames, videos().mask, return_attention=True).attention)
+    for still in (network(**MODELS["uniform"]), steady):
+        attacked(still, attack=attack)
     for model, found in ((network(), replace(attack, view="detached")), (Fixed(), attack)):
         with pytest.raises(AttackFailed, match="no gradient of the objective 'attention'"):
             attacked(model, attack=found)
@@ -143,7 +144,7 @@ def test_a_view_that_a_model_does_not_offer_is_refused(view):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("objective", ["bce", "attention", "attention-scores", "kl"])
+@pytest.mark.parametrize("objective", ["bce", "attention"])
 def test_half_precision_is_attacked_within_its_budget_after_rounding(dtype, norm, objective):
     model, batch = network().to(dtype), videos()
     attack = Attack(ThreatModel(norm, 0.05, box=(-1, 1)), objective, steps=5)
@@ -158,13 +159,10 @@ def test_half_precision_is_attacked_within_its_budget_after_rounding(dtype, norm
         assert frames.abs().max() <= 1
 
 
-def test_under_autocast_an_attack_is_made():
+def test_under_autocast_an_attack_is_made_and_weights_of_inference_mode_are_told():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         frames = attacked(network(), attack=Attack(THREAT, "attention", steps=2))
     assert (frames != videos().frames).flatten(1).any(1).all()
-
-
-def test_a_model_made_under_inference_mode_is_told():
     with torch.inference_mode():
         model = network()
     with pytest.raises(AttackFailed, match="made under inference_mode"):
@@ -206,17 +204,14 @@ def _optimum(slope, frames, norm, epsilon) -> torch.Tensor:
     return (frames + low * slope).clamp(0, 12) - frames
 
 
-@pytest.mark.parametrize("box", [(1, 0), (0, 0), (0,), (0, float("nan"))])
-def test_a_box_without_room_is_refused(box):
-    with pytest.raises(ValueError, match="box must be"):
-        ThreatModel("linf", 0.1, box=box)
-
-
 def test_other_attackers_of_a_threat_keep_its_box():
     threat = ThreatModel("linf", 0.1, box=[0, 1])
     assert {t.box for t in (threat.times(2), threat.few(2))} == {(0.0, 1.0)}
     assert ThreatModel(**threat.few().described()) == threat.few()
     assert ThreatModel("linf", 0.1).described() == {"norm": "linf", "epsilon": 0.1, "max_frames": None}
+    for without_room in [(1, 0), (0, 0), (0,), (0, float("nan"))]:
+        with pytest.raises(ValueError, match="box must be"):
+            ThreatModel("linf", 0.1, box=without_room)
 
 
 # ---------------------------------------------------------------- anybody's model, labels, objective

@@ -3,6 +3,7 @@
 import copy
 import math
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -66,7 +67,7 @@ def timeless(history: list[dict]) -> list[dict]:
 # ---------------------------------------------------------------- somebody's own terms, switched-off gradients
 
 
-@pytest.mark.parametrize("how", [{}, {"two_sided": True}, {"steps": 2, "start": "random", "rows": "all"}])
+@pytest.mark.parametrize("how", [{}, {"steps": 2, "start": "random", "rows": "all", "two_sided": True}])
 def test_a_term_of_ones_own_is_given_maps_of_both_sides(splits, monkeypatch, how):
     def apart(defense, clean, attacked, labels, mask):
         return (clean.attention[-1] - attacked.attention[-1]).abs().sum((1, 2, 3))
@@ -116,38 +117,39 @@ def whole(batch: Batch) -> Part:
     return Part(torch.Generator().manual_seed(3), *batch.mask.shape)
 
 
-def naive_gradients(made, batch: Batch, threat: ThreatModel) -> dict:
-    """Three passes, as one would write it down: attack, clean, attacked."""
-    model, defense = copy.deepcopy(made.model), made.defense
-    model.zero_grad()
-    frames = perturb(model, batch, fgsm(threat))
-    clean = model(batch.frames, batch.mask, return_attention=True)
-    attacked = model(frames, batch.mask, return_attention=True)
-    still = clean  # two-sided: gradients flow through the clean logits; the maps are fixed by the term itself
-    if not defense.two_sided:
-        still = Output(clean.logits.detach(), tuple(layer.detach() for layer in clean.attention))
-    task = terms(defense, clean, attacked, batch.labels, batch.mask, ["task"])
-    rest = terms(defense, still, attacked, batch.labels, batch.mask, [n for n in defense.weights if n != "task"])
-    sum(defense.weights[name] * value for name, value in (task | rest).items()).backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters()}
+TWO_STEPS = Attack(THREAT, "kl", 2, start="random", keep_best=False)
+CRAFTED = {
+    **dict.fromkeys(("adversarial", "logit-pairing", "a-art-fast", "adversarial-attention"), fgsm(THREAT)),
+    **dict.fromkeys(("a-art", "a-art-fixed-maps", "attention-only"), TWO_STEPS),
+    **{"adversarial-uniform": fgsm(THREAT), "attention-noise": noise(THREAT), "attention-shuffled": None},
+}
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2-frame", "l2-clip"])
-@pytest.mark.parametrize(
-    "name", ["adversarial", "logit-pairing", "a-art-fast", "adversarial-attention", "adversarial-uniform"]
-)
-def test_the_shared_clean_pass_gives_the_gradients_of_the_naive_three_passes(splits, name, norm):
+@pytest.mark.parametrize("name", CRAFTED)
+def test_a_step_has_the_gradients_of_three_passes_as_one_would_write_them_down(splits, name, norm):
     made, batch = double_run(name, splits)
-    assert made.defense.shares_clean_pass
-    threat = ThreatModel(norm, 0.2)
-    expected = naive_gradients(made, batch, threat)
+    defense, model, threat = made.defense, copy.deepcopy(made.model), ThreatModel(norm, 0.2)
+    draw = torch.Generator().manual_seed(3)
+    if name == "attention-shuffled":
+        frames = steps._shuffled(batch, draw)
+    else:
+        frames = perturb(model, batch, replace(CRAFTED[name], threat=threat), generator=draw)
+    clean, attacked = (model(x, batch.mask, return_attention=True) for x in (batch.frames, frames))
+    still = clean
+    if not defense.two_sided:
+        still = Output(clean.logits.detach(), tuple(layer.detach() for layer in clean.attention))
+    for key, weight in defense.weights.items():
+        side = clean if key == "task" else still
+        loss = terms(defense, side, attacked, batch.labels, batch.mask, [key])[key]
+        (weight * loss).backward(retain_graph=True)
     made.optimizer.zero_grad()
     made.gradients(batch, threat, whole(batch))
-    for key, parameter in made.model.named_parameters():
-        if expected[key] is None:  # queries and keys of uniform attention
-            assert parameter.grad is None, key
-            continue
-        torch.testing.assert_close(parameter.grad, expected[key], atol=1e-12, rtol=1e-8, msg=key)
+    for (key, found), expected in zip(made.model.named_parameters(), model.parameters(), strict=True):
+        if expected.grad is None:  # queries and keys of uniform attention
+            assert found.grad is None, key
+        else:
+            torch.testing.assert_close(found.grad, expected.grad, atol=1e-12, rtol=1e-8, msg=key)
 
 
 def test_a_fast_a_art_step_is_two_forward_passes(splits):
@@ -158,46 +160,16 @@ def test_a_fast_a_art_step_is_two_forward_passes(splits):
     assert len(passes) == 2
 
 
-TWO_STEPS = Attack(THREAT, "kl", 2, start="random", keep_best=False)
-CRAFTED = {
-    "logit-pairing": fgsm(THREAT),
-    "a-art": TWO_STEPS,
-    "a-art-fixed-maps": TWO_STEPS,
-    "attention-only": TWO_STEPS,
-    "attention-noise": noise(THREAT),
-    "attention-shuffled": None,
-}
-
-
-@pytest.mark.parametrize("name", CRAFTED)
-def test_a_two_sided_defense_learns_from_both_sides_of_the_frames_it_names(splits, name):
-    made, batch = double_run(name, splits)
-    expected, draw = copy.deepcopy(made.model), lambda: torch.Generator().manual_seed(3)
-    if name == "attention-shuffled":
-        frames = steps._shuffled(batch, draw())
-    else:
-        frames = perturb(expected, batch, CRAFTED[name], generator=draw())
-    clean, attacked = (expected(x, batch.mask, return_attention=True) for x in (batch.frames, frames))
-    losses = terms(made.defense, clean, attacked, batch.labels, batch.mask, list(made.defense.weights))
-    sum(made.defense.weights[key] * value for key, value in losses.items()).backward()
-    made.optimizer.zero_grad()
-    made.gradients(batch, THREAT, whole(batch))
-    for (key, parameter), other in zip(made.model.named_parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(parameter.grad, other.grad, atol=1e-12, rtol=1e-8, msg=key)
-
-
 def test_shuffling_reorders_real_frames_and_leaves_padding_last():
-    lengths = torch.tensor([5, 3, 1])
-    mask = torch.arange(5) < lengths[:, None]
+    mask = torch.arange(5) < torch.tensor([5, 3, 1])[:, None]
     frames = torch.arange(1.0, 31).reshape(3, 5, 2) * mask[..., None]
     batch = Batch(frames, mask, torch.zeros(3, 1), ("a", "b", "c"))
     orders = [steps._shuffled(batch, torch.Generator().manual_seed(seed)) for seed in range(10)]
     for found in orders:
         assert (found[~mask] == 0).all()
-        for video, length, other in zip(frames, lengths, found, strict=True):
-            assert sorted(other[:length].tolist()) == video[:length].tolist()
+        for video, real, other in zip(frames, mask, found, strict=True):
+            assert sorted(other[real].tolist()) == video[real].tolist()
     assert len({tuple(found[0, :, 0].tolist()) for found in orders}) > 5
-    assert torch.equal(orders[3], steps._shuffled(batch, torch.Generator().manual_seed(3)))
 
 
 def test_a_share_of_the_videos_can_meet_a_one_frame_attacker(splits):
@@ -218,8 +190,8 @@ def test_a_share_of_the_videos_can_meet_a_one_frame_attacker(splits):
 
 @pytest.mark.parametrize("name", DEFENSES)
 def test_every_defense_trains(splits, name):
-    model, history = run(name, splits, TrainConfig(epochs=2, batch_size=8, seed=0))
-    assert not model.training and [entry["epoch"] for entry in history] == [1, 2]
+    model, history = run(name, splits, TrainConfig(epochs=1, batch_size=8, seed=0))
+    assert not model.training and [entry["epoch"] for entry in history] == [1]
     assert set(history[-1]["loss"]) == set(DEFENSES[name].weights)
     assert all(math.isfinite(value) for value in history[-1]["loss"].values())
     assert all(0 <= history[-1][key] <= 1 for key in ("clean", "attacked", "fgsm"))
@@ -253,65 +225,52 @@ def test_settings_that_cannot_train_are_refused(values):
 # ---------------------------------------------------------------- resuming
 
 
-def kill_after(epochs: int, monkeypatch, start) -> None:
-    """Start a run that is killed when so many epochs are finished."""
-    one_epoch = training.Run.one_epoch
-
-    def killed(self, bar, state):
-        if self.epoch == epochs:
-            raise KeyboardInterrupt
-        one_epoch(self, bar, state)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training.Run, "one_epoch", killed)
-        with pytest.raises(KeyboardInterrupt):
-            start()
-    torch.rand(7)  # what happens to the global random numbers in between does not matter
-
-
-@pytest.mark.parametrize("name", ["a-art", "trades", "attention-noise"])
-@pytest.mark.parametrize("finished", [1, 3])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(splits, tmp_path, monkeypatch, name, finished):
-    whole, history = run(name, splits)
-    state, one_epoch = tmp_path / "run.state", training.Run.one_epoch
-
-    kill_after(finished, monkeypatch, lambda: run(name, splits, state=state))
-    assert state.exists()
-    epochs = []
-    monkeypatch.setattr(training.Run, "one_epoch", lambda self, *rest: epochs.append(1) or one_epoch(self, *rest))
-    resumed, resumed_history = run(name, splits, state=state)
-    assert len(epochs) == CONFIG.epochs - finished
-    assert same_weights(whole, resumed) and timeless(history) == timeless(resumed_history)
-    assert [path.name for path in tmp_path.iterdir()] == ["run.state"]  # until the model is saved
-
-
-def kill_in_step(step: int, monkeypatch, start) -> None:
-    """Start a run that gets a signal during its step-th step, of all epochs counted together."""
+def steps_taken(monkeypatch, start, stop=None) -> int:
+    """How many steps a run takes; it gets a signal during its stop-th one, of all epochs counted together."""
     own, taken = training.Run.learn, []
 
-    def signaled(self, *rest):
+    def counted(self, *rest):
         taken.append(1)
-        if len(taken) == step:
+        if len(taken) == stop:
             signal.raise_signal(signal.SIGTERM)
         return own(self, *rest)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(training.Run, "learn", signaled)
-        with pytest.raises(KeyboardInterrupt):
-            start()
-    assert len(taken) == step  # the step is finished, the next one not begun
-    torch.rand(7)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) if stop else nullcontext():
+        patch.setattr(training.Run, "learn", counted)
+        start()
+    torch.rand(7)  # what happens to the global random numbers in between does not matter
+    return len(taken)
 
 
-@pytest.mark.parametrize("step", [1, 6, 8, 11, 16])  # four steps an epoch: 8 and 16 are the last ones of theirs
-def test_a_signal_in_the_middle_of_an_epoch_loses_nothing(splits, tmp_path, monkeypatch, step):
-    go = lambda **o: train(DEFENSES["a-art"], splits, SHAPE, THREAT, CONFIG, progress=None, **o)  # noqa: E731
-    whole, history = go()
-    handler = signal.getsignal(signal.SIGTERM)
-    kill_in_step(step, monkeypatch, lambda: go(state=tmp_path / "run.state"))
+# Four steps an epoch: 8 and 16 are the last ones of theirs.
+@pytest.mark.parametrize("name, stop", [("a-art", 1), ("trades", 6), ("a-art", 8), ("attention-noise", 16)])
+def test_a_run_that_is_stopped_goes_on_as_if_nothing_had_happened(splits, tmp_path, monkeypatch, name, stop):
+    whole, history = run(name, splits)
+    handler, resumed = signal.getsignal(signal.SIGTERM), []
+    go = lambda: resumed.append(run(name, splits, state=tmp_path / "run.state"))  # noqa: E731
+    assert steps_taken(monkeypatch, go, stop) == stop  # the step is finished, the next one not begun
     assert signal.getsignal(signal.SIGTERM) is handler
-    resumed, resumed_history = go(state=tmp_path / "run.state")
-    assert same_weights(whole, resumed) and timeless(history) == timeless(resumed_history)
+    assert steps_taken(monkeypatch, go) == 16 - stop
+    assert same_weights(whole, resumed[0][0]) and timeless(history) == timeless(resumed[0][1])
+    assert [path.name for path in tmp_path.iterdir()] == ["run.state"]  # until the model is saved
+
+
+@pytest.mark.parametrize("name", ["a-art-few", "attention-shuffled"])
+def test_a_run_stopped_in_an_epoch_goes_on_with_another_number_of_parts(splits, tmp_path, monkeypatch, name):
+    _, whole = run(name, splits)
+    go = lambda count: run(name, splits, state=tmp_path / "run.state", hardware=Hardware(accumulate=count))  # noqa: E731
+    steps_taken(monkeypatch, lambda: go(3), 6)
+    for one, other in zip(whole, go(2)[1], strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_the_state_of_a_run_with_other_settings_is_refused(splits, tmp_path, monkeypatch):
+    state = tmp_path / "run.state"
+    steps_taken(monkeypatch, lambda: run("a-art", splits, state=state), 4)
+    for name, config in (("adversarial", CONFIG), ("a-art", replace(CONFIG, seed=2))):
+        with pytest.raises(ValueError, match=r"run\.state belongs to a run with other settings; use another --out"):
+            run(name, splits, config, state=state)
+    assert state.exists()
 
 
 def test_the_state_is_saved_while_an_epoch_runs(splits, tmp_path, monkeypatch):
@@ -328,23 +287,6 @@ def test_parts_of_a_batch_one_after_another_give_the_step_of_the_whole(splits, n
     for accumulate in (2, 3, 9):  # more parts than videos, too: some are empty
         for key, weight in stepped(name, splits, accumulate).items():
             torch.testing.assert_close(weight, whole[key], rtol=0, atol=1e-9, msg=f"{key}, {accumulate} parts")
-
-
-def test_parts_of_a_batch_give_the_history_of_the_whole_to_rounding(splits):
-    whole, parts = (run("a-art-few", splits, hardware=Hardware(accumulate=count))[1] for count in (1, 3))
-    for one, other in zip(whole, parts, strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
-        assert all(one[key] == pytest.approx(other[key], abs=1e-9) for key in ("clean", "attacked", "fgsm"))
-
-
-@pytest.mark.parametrize("name", ["a-art", "a-art-few", "attention-noise", "attention-shuffled"])
-def test_a_run_stopped_in_an_epoch_goes_on_with_another_number_of_parts(splits, tmp_path, monkeypatch, name):
-    _, whole = run(name, splits)
-    go = lambda count: run(name, splits, state=tmp_path / "run.state", hardware=Hardware(accumulate=count))  # noqa: E731
-    kill_in_step(6, monkeypatch, lambda: go(3))
-    _, history = go(2)
-    for one, other in zip(whole, history, strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
 
 
 def test_readers_and_recomputing_change_no_result(splits):
@@ -371,58 +313,29 @@ def test_the_scale_of_half_precision_is_kept(splits):
     assert resumed.accelerator.scaler.get_scale() == 8
 
 
-def test_the_state_of_a_run_with_other_settings_is_refused(splits, tmp_path, monkeypatch):
-    state = tmp_path / "run.state"
-    kill_after(1, monkeypatch, lambda: run("a-art", splits, state=state))
-    for attempt in (
-        lambda: run("adversarial", splits, state=state),
-        lambda: run("a-art", splits, replace(CONFIG, seed=2), state=state),
-        lambda: run("a-art", splits, replace(CONFIG, epochs=5), state=state),
-    ):
-        with pytest.raises(ValueError, match=r"run\.state belongs to a run with other settings; use another --out"):
-            attempt()
-    assert state.exists()
-
-
-def test_a_damaged_state_is_refused(splits, tmp_path):
-    (tmp_path / "run.state").write_bytes(b"not a state")
-    with pytest.raises(ValueError, match=r"run\.state is not a readable training state; delete it"):
-        run("a-art", splits, state=tmp_path / "run.state")
-
-
 def test_the_fingerprint_tells_settings_and_videos_apart(splits, tmp_path):
     base = (DEFENSES["a-art"], splits, SHAPE, THREAT, CONFIG)
     write_videos(tmp_path, "train", 60, 0)
     write_videos(tmp_path, "test", 12, 1)
     assert fingerprint(*base) == fingerprint(DEFENSES["a-art"], open_splits(SPEC, tmp_path), *base[2:])
-    fewer = replace(splits, train=splits.train.select(range(20)))
+    relabeled = splits.train.select(range(len(splits.train)))
+    relabeled.entries = [replace(entry, labels=(0, 1, 2)) for entry in splits.train.entries]
     others = [
         (DEFENSES["adversarial"], *base[1:]),
-        (base[0], fewer, *base[2:]),
+        *((base[0], replace(splits, train=v), *base[2:]) for v in (splits.train.select(range(20)), relabeled)),
         (*base[:2], replace(SHAPE, width=16), *base[3:]),
         (*base[:3], ThreatModel("linf", 0.2), CONFIG),
         (*base[:4], replace(CONFIG, seed=7)),
     ]
-    assert len({fingerprint(*one) for one in (base, *others)}) == 6
-
-
-def test_the_fingerprint_tells_videos_of_the_same_names_apart(splits):
-    entries = [replace(entry, labels=(0, 1, 2)) for entry in splits.train.entries]
-    relabeled = splits.train.select(range(len(entries)))
-    relabeled.entries = entries
-    one, other = (
-        fingerprint(DEFENSES["a-art"], s, SHAPE, THREAT, CONFIG) for s in (splits, replace(splits, train=relabeled))
-    )
-    assert one != other
+    assert len({fingerprint(*one) for one in (base, *others)}) == 7
 
 
 # ---------------------------------------------------------------- runs that must stop
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_so(splits):
-    with pytest.raises(
-        TrainingStopped, match=r"in epoch \d, step \d: the loss is not finite .*task=.*; lower the rate"
-    ):
+    words = r"in epoch \d, step \d: the loss is not finite .*task=.*; lower the rate"
+    with pytest.raises(TrainingStopped, match=words):
         run("standard", splits, TrainConfig(epochs=3, batch_size=8, rate=1e30))
 
 

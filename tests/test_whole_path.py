@@ -27,16 +27,13 @@ def video_level(real_data, tmp_path_factory):
 def test_genuine_video_level_shards_show_no_effect_of_attention(video_level, tmp_path):
     """One frame a video: there is nothing to attend to, so the attention term must not matter."""
     options = ["--data", "yt8m-video", "--data-dir", video_level, "--labels", "10"]
-    names = "standard,trades,a-art,adversarial,adversarial-uniform"
-    command(
-        "reproduce", *options, "--epochs", "4", "--test-videos", "300", "--defenses", names, "--out", tmp_path / "r"
-    )
+    run = ["--epochs", "4", "--test-videos", "300", "--defenses", "standard,trades,a-art"]
+    command("reproduce", *options, *run, "--out", tmp_path / "r")
     results = json.loads((tmp_path / "r/results.json").read_text())
-    summary = results["summary"]
-    assert set(summary) == set(names.split(",")) and results["data"]["videos"]["test"] > 100
-    for one, other in (("a-art", "trades"), ("adversarial", "adversarial-uniform")):
-        for key in ("clean_gap", "worst_gap"):
-            assert summary[one][key] == pytest.approx(summary[other][key], abs=0.03), (one, key)
+    assert results["data"]["videos"]["test"] > 100
+    for key in ("clean_gap", "worst_gap"):
+        ours, theirs = (results["summary"][name][key] for name in ("a-art", "trades"))
+        assert ours == pytest.approx(theirs, abs=0.03), key
     assert all(row["attention_hijacked"] < 0.1 for row in results["rows"])
     (entry,) = (e for e in results["comparisons"] if (e["with"], e["measure"]) == ("trades", "worst"))
     assert entry["ci95"][0] <= 0.005 and entry["ci95"][1] >= -0.005
@@ -48,9 +45,8 @@ def test_genuine_video_level_shards_are_trained_and_evaluated(video_level, tmp_p
     command("train", *options, "--defense", "adversarial", "--epochs", "2", "--out", tmp_path / "m")
     command("evaluate", tmp_path / "m/model.safetensors", *options, "--test-videos", "100", "--out", tmp_path / "e")
     found = json.loads((tmp_path / "e/results.json").read_text())
-    assert (
-        found["data"]["labels"] == [0, 11] and 0 < found["rows"][0]["worst"]["gap"] <= found["rows"][0]["clean"]["gap"]
-    )
+    assert found["data"]["labels"] == [0, 11]
+    assert 0 < found["rows"][0]["worst"]["gap"] <= found["rows"][0]["clean"]["gap"]
 
 
 def rows():
@@ -62,10 +58,8 @@ def rows():
 def frame_level(real_data, tmp_path_factory):
     """Generated shards in the genuine format and size, the genuine video among them."""
     folder = tmp_path_factory.mktemp("frame")
-    settings = synthetic.Settings(
-        rgb_dims=1024, audio_dims=128, train_videos=40, test_videos=16, shard_size=20, frames=(60, 120)
-    )
-    synthetic.write(settings, folder / "made")
+    small = {"train_videos": 40, "test_videos": 16, "shard_size": 20, "frames": (60, 120)}
+    synthetic.write(synthetic.Settings(rgb_dims=1024, audio_dims=128, **small), folder / "made")
     for split, name in (("train", "train"), ("test", "validate")):
         for i, path in enumerate(sorted((folder / "made").glob(f"{split}*"))):
             write_records(folder / f"{name}{i}.tfrecord", read_records(path))

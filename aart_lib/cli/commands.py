@@ -1,12 +1,12 @@
 """What the commands of the command line do; one function each, given the parsed options."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from aart_lib import checkpoint
+from aart_lib.cli import films as film_commands
 from aart_lib.cli.options import (
     check_labels,
     check_model,
@@ -16,36 +16,28 @@ from aart_lib.cli.options import (
     preset_asked,
     threat_asked,
 )
-from aart_lib.data import download as fetching
 from aart_lib.data.catalog import data_name, find_shards, open_data, spec_named
-from aart_lib.data.convert import convert as converted
+from aart_lib.data.convert import convert
 from aart_lib.data.dataset import VideoDataset
-from aart_lib.data.describe import describe as described
-from aart_lib.experiment import judge as judging
-from aart_lib.experiment import report as reporting
-from aart_lib.experiment import reproduce as main_job
-from aart_lib.experiment import tune as tuning
+from aart_lib.data.describe import describe
+from aart_lib.data.download import download
 from aart_lib.experiment.figures import draw_attention, models_to_show
 from aart_lib.experiment.flags import flags
+from aart_lib.experiment.judge import evaluate
 from aart_lib.experiment.presets import default_threat, model_config
-from aart_lib.experiment.reproduce import Experiment
+from aart_lib.experiment.report import insert_results, with_results, write_report
+from aart_lib.experiment.reproduce import Experiment, described, find_threat, reproduce
 from aart_lib.experiment.suites import suite
 from aart_lib.experiment.summary import read_results, summarize
+from aart_lib.experiment.tune import best, read_ledger, threat_of, tune, with_grid
 from aart_lib.losses import defense
 from aart_lib.model import VideoTransformer
-from aart_lib.runtime import processes
+from aart_lib.runtime import jobs, processes
 from aart_lib.runtime.files import reserved, write_json
-from aart_lib.runtime.jobs import most as most_jobs
 from aart_lib.steps import TrainConfig
 from aart_lib.threats import ThreatModel
 
 SMALL = 2**20  # bytes: reports and figures
-
-
-def tell_skipped(options) -> None:
-    """The last word of a command that was told to skip bad records."""
-    if hasattr(options, "skipped") and processes.is_main():
-        print(f"aart: {options.skipped}", file=sys.stderr)
 
 
 def _say(text: str) -> None:
@@ -70,7 +62,7 @@ def _bytes(splits, preset, models: int) -> int:
     return models * (model + scores + SMALL // 4) + 6 * model + SMALL
 
 
-def reproduce(options) -> None:
+def run_reproduce(options) -> None:
     preset = preset_asked(options)
     suite(preset.suite, ThreatModel("linf", 0.0))  # unknown names are told before data is touched
     names = defenses_asked(options)
@@ -81,18 +73,25 @@ def reproduce(options) -> None:
     threat = threat_asked(options, splits)
     needed = _bytes(splits, preset, options.seeds * len(names or preset.defenses) + 1)
     _reserve(options, options.out, needed, resume=options.resume)
-    jobs = options.jobs or most_jobs(len(names or preset.defenses) * options.seeds)
-    how = {"seeds": options.seeds, "defenses": names, "threat": threat, "jobs": jobs}
-    results = main_job.reproduce(splits, options.out, preset=preset, **how)
+    results = reproduce(
+        splits,
+        options.out,
+        preset=preset,
+        seeds=options.seeds,
+        defenses=names,
+        threat=threat,
+        skipped=options.skipped,
+        jobs=options.jobs or jobs.most(len(names or preset.defenses) * options.seeds),
+    )
     if not processes.is_main():
         return
-    print(reporting.write_report(results, options.out))
+    print(write_report(results, options.out))
     if options.preset == "quick":
         print("This was a first taste: few epochs, not converged. Do not compare defenses by it.")
     print(f"Written: {options.out / 'results.json'}, {options.out / 'report.md'} and figures beside them.")
 
 
-def train(options) -> None:
+def run_train(options) -> None:
     preset = preset_asked(options)
     defense(options.defense)
     TrainConfig(seed=options.seed)
@@ -107,7 +106,7 @@ def train(options) -> None:
     _say(f"{gaps}; {options.out}/model.safetensors")
 
 
-def evaluate(options) -> None:
+def run_evaluate(options) -> None:
     preset = preset_asked(options)
     suite(options.suite, ThreatModel("linf", 0.0))  # unknown names are told before data is touched
     if options.surrogates is not None and options.suite != "strong":
@@ -120,10 +119,10 @@ def evaluate(options) -> None:
     threat = ThreatModel(**notes["threat"])
     _reserve(options, options.out, SMALL)
     row = {"defense": notes["defense"], "seed": notes["seed"], "train_seconds": notes.get("train_seconds", 0.0)}
-    row |= judging.evaluate(model, test, threat, name=options.suite, seed=notes["seed"], surrogates=others)
+    row |= evaluate(model, test, threat, name=options.suite, seed=notes["seed"], surrogates=others)
     row["history"] = notes.get("history", [])
     results = {
-        "data": main_job.described(splits, test, preset) | {"segments": options.segments},
+        "data": described(splits, test, options.skipped) | {"segments": options.segments},
         "threat": notes["threat"] | {"epsilon_levels": threat.levels, "calibration": None},
         "rows": [row],
         "summary": summarize([row]),
@@ -139,7 +138,7 @@ def evaluate(options) -> None:
 
 def _open_for(options, preset, notes: dict):
     """The splits with a model's labels, and the test videos or segments it is judged on."""
-    splits = open_data(options.data, options.data_dir, **preset.reading)
+    splits = open_data(options.data, options.data_dir, skipped=options.skipped, **preset.reading)
     if data_name(splits) != (trained := notes["data"]):
         raise ValueError(f"{options.checkpoint} was trained on {trained}; evaluate it with --data {trained}")
     check_labels(options, splits.spec, notes["labels"])
@@ -148,7 +147,7 @@ def _open_for(options, preset, notes: dict):
     test, what = splits.test, "test video"
     if options.segments:
         shards, what = find_shards(splits.spec, options.data_dir, "test"), "rated segment (version 3)"
-        how = {"labels": notes["labels"], "max_frames": preset.max_frames, "skipped": preset.skipped}
+        how = {"labels": notes["labels"], "max_frames": preset.max_frames, "skipped": options.skipped}
         test = VideoDataset(shards, splits.spec, segments=True, **how)
     if not len(test):
         raise ValueError(f"{options.data_dir} has no {what} with one of the model's labels; fetch more shards")
@@ -161,40 +160,40 @@ def _surrogates(options, config, notes: dict) -> dict:
     given = beside if options.surrogates is None else options.surrogates
     paths = {path.resolve(): path for path in given}
     paths.pop(options.checkpoint.resolve(), None)
-    models = {path: checkpoint.load(path) for path in paths.values()}
-    fits = lambda c: c.features == config.features and c.max_frames >= config.max_frames  # noqa: E731
-    wrong = [
-        path for path, (model, found) in models.items() if found["labels"] != notes["labels"] or not fits(model.config)
-    ]
-    if wrong and options.surrogates is not None:
-        raise ValueError(f"surrogate {wrong[0]} takes other frames or labels than {options.checkpoint}; leave it out")
-    fitting = [path for path in models if path not in wrong]
-    return {name: models[path][0].float() for path, name in zip(fitting, _told_apart(fitting), strict=True)}
+    fitting = {}
+    for path in paths.values():
+        model, found = checkpoint.load(path)
+        same = found["labels"] == notes["labels"] and model.config.features == config.features
+        if same and model.config.max_frames >= config.max_frames:
+            fitting[path] = model.float()
+        elif options.surrogates is not None:
+            raise ValueError(f"surrogate {path} takes other frames or labels than {options.checkpoint}; leave it out")
+    return dict(zip(_told_apart([*fitting]), fitting.values(), strict=True))
 
 
 def _told_apart(paths: list[Path]) -> list[str]:
     """Names of files, with as many of their folders as it takes: `train` calls every model "model"."""
     parts = [path.resolve().with_suffix("").parts for path in paths]
-    ending = lambda depth: ["-".join(part[-depth:]) for part in parts]  # noqa: E731
-    return next(names for depth in range(1, 99) if len(set(names := ending(depth))) == len(names))
+    endings = (["-".join(part[-depth:]) for part in parts] for depth in range(1, 99))
+    return next(names for names in endings if len({*names}) == len(names))
 
 
-def tune(options) -> None:
+def run_tune(options) -> None:
     preset = preset_asked(options)
     check_threat(options)
-    names = tuning.with_grid(options.data.partition(":")[0], defenses_asked(options))
-    known = tuning.read_ledger(options.out)
+    names = with_grid(options.data.partition(":")[0], defenses_asked(options))
+    known = read_ledger(options.out)
     splits = open_asked(options, preset)
     _reserve(options, options.out.parent, SMALL, name=options.out.name)  # other ledgers may lie beside it
-    threat = threat_asked(options, splits) or tuning.threat_of(known) or main_job.find_threat(splits, preset)[0]
-    for name, trials in tuning.tune(splits, threat, preset, options.out, defenses=names).items():
-        best = max(trials, key=lambda found: tuning.merit(found, name))
-        gaps = f"GAP {best['pgd']:.3f} at ε, {best['pgd@2']:.3f} at 2ε"
-        print(f"{name:20} {len(trials)} trials, best {best['changes']}: {gaps}")
+    threat = threat_asked(options, splits) or threat_of(known) or find_threat(splits, preset)[0]
+    for name, trials in tune(splits, threat, preset, options.out, defenses=names).items():
+        found = best(trials, name)
+        gaps = f"GAP {found['pgd']:.3f} at ε, {found['pgd@2']:.3f} at 2ε"
+        print(f"{name:20} {len(trials)} trials, best {found['changes']}: {gaps}")
 
 
-def download(options) -> None:
-    found = fetching.download(
+def run_download(options) -> None:
+    found = download(
         options.dataset,
         split=options.split,
         shards=options.shards,
@@ -208,10 +207,10 @@ def download(options) -> None:
     print(f"{len(found)} files in {options.out}: {verified} verified{bare}")
 
 
-def convert(options) -> None:
+def run_convert(options) -> None:
     preset = preset_asked(options)
     spec = spec_named(options.data.partition(":")[0], preset.dims)
-    converted([], spec, options.out)  # refuses what need not be converted
+    convert([], spec, options.out)  # refuses what need not be converted
     if options.data_dir is None:
         raise ValueError(f"{options.data} needs --data-dir, the folder with its shards")
     found = [path for split in ("train", "test") for path in find_shards(spec, options.data_dir, split)]
@@ -223,22 +222,32 @@ def convert(options) -> None:
     folders: dict[Path, list[Path]] = {}  # each keeps its place, where it is looked for afterwards
     for path in found:
         folders.setdefault(options.out / path.parent.relative_to(options.data_dir), []).append(path)
-    made = [made for out, paths in folders.items() for made in converted(paths, spec, out, preset.skipped)]
+    made = [made for out, paths in folders.items() for made in convert(paths, spec, out, options.skipped)]
     size = sum(path.stat().st_size for path in made)
     print(f"{len(made)} shards, {size / 1e6:,.1f} MB in {options.out}; use it as --data-dir")
 
 
-def describe(options) -> None:
-    print(described(options.data, options.data_dir, labels=options.labels, **preset_asked(options).reading))
+def run_films(options) -> None:
+    _reserve(options, options.out, SMALL)
+    print(film_commands.make(options))
 
 
-def report(options) -> None:
+def run_look(options) -> None:
+    print(film_commands.look(options))
+
+
+def run_describe(options) -> None:
+    how = {"labels": options.labels, "skipped": options.skipped}
+    print(describe(options.data, options.data_dir, **how, **preset_asked(options).reading))
+
+
+def run_report(options) -> None:
     results, out = read_results(options.results), options.out or options.results.parent
     models = models_to_show(options.checkpoints, results) if options.checkpoints else None
     if options.readme:
-        reporting.with_results(options.readme, results)  # what may fail comes before anything is written
-    print(reporting.write_report(results, out, options.results.with_suffix(".md").name.replace("results", "report")))
+        with_results(options.readme, results)  # what may fail comes before anything is written
+    print(write_report(results, out, options.results.with_suffix(".md").name.replace("results", "report")))
     if options.readme:
-        reporting.insert_results(options.readme, results)
+        insert_results(options.readme, results)
     if models:
         draw_attention(models, out)

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from aart_lib.data.batch import BOX
 from aart_lib.data.catalog import open_data, spec_named
+from aart_lib.data.exact import one_of
 from aart_lib.data.formats import SAMPLINGS
-from aart_lib.data.records import Skipped
 from aart_lib.data.vocabulary import chosen
 from aart_lib.experiment.presets import PRESETS, preset_named
 from aart_lib.losses import defense
@@ -16,7 +16,8 @@ LARGEST_EPSILON = 1e4
 
 
 def open_asked(options, preset):
-    return open_data(options.data, options.data_dir, labels=options.labels, **preset.reading)
+    how = {"labels": options.labels, "skipped": options.skipped}
+    return open_data(options.data, options.data_dir, **how, **preset.reading)
 
 
 def preset_asked(options):
@@ -31,16 +32,12 @@ def preset_asked(options):
         _check_sampling(options)
     hardware = {key: given[key] for key in ("workers", "accumulate") if key in given}
     hardware |= {"recompute": True} if given.get("recompute") else {}
-    if options.on_bad_record == "skip":
-        options.skipped = Skipped()
-        preset = replace(preset, skipped=options.skipped)
     changes = {k: given[k] for k in ("epochs", "suite", "test_videos", "batch_size", "sampling") if k in given}
     return replace(preset, hardware=replace(preset.hardware, **hardware), **changes)
 
 
 def _check_sampling(options) -> None:
-    if options.sampling not in SAMPLINGS:
-        raise ValueError(f"unknown sampling {options.sampling!r}; known: {', '.join(SAMPLINGS)}")
+    one_of("sampling", options.sampling, SAMPLINGS)
     if options.data in ("audioset", "yt8m-video") or (options.data.startswith("synthetic") and not options.data_dir):
         longest = spec_named(options.data.partition(":")[0]).max_frames
         raise ValueError(

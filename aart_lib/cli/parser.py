@@ -15,7 +15,7 @@ READER_ENDED = (
     "a process that reads was ended from outside, perhaps for want of memory, or of the shared memory of a container "
     "(docker run --shm-size gives more); --workers 0 needs none"
 )
-DATA = ("synthetic", "audioset", "yt8m-frame", "yt8m-video")
+DATA = ("synthetic", "audioset", "yt8m-frame", "yt8m-video", "films")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -87,6 +87,30 @@ def parser() -> argparse.ArgumentParser:
     add = _command(commands, "describe", "statistics of a data set, the synthetic one beside genuine ones")
     _data_options(add)
 
+    add = _command(commands, "films", "make a data set of video files, with pictures; needs the extra films")
+    about = "a folder with a sub-folder a class, a CSV path,labels[,start,end][,group][,split], a video, or photographs"
+    add.add_argument("source", type=Path, metavar="SOURCE", help=about)
+    add.add_argument("--out", type=Path, required=True, metavar="DIR", help="use it as --data-dir; gone on with")
+    add.add_argument("--fps", type=float, default=1.0, metavar="F", help="frames a second (default 1)")
+    add.add_argument("--join", type=int, metavar="N", help="join clips of several classes, N a film: times are known")
+    add.add_argument(
+        "--background", metavar="A,B,...", help="of joined films: classes that fill time and are no labels"
+    )
+    add.add_argument("--dims", type=int, default=256, metavar="D", help="numbers a frame, at most (default 256)")
+    add.add_argument("--size", type=int, default=224, metavar="P", help="pixels of a picture's side (default 224)")
+    add.add_argument("--fitted", type=Path, metavar="DIR", help="films whose components and classes are taken over")
+    about = "stop (default), or skip: leave out videos that cannot be used, and tell how many"
+    add.add_argument("--on-bad-video", default="stop", choices=("stop", "skip"), help=about)
+
+    add = _command(commands, "look", "draw one video file: attention over its pictures, clean and attacked")
+    add.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a model trained on films")
+    add.add_argument("video", type=Path, metavar="VIDEO", help="a video file")
+    add.add_argument("--out", type=Path, required=True, metavar="PICTURE", help="a .png")
+    about = "pgd (default; all frames), frame (one frame) or pixels (of all frames)"
+    add.add_argument("--attack", default="pgd", choices=("pgd", "frame", "pixels"), help=about)
+    add.add_argument("--epsilon", type=float, metavar="E", help="instead of the model's own; of pixels 1/255")
+    add.add_argument("--data-dir", type=Path, metavar="DIR", help="the films it was trained on (default: near it)")
+
     add = _command(commands, "report", "draw report.md and the figures from results.json")
     add.add_argument("results", type=Path, metavar="RESULTS", help="a results.json")
     add.add_argument("--out", type=Path, metavar="DIR", help="default: beside it")
@@ -97,7 +121,6 @@ def parser() -> argparse.ArgumentParser:
 
 def _command(commands, name: str, about: str):
     add = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
-    add.set_defaults(run=name)
     return add
 
 
@@ -137,9 +160,14 @@ def main(arguments: list[str] | None = None) -> int:
     # ten times slower, and sleeping at once costs half as much again on a quiet machine. GNU's OpenMP reads this.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     with on_signals(lambda number, frame: signals.append(number)):  # an import broken off half-way hides the reason
-        from aart_lib.cli import commands  # torch loads only when there is work to do
-        from aart_lib.runtime import processes  # torch loads only when there is work to do
+        # torch loads only when there is work to do
+        from aart_lib.cli import commands
+        from aart_lib.data.records import Skipped
+        from aart_lib.runtime import processes
         from aart_lib.steps import TrainingStopped
+
+    skips = getattr(options, "on_bad_record", "stop") == "skip"
+    options.skipped = Skipped() if skips else None  # counts what is left out
 
     again = "the same command" + " with --resume" * hasattr(options, "resume")
     try:
@@ -147,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise KeyboardInterrupt
         with on_signals(signal.default_int_handler), ExitStack() as options.held:  # what is given back at the end
             processes.start()
-            getattr(commands, options.run)(options)
+            getattr(commands, f"run_{options.command}")(options)
     except (ValueError, OSError) as error:
         if os.environ.get("AART_DEBUG"):
             raise
@@ -166,7 +194,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\naart: stopped; {again} goes on from there", file=sys.stderr)
         return 130
     finally:
-        commands.tell_skipped(options)
+        if skips and processes.is_main():
+            print(f"aart: {options.skipped}", file=sys.stderr)
     return 0
 
 

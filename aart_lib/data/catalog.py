@@ -1,18 +1,23 @@
 """Data sets by name, and their splits: train, validation, test."""
 
 import copy
+import csv
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from aart_lib.data import synthetic
 from aart_lib.data.dataset import VideoDataset
-from aart_lib.data.exact import integers
+from aart_lib.data.exact import integers, one_of
 from aart_lib.data.formats import SPECS, DatasetSpec
 from aart_lib.data.index import CONVERTED
 from aart_lib.data.records import Skipped
 from aart_lib.data.vocabulary import chosen
+from aart_lib.runtime.files import read_json, replacing
+
+BUNDLED = Path(__file__).resolve().parents[2] / "notebooks" / "films"  # films of photographs, in a checkout
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,13 @@ class Splits:
     test: VideoDataset
 
     @classmethod
-    def of(cls, train: VideoDataset, test: VideoDataset, *, labels: int | Sequence[int] | None = None) -> "Splits":
-        """Splits of data sets that are open; validation and ``labels`` as in `open_splits`. Raises: ValueError."""
+    def of(
+        cls, train: VideoDataset, test: VideoDataset, *, labels=None, groups: Mapping[str, str] = MappingProxyType({})
+    ) -> "Splits":
+        """Splits of data sets that are open; validation, ``labels`` and ``groups`` as in `open_splits`.
+
+        Raises: ValueError.
+        """
         train, test = copy.copy(train), copy.copy(test)
         if (train.spec.dims, train.labels) != (test.spec.dims, test.labels):
             told = [f"{part.spec.dims} numbers a frame, {len(part.labels)} labels" for part in (train, test)]
@@ -39,9 +49,12 @@ class Splits:
             test.keep(classes)
         if min(len(train), len(test)) < 2:
             raise ValueError(f"there are {len(train)} train and {len(test)} test videos; it takes at least 2 of each")
-        digests = [hashlib.md5(entry.id.encode()).digest() for entry in train.entries]
+        digests = [hashlib.md5(groups.get(entry.id, entry.id).encode()).digest() for entry in train.entries]
         order = sorted(range(len(train)), key=digests.__getitem__)
         held = min(max(500, len(train) // 10), len(train) // 2, 5000)
+        if groups:  # a group lies on one side, unless there is but one
+            borders = [i for i in range(1, len(train)) if digests[order[i]] != digests[order[i - 1]]]
+            held = min(borders, key=lambda border: abs(border - held), default=held)
         parts = {"train": train.select(sorted(order[held:])), "validation": train.select(sorted(order[:held]))}
         bare = [name for name, part in {**parts, "test": test}.items() if not part.entries.label_counts()]
         if bare:
@@ -76,19 +89,26 @@ def most_frequent(dataset: VideoDataset, count: int) -> list[int]:
 
 
 def open_splits(
-    spec: DatasetSpec, data_dir, *, labels: int | Sequence[int] | None = None, max_frames=None, skipped=None
+    spec: DatasetSpec,
+    data_dir,
+    *,
+    labels: int | Sequence[int] | None = None,
+    max_frames=None,
+    skipped=None,
+    groups: Mapping[str, str] = MappingProxyType({}),
 ) -> Splits:
     """Train, validation and test of a data folder.
 
     Validation is cut from train by the md5 of the id: a tenth, at least 500 videos where there are a thousand, at most
     5,000 (it is attacked while ε is calibrated).
     ``labels`` keeps that many classes, the most frequent of train, or the classes named; videos without any of them are
-    left out. ``skipped`` as in `VideoDataset`.
+    left out. ``skipped`` as in `VideoDataset`. ``groups``: of videos that must not be divided, by id; the
+    cut then is that between two groups which is nearest.
     """
     shards = find_shards(spec, data_dir, "train"), find_shards(spec, data_dir, "test")
     train, test = (VideoDataset(paths, spec, max_frames=max_frames, skipped=skipped) for paths in shards)
     try:
-        return Splits.of(train, test, labels=labels)
+        return Splits.of(train, test, labels=labels, groups=groups)
     except ValueError as error:
         raise ValueError(f"{data_dir}: {error}") from error
 
@@ -109,16 +129,19 @@ def open_data(
     dims: leading dimensions used of each feature list; max_frames, skipped: as in `VideoDataset`.
     """
     name, _, variant = name.partition(":")
-    spec = spec_named(name, dims)
+    spec, groups = spec_named(name, dims), {}
     if name == "synthetic":
         settings = synthetic.settings_named(variant or "default")
         data_dir = data_dir or synthetic.ensure(settings)
     elif variant:
         raise ValueError(f"{name} has no variants, got {variant!r}; leave out what follows the colon")
+    elif name == "films":
+        data_dir = data_dir or BUNDLED
+        spec, groups = films_spec(data_dir, dims), _groups(data_dir)
     elif data_dir is None:
         raise ValueError(f"{name} needs --data-dir, the folder with its shards; `python -m aart_lib download` fetches")
     kept = chosen(labels, spec, data_dir)
-    splits = open_splits(spec, data_dir, labels=kept, max_frames=max_frames, skipped=skipped)
+    splits = open_splits(spec, data_dir, labels=kept, max_frames=max_frames, skipped=skipped, groups=groups)
     if variant and variant_of(splits) != variant:
         raise ValueError(f"{data_dir} was not generated as {name}:{variant}; leave out the variant, or --data-dir")
     return splits
@@ -126,9 +149,39 @@ def open_data(
 
 def spec_named(name: str, dims: dict[str, int] | None = None) -> DatasetSpec:
     """What a data set's files hold, with so many leading dimensions used. Raises: ValueError for an unknown name."""
-    if name not in SPECS:
-        raise ValueError(f"unknown data set {name!r}; known: {', '.join(SPECS)}")
+    one_of("data set", name, SPECS)
     return SPECS[name] if name == "synthetic" else SPECS[name].leading(**(dims or {}))
+
+
+def films_spec(data_dir, dims: dict[str, int] | None = None) -> DatasetSpec:
+    """What the films of a folder hold. Raises: ValueError if `films` did not write it."""
+    path = Path(data_dir) / "extractor.json"
+    about = read_json(path)
+    stored, classes, frames = found = [about.get(key, -1) for key in ("dims", "classes", "frames")]
+    if not all(isinstance(number, int) and 0 <= number < 2**20 for number in found):
+        made = f"`python -m aart_lib films VIDEOS --out {data_dir}` makes one, `films photographs` one of photographs"
+        raise ValueError(f"{data_dir} is no folder of films, it has no readable {path.name}; {made}")
+    used = min(stored, (dims or {}).get("rgb", stored))
+    most = min(frames, SPECS["films"].max_frames)
+    return replace(SPECS["films"], features={"rgb": (stored, used)}, classes=classes, max_frames=most)
+
+
+def _groups(data_dir) -> dict[str, str]:
+    """{id: group} of the films of a folder, as far as it says."""
+    path = Path(data_dir) / "films.csv"
+    if not path.is_file():
+        return {}
+    with open(path, newline="", encoding="utf-8") as file:
+        return {row["id"]: row["group"] for row in csv.DictReader(file) if row.get("id") and row.get("group")}
+
+
+def keep_extractor(splits: Splits, out) -> None:
+    """Copy what tells how films' features are made beside models of them, into OUT/films, where `look` finds it."""
+    if splits.spec.pictured:
+        folder = Path(splits.train.entries[0].path).parent
+        for path in (*folder.glob("extractor.*"), folder / "vocabulary.csv"):
+            with replacing(Path(out) / "films" / path.name) as file:
+                file.write(path.read_bytes())
 
 
 def settings_hash(splits: Splits) -> str | None:

@@ -19,10 +19,10 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from aart_lib.data.batch import Batch, Item, dequantize
-from aart_lib.data.exact import integers
+from aart_lib.data.exact import integers, one_of
 from aart_lib.data.formats import SAMPLINGS, DatasetSpec, chosen_frames, features_of
 from aart_lib.data.index import CONVERTED, Entries, Entry, converted_rows, index
-from aart_lib.data.records import RecordError, Skipped, read_record
+from aart_lib.data.records import RecordError, Skipped, decode_strings, read_record
 from aart_lib.data.tensors import Given, given
 from aart_lib.runtime.processes import can_start_processes
 
@@ -117,10 +117,11 @@ class VideoDataset(Dataset):
         stored, evidence = self._stored(entry)
         frames = dequantize(stored) if stored.dtype == np.uint8 else stored.copy()
         shown = torch.from_numpy(evidence[:, self.labels] > 0) if evidence is not None else None
-        return Item(torch.from_numpy(frames), self._labels([entry])[0], entry.id, shown)
+        pictures = self._pictures(entry) if self.spec.pictured else None
+        return Item(torch.from_numpy(frames), self._labels([entry])[0], entry.id, shown, pictures)
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch | None:
-        """The batch of these videos, with the same frames as `collate` makes of the items, but bytes stay bytes.
+        """`collate` of these videos, but bytes stay bytes, and without pictures, which training does not look at.
 
         None without an index.
         """
@@ -167,6 +168,11 @@ class VideoDataset(Dataset):
             self._cache.left -= size
         return found
 
+    def _pictures(self, entry: Entry) -> list[bytes] | None:
+        """What the frames look like that are used of a video, if its record says."""
+        found = decode_strings(_read(entry), "picture")
+        return [found[t] for t in self._frames(entry, len(found))] if found else None
+
     def _frames(self, entry: Entry, total: int) -> np.ndarray:
         """Which of a video's frames are used."""
         if entry.frames and not entry.path.endswith(CONVERTED):
@@ -202,8 +208,7 @@ class VideoDataset(Dataset):
             pieces, own: each batch is cut into so many pieces, and only the pieces from own[0] to own[1] are read; a
                 piece without a video is None. So the work is dealt out over processes and smaller steps.
         """
-        if sampling not in SAMPLINGS:
-            raise ValueError(f"unknown sampling {sampling!r}; known: {', '.join(SAMPLINGS)}")
+        one_of("sampling", sampling, SAMPLINGS)
         drawn = copy.copy(self)
         drawn._sampling, drawn._seed = sampling, seed or 0
         order = np.arange(len(self)) if seed is None else self._order(seed)

@@ -37,7 +37,7 @@ def describe(name: str, data_dir=None, *, labels: int | str | None = None, video
         f"frame statistics of {len(items)} test videos, in windows of {window} frames; genuine: one video, n = 1"
     )
     for part, here in found.items():
-        lines += _beside(part, _flat(here), _flat(genuine.get(part, {})))
+        lines += _beside(part, _flat(here), {} if name == "films" else _flat(genuine.get(part, {})))
     if items[0].evidence is not None:
         pairs = [(i.evidence, c) for i in items if i.evidence is not None for c in np.flatnonzero(i.labels.numpy())]
         shares = [float(evidence[:, c].float().mean()) for evidence, c in pairs]

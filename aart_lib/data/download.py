@@ -21,7 +21,7 @@ import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import requests
 from tqdm.auto import tqdm
@@ -95,7 +95,7 @@ def download(
         files = [File(out / local(name), f"{folder}/{name}", plan[name]) for name in _select(plan, shards)]
         return _fetch_all(session, files, workers)
     except requests.RequestException as error:
-        place: Any = error.request.url if error.request else base
+        place = str(error.request.url) if error.request else base
         reason = f"{type(error).__name__} in {ATTEMPTS} attempts"
         advice = "check the network or try another mirror; the same command goes on where this one stopped"
         raise DownloadError(f"{place} is out of reach ({reason}); {advice}") from error

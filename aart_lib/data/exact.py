@@ -1,6 +1,14 @@
-"""Numbers that are taken as they are, or refused: never cut down in silence."""
+"""Numbers and names that are taken as they are, or refused: never cut down in silence."""
+
+from collections.abc import Iterable
 
 import numpy as np
+
+
+def one_of(what: str, name, known: Iterable[str]) -> None:
+    """Raises: ValueError for an unknown name, with the known ones."""
+    if name not in (names := list(known)):
+        raise ValueError(f"unknown {what} {name!r}; known: {', '.join(names)}")
 
 
 def integers(values, what: str) -> np.ndarray:

@@ -33,6 +33,11 @@ class DatasetSpec:
     content: str | None = None  # of features without a file: a digest of them
 
     @property
+    def pictured(self) -> bool:
+        """Whether records may hold a picture of each frame."""
+        return self.name == "films"
+
+    @property
     def dims(self) -> int:
         return sum(used for _, used in self.features.values())
 
@@ -85,6 +90,15 @@ SPECS = {
         max_frames=1,
         epsilon=2 * LEVEL,
         video_level=True,
+    ),
+    "films": DatasetSpec(
+        "films",
+        {"rgb": (256, 256)},
+        0,  # as many classes, numbers and frames as the folder says: `catalog.films_spec`
+        ("train*.tfrecord",),
+        ("test*.tfrecord",),
+        max_frames=300,
+        evidence=True,
     ),
 }
 

@@ -284,6 +284,16 @@ def decode_lists(payload: bytes, names: Iterable[str]) -> dict[str, np.ndarray]:
     return {name: _frames(frames, name) for lists in maps for name, frames in _entries(lists) if name in wanted}
 
 
+def decode_strings(payload: bytes, name: str) -> list[bytes]:
+    """A feature list with one byte string of any length a frame; [] if the record has none of that name."""
+    for number, kind, lists in _fields(memoryview(payload)):
+        for key, frames in _entries(lists) if number == 2 and kind == _BYTES else ():
+            if key == name:
+                values = [_feature(body) for number, kind, body in _fields(frames) if number == 1 and kind == _BYTES]
+                return [value[0] if value and isinstance(value, list) else b"" for value in values]
+    return []
+
+
 def contents(payload: bytes) -> dict[str, str]:
     """What a record holds by name, in words: "3 integers", "1024 bytes a frame"; as far as it can be read."""
     found = dict[str, str]()
@@ -354,13 +364,19 @@ def encode_example(features: Mapping) -> bytes:
     return _message(1, *_encode_map({name: _encode_feature(name, value) for name, value in features.items()}))
 
 
-def encode_sequence_example(context: Mapping, lists: Mapping[str, np.ndarray]) -> bytes:
-    """A ``SequenceExample`` from a context (as in `encode_example`) and byte lists, uint8 [T,n] each.
+def encode_sequence_example(context: Mapping, lists: Mapping[str, np.ndarray | list[bytes]]) -> bytes:
+    """A ``SequenceExample`` from a context (as in `encode_example`) and byte lists: uint8 [T,n], or T byte strings.
 
     Raises: ValueError that names what would not be read back as it is; features become bytes by `quantize`.
     """
     frames = {
-        name: b"".join(_message(1, _encode_bytes(row.tobytes())) for row in byte_table(name, table))
+        name: b"".join(_message(1, _encode_bytes(row)) for row in _byte_rows(name, table))
         for name, table in lists.items()
     }
     return encode_example(context) + _message(2, *_encode_map(frames))
+
+
+def _byte_rows(name: str, table) -> Iterable[bytes]:
+    if isinstance(table, list) and all(isinstance(row, bytes) for row in table):
+        return table
+    return (row.tobytes() for row in byte_table(name, table))

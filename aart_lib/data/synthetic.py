@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from aart_lib.data.batch import dequantize, quantize
+from aart_lib.data.exact import one_of
 from aart_lib.data.records import encode_sequence_example, write_records
 from aart_lib.runtime.files import beside, cache_folder, read_json, write_json
 
@@ -67,8 +68,7 @@ SETTINGS = {  # all but "default" are unseen variants, with patterns of their ow
 
 def settings_named(name: str) -> Settings:
     """Raises: ValueError that lists the known ones."""
-    if name not in SETTINGS:
-        raise ValueError(f"unknown variant {name!r} of the synthetic data; known: {', '.join(SETTINGS)}")
+    one_of("variant of the synthetic data", name, SETTINGS)
     return SETTINGS[name]
 
 

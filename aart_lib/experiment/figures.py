@@ -4,18 +4,16 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import seaborn as sns
+import pandas as pd
 import torch
-from matplotlib.figure import Figure
-from matplotlib.patches import Ellipse
 
 from aart_lib import checkpoint
 from aart_lib.attacks import ThreatModel, perturb, pgd
-from aart_lib.attention import cls_attention
+from aart_lib.attention import temporal_attention
 from aart_lib.data import synthetic
-from aart_lib.data.batch import collate
+from aart_lib.data.batch import Batch, collate
 from aart_lib.data.catalog import open_data
-from aart_lib.experiment.summary import first_seed
+from aart_lib.experiment.summary import first_seed, ranked
 from aart_lib.model import predict
 from aart_lib.scoring import generator_for, probabilities
 from aart_lib.viz import plots
@@ -58,27 +56,22 @@ def strongest(tried: dict[str, dict[str, float]]) -> dict[str, str]:
     return {name: min(found, key=found.__getitem__) for name, found in gaps.items()}
 
 
-def _best(summary: dict, key: str = "worst_gap") -> str:
-    return max(summary, key=lambda name: summary[name][key])
-
-
 def _bars(results: dict):
     summary, epsilon = results["summary"], results["threat"]["epsilon"]
-    best, gaps = _best(summary), {point["epsilon"]: point["gap"] for point in results["ceiling"]}
-    lines = {"clean": gaps.get(0.0), "certified at ε": gaps.get(min(gaps, key=lambda e: abs(e - epsilon), default=0))}
+    best, gaps = ranked(summary)[0], {point["epsilon"]: point["gap"] for point in results["ceiling"]}
+    lines = {"clean": gaps[0.0], "certified at ε": gaps[epsilon]} if gaps else None
     kept = {name: s["worst_gap"] / s["clean_gap"] if s["clean_gap"] else 0.0 for name, s in summary.items()}
     title = f"Under the worst attack {best} keeps {kept[best]:.0%} of its clean GAP"
     if "standard" in kept:
         title = f"Under the worst attack the baseline keeps {kept['standard']:.0%} of its clean GAP"
         title += f", {best} {kept[best]:.0%}" if best != "standard" else ": no defense keeps a higher GAP"
     about = "Bars: clean, worst attacked and steady-attention GAP of each defense" + "; lines: the ceiling" * bool(gaps)
-    return plots.plot_table_bars(results["rows"], ceiling=lines if gaps else None, title=title), f"{about}. {title}"
+    return plots.plot_table_bars(results["rows"], ceiling=lines, title=title), f"{about}. {title}"
 
 
 def rank_correlation(x, y) -> float:
     """Spearman's ρ of two lists, equal values share their mean rank; nan where one of them does not vary."""
-    ranks = [[np.mean([np.sum(v < one), np.sum(v <= one) - 1]) for one in v] for v in map(np.asarray, (x, y))]
-    return float(np.corrcoef(ranks)[0, 1]) if min(map(np.ptp, ranks)) > 0 else float("nan")
+    return float(pd.DataFrame({"x": x, "y": y}).corr(method="spearman").loc["x", "y"])
 
 
 def lost_by_drift(rows: list[dict]) -> float:
@@ -132,7 +125,7 @@ def _attacks(tried: dict[str, dict[str, float]], seed: int):
     attack, times = Counter(strongest(tried).values()).most_common(1)[0]
     title = f"Of {len(tried)} attacks {attack} hurts most {times} of {len(strongest(tried))} defenses (seed {seed})"
     about = "Table of shades: GAP of each defense under each attack, the lowest in a ring"
-    return plot_attacks(tried, title=title), f"{about}. {title}"
+    return plots.plot_attacks(tried, title=title), f"{about}. {title}"
 
 
 def _training(results: dict):
@@ -149,7 +142,7 @@ def _training(results: dict):
 
 def _evidence(results: dict):
     summary = results["summary"]
-    best = _best(summary)
+    best = ranked(summary)[0]
     shares = {
         n: (summary[n]["evidence_clean"], summary[n]["evidence_attacked"]) for n in ("standard", best) if n in summary
     }
@@ -157,24 +150,6 @@ def _evidence(results: dict):
     title = f"Attention on evidence, clean → attacked: {told}"
     about = "Lines: share of attention on evidence, clean and attacked, of each defense"
     return plots.plot_evidence_share(results["rows"], title=title), f"{about}. {title}"
-
-
-@plots.styled
-def plot_attacks(gaps: dict[str, dict[str, float]], *, title: str = "", ax=None) -> Figure:
-    """GAP of defenses under single attacks, darker for lower; a ring marks the attack that hurts a defense most.
-
-    gaps: {attack: {defense: GAP}}; an attack that was not tried on a defense lacks it. One seed.
-    """
-    names = list(dict.fromkeys(name for found in gaps.values() for name in found))
-    table = [[found.get(name, np.nan) for name in names] for found in gaps.values()]
-    ax, about = plots._axes(ax, title, 1.9 + 0.21 * len(gaps)), {"label": "GAP@20 (one seed)"}
-    sns.heatmap(table, annot=True, fmt=".3f", annot_kws={"size": 8}, cmap="Greys_r", cbar_kws=about, ax=ax)
-    ax.patch.set(hatch="xxx", ec="#CCCCCC")  # not tried
-    for column, row in enumerate(np.nanargmin(table, axis=0)):
-        ax.add_patch(Ellipse((column + 0.5, row + 0.5), 0.9, 1.1, fill=False, ec=plots.ATTACKED, lw=2.2, clip_on=False))
-    ax.set_yticks(np.arange(len(gaps)) + 0.5, gaps, rotation=0, size=8.5)
-    ax.set_xticks(np.arange(len(names)) + 0.5, names, rotation=30, ha="right", rotation_mode="anchor", size=8.5)
-    return ax.figure
 
 
 # ---------------------------------------------------------------- attention under attack
@@ -195,60 +170,42 @@ def models_to_show(folder, results: dict) -> dict:
 
 
 def draw_attention(models: dict, out) -> None:
-    """The README's pictures: one test video, its attention before and under a one-frame attack, baseline and A-ART.
+    """The README's pictures: one test video before and under a one-frame attack, and while ε grows, of both models.
 
     Shown is the video of the 100 first test videos that misleads the baseline most: a strong example, not a typical
     one.
     """
-    notes = models["a-art"][1]
-    splits = open_data(notes["data"], labels=notes["labels"])
-    names = synthetic.names(synthetic.SETTINGS["default"])
-    threat = ThreatModel(**notes["threat"])
-    attack = pgd(threat.few())
-    views = {name: one_frame_view(model, splits.test, attack) for name, (model, _) in models.items()}
-    chosen = _most_misled(views["standard"], splits.test)
-    for name, view in views.items():
-        item, frames = splits.test[chosen], len(splits.test[chosen].frames)
-        figure = plots.plot_timeline(
-            item.frames.numpy(),
-            item.evidence,
-            [names[label] for label in splits.labels],
-            attention={side: view["attention"][side][chosen, :frames].numpy() for side in ("clean", "attacked")},
-            scores={side: view["scores"][side][chosen].numpy() for side in ("clean", "attacked")},
-            attacked_frames=view["touched"][chosen, :frames].numpy(),
-            labels=item.labels.numpy(),
-            title=f"{'Baseline' if name == 'standard' else 'A-ART'}: one attacked frame, and where attention goes",
-        )
+    from aart_lib.viz.explorer import animate_attention, look, sweep  # loads ipywidgets
+
+    notes, networks = models["a-art"][1], {name: model for name, (model, _) in models.items()}
+    splits, threat = open_data(notes["data"], labels=notes["labels"]), ThreatModel(**notes["threat"])
+    known = synthetic.names(synthetic.SETTINGS["default"])
+    names = [known[label] for label in splits.labels]
+    batch = collate([splits.test[i] for i in range(min(100, len(splits.test)))])
+    attacked = {name: _one_frame(model, batch, threat) for name, model in networks.items()}
+    chosen = _most_misled(networks["standard"], batch, attacked["standard"])
+    one = batch[chosen : chosen + 1].trimmed()
+    assert one.evidence is not None  # `models_to_show` sees to it
+    evidence, labels = one.evidence[0], one.labels[0]
+    for name, model in networks.items():
+        view = look(model, one, attacked[name][chosen : chosen + 1, : len(evidence)])
+        title = f"{'Baseline' if name == 'standard' else 'A-ART'}: one attacked frame, and where attention goes"
+        figure = plots.plot_timeline(one.frames[0], evidence, names, labels=labels, title=title, **view._asdict())
         plots.save(figure, Path(out) / f"attention-under-attack-{name}.png")
-    _animate({name: model for name, (model, _) in models.items()}, splits, chosen, threat, names, out)
-
-
-def _most_misled(view: dict, dataset) -> int:
-    """The video with the largest product of attention moved and probability that a true label lost."""
-    labels = torch.stack([dataset[i].labels for i in range(len(view["touched"]))])
-    lost = ((view["scores"]["clean"] - view["scores"]["attacked"]) * labels).amax(1)
-    moved = (view["attention"]["clean"] - view["attention"]["attacked"]).abs().sum(1) / 2
-    return int((lost * moved).argmax())
-
-
-def _animate(models: dict, splits, chosen: int, threat: ThreatModel, names: list[str], out) -> None:
-    """The same video while ε grows from 0 to three times the table's, all frames attacked."""
-    from aart_lib.viz.explorer import animate_attention, sweep
-
-    item, factors = splits.test[chosen], np.linspace(0, 3, 13)
-    views = {name: sweep(model, collate([item]), threat, factors.tolist()) for name, model in models.items()}
+    factors = np.linspace(0, 3, 13)  # all frames attacked, while ε grows to three times the table's
+    views = {name: sweep(model, one, threat, factors.tolist()) for name, model in networks.items()}
     path = Path(out) / "attention-while-epsilon-grows.gif"
-    animate_attention(path, views, factors * threat.epsilon, item.evidence, item.labels, names)
+    animate_attention(path, views, factors * threat.epsilon, evidence, labels, names)
 
 
-def one_frame_view(model, dataset, attack, *, videos: int = 100) -> dict:
-    """Attention [N,T] (last layer's [CLS] row, mean over heads) and probabilities [N,C], clean and attacked."""
-    batch = collate([dataset[i] for i in range(min(videos, len(dataset)))])
-    frames = perturb(model, batch, attack, generator=generator_for("picture"))
-    view: dict = {"attention": {}, "scores": {}, "touched": (frames != batch.frames).any(2)}
-    with torch.no_grad():
-        for side, shown in (("clean", batch.frames), ("attacked", frames)):
-            output = predict(model, shown, batch.mask, return_attention=True)
-            view["attention"][side] = cls_attention(output.attention or ())[:, -1].mean(1)
-            view["scores"][side] = probabilities(output.logits)
-    return view
+def _one_frame(model, batch: Batch, threat: ThreatModel) -> torch.Tensor:
+    return perturb(model, batch, pgd(threat.few()), generator=generator_for("picture"))
+
+
+@torch.no_grad()
+def _most_misled(model, batch: Batch, attacked: torch.Tensor) -> int:
+    """The video with the largest product of attention moved and probability that a true label lost."""
+    before, after = (predict(model, frames, batch.mask, return_attention=True) for frames in (batch.frames, attacked))
+    lost = ((probabilities(before.logits) - probabilities(after.logits)) * batch.labels).amax(1)
+    moved = (temporal_attention(before.attention or ()) - temporal_attention(after.attention or ())).abs().sum(1) / 2
+    return int((lost * moved).argmax())

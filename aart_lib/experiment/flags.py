@@ -3,18 +3,35 @@
 Source: Carlini et al. 2019 and Athalye et al. 2018 for the checks; the thresholds are this project's.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import reduce
+from collections.abc import Callable, Mapping
 from itertools import pairwise
-from operator import getitem
+from typing import NamedTuple
 
-PGD, FGSM, DOUBLED = ("attacked", "pgd"), ("attacked", "fgsm"), ("other", "pgd@2")
+PGD, FGSM, DOUBLED, CURVE = "attacked.pgd", "attacked.fgsm", "other.pgd@2", "other.curve@"
+
+
+class Check(NamedTuple):
+    """A number of a row and its validation history that should not be above a threshold."""
+
+    name: str
+    measure: Callable[[dict, list[dict]], float | None]  # None: it says nothing here
+    threshold: float
+    meaning: str
+    needs: tuple[str, ...] = ()  # what the row must have for it, see `has`
+
+
+def _gap(row: dict, name: str) -> float:
+    return row["attacked"][name]["gap"]
 
 
 def _rise(row: dict, history: list[dict]) -> float:
     if len(history) < 2:
         return 1.0  # unknown, so the most that GAP can rise
     return max(history[-1][key] - history[-2][key] for key in ("clean", "attacked"))
+
+
+def _more_steps(row: dict, history) -> float:
+    return _gap(row, "pgd-100") - _gap(row, "pgd-10")
 
 
 def _curve(row: dict) -> list[tuple[float, float]]:
@@ -25,7 +42,7 @@ def _curve(row: dict) -> list[tuple[float, float]]:
 def _up(row: dict, history) -> float:
     doubled = row["other"]["pgd@2"]
     curve = sorted([*_curve(row), (doubled["threat"]["epsilon"], doubled["gap"])])
-    return max((later[1] - sooner[1] for sooner, later in pairwise(curve)), default=0.0)
+    return max((later - sooner for (_, sooner), (_, later) in pairwise(curve)), default=0.0)
 
 
 def _far(row: dict, history) -> float | None:
@@ -34,16 +51,9 @@ def _far(row: dict, history) -> float | None:
     return left if epsilon > 3.9 * row["other"]["pgd@2"]["threat"]["epsilon"] else None
 
 
-def _gap(row: dict, name: str) -> float:
-    return row["attacked"][name]["gap"]
-
-
-def _more_steps(row: dict, history) -> float:
-    return _gap(row, "pgd-100") - _gap(row, "pgd-10")
-
-
-def _leaking(row: dict, history) -> float:
-    return _gap(row, "fgsm") - row["clean"]["gap"]
+def _blind(row: dict, history) -> float:
+    same = row["attacked"]["gradient-free"]["same_videos"]
+    return same["pgd"] - same["gap"]
 
 
 def _lost_in_bytes(row: dict, history) -> float:
@@ -52,90 +62,94 @@ def _lost_in_bytes(row: dict, history) -> float:
     return (row["other"]["pgd-stored"]["gap"] - _gap(row, "pgd")) / effect if effect > 0.02 else 0.0
 
 
-def _blind(row: dict, history) -> float:
-    free = row["attacked"]["gradient-free"]["same_videos"]
-    return free["pgd"] - free["gap"]
+def _leaking(row: dict, history) -> float:
+    return _gap(row, "fgsm") - row["clean"]["gap"]
 
 
-def _ahead(name: str, kind: str, threshold: float, meaning: str) -> tuple:
+def _ahead(name: str, kind: str, threshold: float, meaning: str) -> Check:
     """By how much the strongest attack of a kind takes more than PGD."""
 
     def measure(row, history):
         return _gap(row, "pgd") - min(found["gap"] for name, found in row["attacked"].items() if name.startswith(kind))
 
-    return name, measure, threshold, meaning, PGD, ("attacked", kind)
+    return Check(name, measure, threshold, meaning, (PGD, f"attacked.{kind}"))
 
 
-def _stated(name: str, threshold: float, meaning: str, *keys: str) -> tuple:
-    """A number that stands in the row as it is."""
-    return name, lambda row, history: reduce(getitem, keys, row), threshold, meaning, keys
+def _checked(name: str, key: str, threshold: float, meaning: str) -> Check:
+    """What was measured of the attacks themselves."""
+
+    def measure(row, history):
+        return row["checks"][key]
+
+    return Check(name, measure, threshold, meaning, (f"checks.{key}",))
 
 
-# Name, number of a row and its history (None: it says nothing here), threshold, meaning, and what of the row it needs,
-# each as keys one inside the other; a key that ends in "-" or "@" stands for all that begin so.
-CHECKS: tuple[tuple, ...] = (
-    ("still-rising", _rise, 0.01, "validation GAP still rose at the last check: train longer before comparing"),
+def _flat(row: dict, history) -> float:
+    return row["attention_entropy"]
+
+
+CHECKS = (
+    Check("still-rising", _rise, 0.01, "validation GAP still rose at the last check: train longer before comparing"),
     _ahead("noise-beats-gradient", "noise", 0.0, "noise hurts more than PGD: gradients mislead"),
     _ahead("one-step-beats-many", "fgsm", 0.005, "FGSM hurts more than PGD: gradients mislead"),
-    (
+    Check(
         "more-steps-weaker",
         _more_steps,
         0.005,
         "100 steps hurt less than 10",
-        ("attacked", "pgd-10"),
-        ("attacked", "pgd-100"),
+        ("attacked.pgd-10", "attacked.pgd-100"),
     ),
-    ("epsilon-not-monotone", _up, 0.005, "a larger ε hurts less: the search fails", DOUBLED),
-    (
+    Check("epsilon-not-monotone", _up, 0.005, "a larger ε hurts less: the search fails", (DOUBLED,)),
+    Check(
         "never-reaches-chance",
         _far,
         0.10,
         "even a huge ε leaves a score: the search fails, whatever the model can",
-        DOUBLED,
-        ("other", "curve@"),
+        (DOUBLED, CURVE),
     ),
-    (
+    Check(
         "gradient-free-ahead",
         _blind,
         0.005,
         "a search without gradients hurts more than PGD: gradients are hidden",
-        ("attacked", "gradient-free", "same_videos"),
+        ("attacked.gradient-free.same_videos",),
     ),
     _ahead("transfer-ahead", "transfer-", 0.005, "what is made for others hurts more than its own"),
     _ahead("other-objective-ahead", "pgd-margin", 0.03, "margin beats BCE, whose gradient vanishes"),
     _ahead("adaptive-ahead", "adaptive-", 0.02, "who knows the defense does better than PGD"),
-    _stated("gradient-is-zero", 0.01, "videos without any gradient to climb", "checks", "zero_gradient"),
-    _stated("not-repeatable", 1e-3, "two answers to one question: attack the mean", "checks", "repeat"),
-    _stated("threat-violated", 1e-4, "norm, box or padding of an attack is broken", "checks", "violation"),
-    (
+    _checked("gradient-is-zero", "zero_gradient", 0.01, "videos without any gradient to climb"),
+    _checked("not-repeatable", "repeat", 1e-3, "two answers to one question: attack the mean"),
+    _checked("threat-violated", "violation", 1e-4, "norm, box or padding of an attack is broken"),
+    Check(
         "lost-in-bytes",
         _lost_in_bytes,
         0.5,
         "most of the effect is gone when features are stored as bytes again",
-        PGD,
-        ("other", "pgd-stored"),
+        (PGD, "other.pgd-stored"),
     ),
-    ("label-leaking", _leaking, 0.005, "attacked above clean", FGSM),
+    Check("label-leaking", _leaking, 0.005, "attacked above clean", (FGSM,)),
     _ahead("label-free-ahead", "label-free", 0.005, "not knowing the labels helps: they leak"),
-    _stated("flat-attention", 0.98, "attention is nearly uniform: steady, but blind", "attention_entropy"),
+    Check("flat-attention", _flat, 0.98, "attention is nearly uniform: steady, but blind", ("attention_entropy",)),
 )
 
 
 def flags(defense: str, row: dict, history: list[dict]) -> list[dict]:
     """Every check for which the row has the numbers, raised or not."""
     found = []
-    for name, measure, threshold, meaning, *needs in CHECKS:
-        value = measure(row, history) if all(has(row, keys) for keys in needs) else None
+    for check in CHECKS:
+        value = check.measure(row, history) if all(has(row, path) for path in check.needs) else None
         if value is not None:
-            entry = {"name": name, "defense": defense, "raised": value > threshold, "value": value}
-            found.append(entry | {"threshold": threshold, "meaning": meaning})
+            about = {"threshold": check.threshold, "meaning": check.meaning}
+            raised = value > check.threshold
+            found.append({"name": check.name, "defense": defense, "raised": raised, "value": value} | about)
     return found
 
 
-def has(inside, keys: Sequence[str]) -> bool:
-    """Whether keys, one inside the other, lead to something; one that ends in "-" or "@" is a beginning."""
-    if not keys or not isinstance(inside, Mapping):
-        return not keys and inside is not None
-    first, *rest = keys
+def has(inside, path: str) -> bool:
+    """Whether keys, joined by dots, lead to something; a key that ends in "-" or "@" stands for all that begin so."""
+    first, _, rest = path.partition(".")
+    if not isinstance(inside, Mapping):
+        return False
     begins = first.endswith(("-", "@"))
-    return any(has(inside[key], rest) for key in inside if key == first or (begins and key.startswith(first)))
+    found = [inside[key] for key in inside if key == first or (begins and key.startswith(first))]
+    return any(has(value, rest) if rest else value is not None for value in found)

@@ -4,49 +4,34 @@ Every attack is made for the model it is used on. An attack made for another mod
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
-from itertools import zip_longest
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from aart_lib.attacks import Attack, loss_and_gradient, perturb, pgd
 from aart_lib.attention import SteadyAttention, attention_measures, hijacked
 from aart_lib.data.batch import BOX, Batch, dequantize, quantize
 from aart_lib.data.dataset import VideoDataset
-from aart_lib.experiment.suites import FREE_VIDEOS, suite
+from aart_lib.experiment.suites import FREE_VIDEOS, suite, transfer
 from aart_lib.losses import bce
 from aart_lib.metrics import Accumulator, average_precision_per_video
-from aart_lib.model import evaluating, predict
+from aart_lib.model import Output, evaluating, predict
 from aart_lib.runtime import processes
 from aart_lib.scoring import batches, device_of, generator_for, merged, probabilities
 from aart_lib.threats import ThreatModel, violation
-
-
-class _WorstCase:
-    """Keeps, for every video, the scores of the attack that hurt it most: lowest AP@20, ties by BCE."""
-
-    def __init__(self):
-        self.scores: torch.Tensor | None = None
-
-    def offer(self, scores: torch.Tensor, loss: torch.Tensor, labels: torch.Tensor) -> None:
-        precision = torch.from_numpy(average_precision_per_video(scores, labels))
-        if self.scores is None:
-            self.precision, self.loss, self.scores = precision, loss, scores
-            return
-        worse = (precision < self.precision) | ((precision == self.precision) & (loss > self.loss))
-        self.precision = torch.where(worse, precision, self.precision)
-        self.loss = torch.where(worse, loss, self.loss)
-        self.scores = torch.where(worse[:, None], scores, self.scores)
 
 
 class Evaluation(NamedTuple):
     """A row of results, and the scores behind it for those who resample videos."""
 
     row: dict
-    scores: dict[str, torch.Tensor]  # "clean", "worst", "worst@2", "frames-1": probabilities [N,C]; "labels" [N,C]
+    scores: dict[str, Tensor]  # "clean", "worst", "worst@2", "frames-1": probabilities [N,C]; "labels" [N,C]
 
 
 KEPT = ("clean", "worst", "worst@2", "frames-1")
@@ -65,7 +50,7 @@ def judge(
     *,
     name: str = "standard",
     seed: int = 0,
-    surrogates: Mapping[str, torch.nn.Module] | None = None,
+    surrogates: Mapping[str, nn.Module] | None = None,
     only: Collection[str] | None = None,
     progress: bool = True,
 ) -> Evaluation:
@@ -77,24 +62,22 @@ def judge(
         surrogates: other models by name, whose attacks are tried on this one (suite "strong").
         only: attacks of the suite to run beside those of the standard suite; None = all.
     """
-    surrogates = {key: other.to(device_of(model)) for key, other in (surrogates or {}).items()}
-    within, beyond = suite(name, threat, threshold=_threshold(model, dataset), surrogates=tuple(surrogates))
-    if only is not None:
-        plain, doubled = suite("standard", threat)
-        within = {key: attack for key, attack in within.items() if key in {*plain, *only}}
-        beyond = {key: attack for key, attack in beyond.items() if key in doubled or _doubled(key)}
-    judging = _Judging(model, threat, within, beyond, surrogates, seed, len(dataset))
+    trial = _trial(model, threat, name, _threshold(model, dataset), surrogates or {}, only)
+    share, seen = min(1.0, FREE_VIDEOS / len(dataset)), 0  # of the videos, searched without gradients
+    found: dict[int, _Found] = {}  # of this process's batches, by index
     quiet = not (progress and processes.is_main())
-    bar = tqdm(total=len(dataset), desc="evaluate", unit="video", disable=quiet, mininterval=1)
-    for index, batch in enumerate(batches(dataset, model)):
-        if index % processes.count() == processes.rank():
-            with evaluating(model):
-                judging.batch(batch, index)
-        judging.seen += len(batch)
-        bar.update(len(batch))
-    bar.close()
-    judging.share()
-    return judging.result()
+    with tqdm(total=len(dataset), desc="evaluate", unit="video", disable=quiet, mininterval=1) as bar:
+        for index, batch in enumerate(batches(dataset, model)):
+            free = round(share * (seen + len(batch))) - round(share * seen)
+            if index % processes.count() == processes.rank():
+                with evaluating(model):
+                    found[index] = _OneBatch(trial, batch, free, partial(generator_for, seed, index)).judged()
+            seen += len(batch)
+            bar.update(len(batch))
+    everybodys = {index: one for part in processes.gathered(found) for index, one in part.items()}
+    ordered = [everybodys[index] for index in sorted(everybodys)]
+    scores = {key: torch.cat([one.kept[key] for one in ordered]) for key in (*KEPT, "labels")}
+    return Evaluation(_row(trial, ordered), scores)
 
 
 @torch.no_grad()
@@ -105,138 +88,181 @@ def _threshold(model, dataset: VideoDataset) -> float:
     return float(logits.flatten().sort(descending=True).values[min(int(labels.sum()), logits.numel() - 1)])
 
 
-class _Judging:
-    """What accumulates over the batches of one evaluation."""
+# ---------------------------------------------------------------- what is tried
 
-    def __init__(self, model, threat, within, beyond, surrogates, seed, videos):
-        self.model, self.threat, self.within, self.beyond = model, threat, within, beyond
-        self.surrogates, self.seed, self.strong = surrogates, seed, "apgd" in within or "apgd@2" in beyond
-        self.totals: dict[str, Accumulator] = defaultdict(Accumulator)
-        self.measures: dict[str, list] = defaultdict(list)
-        self.kept: dict[str, list] = defaultdict(list)
-        self.checks: dict = {"zero_gradient": [], "repeat": 0.0, "violation": 0.0}
-        self.steady = {"steady": pgd(threat, 10, 1), "steady@2": pgd(threat.times(2), 10, 1)}
-        self.free, self.seen = min(1.0, FREE_VIDEOS / videos), 0  # share of videos searched without gradients
 
-    def batch(self, batch: Batch, index: int) -> None:
-        draw = lambda key: generator_for(self.seed, index, key)  # noqa: E731
-        clean = self._output(batch.frames, batch)
-        self._score("clean", clean, batch)
-        worst = {"worst": _WorstCase(), "worst@2": _WorstCase()}
-        made: dict[str, torch.Tensor] = {}
-        for key, attack in (self.within | self.beyond).items():
-            frames = made[key] = self._attacked(key, attack, batch, draw(key), made)
-            output = self._output(frames, batch)
-            scores = self._score(key, output, batch)
-            if key in self.within or _doubled(key):
-                place = "worst" if key in self.within else "worst@2"
-                worst[place].offer(scores, bce(output.logits, batch.labels).cpu(), batch.labels)
-            if key in ("noise", "pgd"):
-                attention_measures(self.measures, key, clean, output, batch)
-            if key == "frames-1":
-                self.measures["hijacked"] += hijacked(clean, output, batch, frames).tolist()
-            self.checks["violation"] = max(self.checks["violation"], violation(attack.threat, frames, batch))
-        for key, case in worst.items():
-            self.totals[key].update(case.scores, batch.labels)
-            self.kept[key].append(case.scores)
-        held = SteadyAttention(self.model, clean.attention)
-        for key, attack in self.steady.items():
-            frames = perturb(held, batch, attack, generator=draw(key))
-            with torch.no_grad():
-                self._score(key, predict(held, frames, batch.mask), batch)
-        attention_measures(self.measures, "clean", clean, clean, batch)
-        self.kept["labels"].append(batch.labels.cpu())
-        if self.strong:
-            self._sanity(clean, made["pgd"], batch)
+@dataclass(frozen=True)
+class _Trial:
+    """A model and the attacks it meets."""
 
-    def _attacked(self, key: str, attack: Attack, batch: Batch, generator, made: dict) -> torch.Tensor:
+    model: nn.Module
+    threat: ThreatModel
+    within: dict[str, Attack]
+    beyond: dict[str, Attack]
+    made_for: Mapping[str, nn.Module]  # attacks that are made for another model, and which
+    thorough: bool  # whether the attacks themselves are checked
+
+    @property
+    def doubled(self) -> list[str]:
+        """Attacks at twice the ε: their worst case is "worst@2". The curve's are weaker, and have other ε."""
+        return [key for key, attack in self.beyond.items() if attack.threat == self.threat.times(2)]
+
+
+def _trial(model, threat: ThreatModel, name: str, threshold: float, surrogates: Mapping, only) -> _Trial:
+    within, beyond = suite(name, threat, threshold=threshold, surrogates=tuple(surrogates))
+    made_for = {transfer(key): other.to(device_of(model)) for key, other in surrogates.items()}
+    trial = _Trial(model, threat, within, beyond, made_for, thorough=name == "strong")
+    if only is None:
+        return trial
+    plain, farther = suite("standard", threat)
+    kept = {key: attack for key, attack in within.items() if key in {*plain, *only}}
+    more = {key: attack for key, attack in beyond.items() if key in {*farther, *trial.doubled}}
+    return replace(trial, within=kept, beyond=more)
+
+
+# ---------------------------------------------------------------- one batch
+
+
+class _Found:
+    """What is found on one batch."""
+
+    def __init__(self, labels: Tensor, searched: int):
+        self.labels, self.searched = labels.cpu(), searched  # how many videos were searched without gradients
+        self.totals: dict[str, Accumulator] = {}  # by attack, and "clean", "worst", ...
+        self.blind: dict[str, Accumulator] = {}  # "gap" of the search without gradients, "pgd" on the same videos
+        self.measures: dict[str, list[float]] = defaultdict(list)
+        self.kept: dict[str, Tensor] = {"labels": self.labels}
+
+    def add(self, key: str, scores: Tensor) -> None:
+        self.totals[key] = Accumulator().update(scores, self.labels)
+        if key in KEPT:
+            self.kept[key] = scores
+
+
+class _WorstCase:
+    """Keeps, for every video, the scores of the attack that hurt it most: lowest AP@20, ties by BCE."""
+
+    def __init__(self, labels: Tensor):
+        self.labels, self.scores = labels, torch.zeros_like(labels, dtype=torch.float64)  # [B,C]
+        self.precision, self.loss = labels.new_full((2, len(labels)), torch.inf).double()  # [B]
+
+    def offer(self, scores: Tensor, loss: Tensor) -> None:
+        precision = torch.from_numpy(average_precision_per_video(scores, self.labels))
+        worse = (precision < self.precision) | ((precision == self.precision) & (loss > self.loss))
+        self.precision = torch.where(worse, precision, self.precision)
+        self.loss = torch.where(worse, loss, self.loss)
+        self.scores = torch.where(worse[:, None], scores, self.scores)
+
+
+class _OneBatch:
+    """A batch under every attack of a trial; its first ``free`` videos are searched without gradients too.
+
+    ``draw`` gives the noise for the attack of a name.
+    """
+
+    pgd_frames: Tensor  # known when PGD was tried, which stands before all that needs them
+
+    def __init__(self, trial: _Trial, batch: Batch, free: int, draw: Callable):
+        self.trial, self.batch, self.free, self.draw = trial, batch, free, draw
+        self.found, self.clean = _Found(batch.labels, free), self.output(batch.frames)
+
+    def judged(self) -> _Found:
+        found, clean, batch = self.found, self.clean, self.batch
+        found.add("clean", probabilities(clean.logits))
+        attention_measures(found.measures, "clean", clean, clean, batch)
+        members = {"worst": [*self.trial.within], "worst@2": self.trial.doubled}
+        cases = {key: _WorstCase(found.labels) for key in members}
+        for key, attack in (self.trial.within | self.trial.beyond).items():
+            output = self.measured(key, attack)
+            scores, loss = probabilities(output.logits), bce(output.logits, batch.labels).cpu()
+            found.add(key, scores)
+            for worst, case in cases.items():
+                if key in members[worst]:
+                    case.offer(scores, loss)
+        for worst, case in cases.items():
+            found.add(worst, case.scores)
+        self.hold_attention()
+        if self.trial.thorough:
+            self.check_attacks()
+        return found
+
+    def measured(self, key: str, attack: Attack) -> Output:
+        """The output under an attack, once the change and what it did to attention are measured."""
+        frames, measures = self.attacked(key, attack), self.found.measures
+        output = self.output(frames)
+        measures["violation"].append(violation(attack.threat, frames, self.batch))
+        if key in ("noise", "pgd"):
+            attention_measures(measures, key, self.clean, output, self.batch)
+        if key == "frames-1":
+            measures["hijacked"] += hijacked(self.clean, output, self.batch, frames).tolist()
+        if key == "pgd":
+            self.pgd_frames = frames
+        return output
+
+    def attacked(self, key: str, attack: Attack) -> Tensor:
         if attack.search == "random":
-            return self._searched(attack, batch, generator, made["pgd"])
-        model = self.surrogates[key.removeprefix("transfer-")] if key.startswith("transfer-") else self.model
-        return perturb(model, batch, attack, generator=generator)
+            return self.searched(attack, self.draw(key))
+        model = self.trial.made_for.get(key, self.trial.model)
+        return perturb(model, self.batch, attack, generator=self.draw(key))
 
-    def _searched(self, attack: Attack, batch: Batch, generator, pgd_frames: torch.Tensor) -> torch.Tensor:
-        """A share of each batch is searched without gradients, which is slow; the others keep what PGD found."""
-        count = round(self.free * (self.seen + len(batch))) - round(self.free * self.seen)
-        if not count:
-            return pgd_frames
-        few = batch[:count].trimmed()
-        length, frames = few.frames.shape[1], pgd_frames.clone()
-        frames[:count, :length] = perturb(self.model, few, attack, generator=generator)
-        for name, shown in (("free", frames), ("free pgd", pgd_frames)):
-            self._score(name, self._output(shown[:count, :length], few), few)
+    def searched(self, attack: Attack, generator: torch.Generator) -> Tensor:
+        """Some videos are searched without gradients, which is slow; the others keep what PGD found."""
+        if not self.free:
+            return self.pgd_frames
+        few = self.batch[: self.free].trimmed()
+        length, frames = few.frames.shape[1], self.pgd_frames.clone()
+        frames[: self.free, :length] = perturb(self.trial.model, few, attack, generator=generator)
+        for key, shown in (("gap", frames), ("pgd", self.pgd_frames)):
+            scores = probabilities(self.output(shown[: self.free, :length], few).logits)
+            self.found.blind[key] = Accumulator().update(scores, few.labels)
         return frames
 
-    def _output(self, frames: torch.Tensor, batch: Batch):
+    def output(self, frames: Tensor, batch: Batch | None = None) -> Output:
         with torch.no_grad():
-            return predict(self.model, frames, batch.mask, return_attention=True)
+            return predict(self.trial.model, frames, (batch or self.batch).mask, return_attention=True)
 
-    def _score(self, key: str, output, batch: Batch) -> torch.Tensor:
-        scores = probabilities(output.logits)
-        self.totals[key].update(scores, batch.labels)
-        if key in KEPT:
-            self.kept[key].append(scores)
-        return scores
+    def hold_attention(self) -> None:
+        """The same model with its attention held at the clean maps, attacked by someone who knows it."""
+        held, threat = SteadyAttention(self.trial.model, self.clean.attention or ()), self.trial.threat
+        for key, budget in (("steady", threat), ("steady@2", threat.times(2))):
+            frames = perturb(held, self.batch, pgd(budget, 10, 1), generator=self.draw(key))
+            with torch.no_grad():
+                self.found.add(key, probabilities(predict(held, frames, self.batch.mask).logits))
 
-    def _sanity(self, clean, frames: torch.Tensor, batch: Batch) -> None:
+    def check_attacks(self) -> None:
         """Is there a gradient, are two answers alike, does the attack survive storage in bytes?"""
-        _, gradient = loss_and_gradient(self.model, batch, Attack(self.threat), torch.zeros_like(batch.frames))
-        self.checks["zero_gradient"] += (gradient.abs().amax((1, 2)) < 1e-12).float().tolist()
-        again = self._output(batch.frames, batch)
-        self.checks["repeat"] = max(self.checks["repeat"], float((again.logits - clean.logits).abs().amax()))
-        if self.threat.box == BOX:  # others' features are not stored in bytes
-            stored = torch.from_numpy(dequantize(quantize(frames.cpu().numpy()))).to(frames) * batch.mask[..., None]
-            self._score("pgd-stored", self._output(stored, batch), batch)
-
-    def share(self) -> None:
-        """Put together what the processes found, batches in their order."""
-        parts = processes.gathered((dict(self.totals), dict(self.measures), dict(self.kept), self.checks))
-        if len(parts) == 1:
-            return
-        totals, measures, kept, checks = zip(*parts, strict=True)
-        keys = lambda found: dict.fromkeys(key for part in found for key in part)  # noqa: E731
-        self.totals = {key: merged([part[key] for part in totals if key in part]) for key in keys(totals)}
-        self.measures = {key: [v for part in measures for v in part.get(key, [])] for key in keys(measures)}
-        turns = zip_longest(*(part.get("labels", []) for part in kept))  # the batches were dealt out in turn
-        places = [(turn, k) for turn, dealt in enumerate(turns) for k, given in enumerate(dealt) if given is not None]
-        self.kept = {key: [kept[k][key][turn] for turn, k in places] for key in keys(kept)}
-        self.checks["zero_gradient"] = [v for found in checks for v in found["zero_gradient"]]
-        for key in ("repeat", "violation"):
-            self.checks[key] = max(found[key] for found in checks)
-
-    def result(self) -> Evaluation:
-        mean = {key: float(np.mean(values)) for key, values in self.measures.items() if values}
-        row = _row(self.totals, mean, self.within, self.beyond)
-        if "gradient-free" in row["attacked"]:
-            row["attacked"]["gradient-free"]["videos"] = round(self.free * self.seen)
-        if self.strong:
-            if "pgd-stored" in self.totals:
-                stored = self.totals["pgd-stored"].result()["gap"]
-                row["other"]["pgd-stored"] = {"threat": self.threat.described(), "gap": stored}
-            row["checks"] = self.checks | {"zero_gradient": float(np.mean(self.checks["zero_gradient"]))}
-        return Evaluation(row, {key: torch.cat(parts) for key, parts in self.kept.items()})
+        batch, measures = self.batch, self.found.measures
+        start = torch.zeros_like(batch.frames)
+        _, gradient = loss_and_gradient(self.trial.model, batch, Attack(self.trial.threat), start)
+        measures["zero gradient"] += (gradient.abs().amax((1, 2)) < 1e-12).float().tolist()
+        again = self.output(batch.frames)
+        measures["repeat"].append(float((again.logits - self.clean.logits).abs().amax()))
+        if self.trial.threat.box == BOX:  # others' features are not stored in bytes
+            stored = torch.from_numpy(dequantize(quantize(self.pgd_frames.cpu().numpy())))
+            stored = stored.to(batch.frames) * batch.mask[..., None]
+            self.found.add("pgd-stored", probabilities(self.output(stored).logits))
 
 
-def _doubled(key: str) -> bool:
-    """Whether an attack has twice the ε and counts in "worst@2"."""
-    return key.endswith("@2") and not key.startswith("curve")
+# ---------------------------------------------------------------- from batches to a row
 
 
-def _row(totals, mean: dict[str, float], within, beyond) -> dict:
-    attacked = {key: totals[key].result() for key in within}
-    evidence = None
-    if "chance" in mean:
-        evidence = {"clean": mean["evidence clean"], "attacked": mean["evidence pgd"], "chance": mean["chance"]}
-    if "gradient-free" in attacked:
-        same = {"gap": totals["free"].result()["gap"], "pgd": totals["free pgd"].result()["gap"]}
-        attacked["gradient-free"] |= {"same_videos": same}
-    other = {key: {"threat": a.threat.described(), "gap": totals[key].result()["gap"]} for key, a in beyond.items()}
-    doubled = [found["gap"] for key, found in other.items() if _doubled(key)]
-    other["worst@2"] = other["pgd@2"] | {"gap": min(totals["worst@2"].result()["gap"], *doubled)}
-    return {
-        "clean": totals["clean"].result(),
+def _row(trial: _Trial, found: list[_Found]) -> dict:
+    scores = {key: merged([one.totals[key] for one in found]).result() for key in found[0].totals}
+    measures = {key: [value for one in found for value in one.measures[key]] for key in found[0].measures}
+    mean = {key: float(np.mean(values)) for key, values in measures.items() if values}
+    attacked = {key: scores[key] for key in trial.within}
+    for key, attack in trial.within.items():
+        if attack.search == "random":
+            attacked[key] = attacked[key] | _blind(found)
+    other = {key: _beyond(attack.threat, scores[key]) for key, attack in trial.beyond.items()}
+    doubled = min(scores["worst@2"]["gap"], *(scores[key]["gap"] for key in trial.doubled))
+    other["worst@2"] = {"threat": trial.threat.times(2).described(), "gap": doubled}
+    if "pgd-stored" in scores:
+        other["pgd-stored"] = _beyond(trial.threat, scores["pgd-stored"])
+    row = {
+        "clean": scores["clean"],
         "attacked": attacked,
-        "worst": {"gap": min(totals["worst"].result()["gap"], *(result["gap"] for result in attacked.values()))},
+        "worst": {"gap": min(scores["worst"]["gap"], *(result["gap"] for result in attacked.values()))},
         "other": other,
         "attention_drift": mean["drift pgd"],
         "attention_drift_noise": mean["drift noise"],
@@ -244,6 +270,30 @@ def _row(totals, mean: dict[str, float], within, beyond) -> dict:
         "attention_entropy": mean["entropy clean"],
         "attention_entropy_attacked": mean["entropy pgd"],
         "attention_hijacked": mean["hijacked"],
-        "steady_attention": {"gap": totals["steady"].result()["gap"], "gap@2": totals["steady@2"].result()["gap"]},
-        "evidence_share": evidence,
+        "steady_attention": {"gap": scores["steady"]["gap"], "gap@2": scores["steady@2"]["gap"]},
+        "evidence_share": _evidence(mean),
     }
+    if trial.thorough:
+        row["checks"] = {
+            "zero_gradient": mean["zero gradient"],
+            "repeat": max(measures["repeat"]),
+            "violation": max(measures["violation"]),
+        }
+    return row
+
+
+def _beyond(threat: ThreatModel, scores: dict) -> dict:
+    return {"threat": threat.described(), "gap": scores["gap"]}
+
+
+def _blind(found: list[_Found]) -> dict:
+    """How many videos were searched without gradients, and GAP on these alone, beside PGD's."""
+    parts = [one.blind for one in found if one.blind]
+    same = {key: merged([part[key] for part in parts]).result()["gap"] for key in ("gap", "pgd")}
+    return {"same_videos": same, "videos": sum(one.searched for one in found)}
+
+
+def _evidence(mean: dict[str, float]) -> dict | None:
+    if "chance" not in mean:
+        return None
+    return {"clean": mean["evidence clean"], "attacked": mean["evidence pgd"], "chance": mean["chance"]}

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from aart_lib.data.batch import BOX
 from aart_lib.data.catalog import Splits
-from aart_lib.data.records import Skipped
+from aart_lib.data.exact import one_of
 from aart_lib.experiment.recipes import SIX
 from aart_lib.model import ModelConfig
 from aart_lib.steps import Hardware, TrainConfig
@@ -24,13 +24,12 @@ class Preset:
     dims: dict = field(default_factory=dict)
     max_frames: int | None = None
     sampling: str = "uniform"
-    hardware: Hardware = Hardware()  # noqa: RUF009 (frozen)
-    skipped: Skipped | None = None  # where bad records are counted that are left out; None = they stop the run
+    hardware: Hardware = field(default_factory=Hardware)
 
     @property
     def reading(self) -> dict:
         """What `open_data` is told of it."""
-        return {"dims": self.dims, "max_frames": self.max_frames, "skipped": self.skipped}
+        return {"dims": self.dims, "max_frames": self.max_frames}
 
 
 PRESETS = {
@@ -50,8 +49,7 @@ PRESETS = {
 
 def preset_named(name: str) -> Preset:
     """Raises: ValueError that lists the known presets."""
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+    one_of("preset", name, PRESETS)
     return PRESETS[name]
 
 

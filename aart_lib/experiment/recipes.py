@@ -1,35 +1,30 @@
-"""How the defenses are trained on each data set, and the trials that chose it."""
+"""How the defenses are trained on each data set, and the trials that chose it.
 
-from collections.abc import Mapping
+`losses.DEFENSES` is what is trained on synthetic data, and on every data set without trials of its own.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
 from aart_lib.losses import Defense, defense
 
-MIXED, MOSTLY = {"task": 0.5, "robust": 0.5}, {"task": 0.2, "robust": 0.8}
 SIX = ("standard", "adversarial", "logit-pairing", "trades", "vat", "a-art")
-# What the trials on each data set's validation split chose (figures/trials-*.json, a test compares); all else as above.
+MIXED, MOSTLY = {"task": 0.5, "robust": 0.5}, {"task": 0.2, "robust": 0.8}
+MIXED_PAIRED, MOSTLY_PAIRED = MIXED | {"pairing": 0.03}, MOSTLY | {"pairing": 0.1}
+# What is trained otherwise than `DEFENSES` and `TrainConfig` say, as the trials on each data set's validation split
+# chose it (figures/trials-*.json, a test compares).
 TUNED: dict[str, dict[str, dict]] = {
-    "synthetic": {
-        "standard": {"rate": 0.004, "weight_decay": 0.1},
-        "adversarial": {"epsilon_scale": 4.0, "weights": MOSTLY},
-        "logit-pairing": {"epsilon_scale": 3.0, "weights": MIXED | {"pairing": 0.03}},
-        "trades": {"epsilon_scale": 4.0, "weights": {"consistency": 1.0}},
-        "vat": {"epsilon_scale": 4.0, "weights": {"consistency": 1.0}},
-        "a-art": {"epsilon_scale": 4.0, "weights": {"consistency": 1.0, "attention": 0.3}},
-        "a-art-fast": {"epsilon_scale": 3.0, "weights": MIXED | {"pairing": 0.03, "attention": 0.3}},
-        "adversarial-uniform": {"epsilon_scale": 4.0, "weights": MOSTLY},
-        "adversarial-mean": {"epsilon_scale": 4.0, "weights": MOSTLY},  # as the control beside it
-    },
+    "synthetic": {"standard": {"rate": 0.004, "weight_decay": 0.1}},
     "audioset": {
         "standard": {"rate": 0.002, "weight_decay": 0.1},
-        "adversarial": {"epsilon_scale": 4.0, "weights": MOSTLY},
-        "logit-pairing": {"epsilon_scale": 4.0, "weights": MOSTLY | {"pairing": 0.1}},
-        "trades": {"epsilon_scale": 4.0, "weights": {"consistency": 6.0}},
+        "logit-pairing": {"epsilon_scale": 4.0, "weights": MOSTLY_PAIRED},
+        "trades": {"weights": {"consistency": 6.0}},
         "vat": {"epsilon_scale": 3.0, "weights": {"consistency": 3.0}},
-        "a-art": {"epsilon_scale": 4.0, "weights": {"consistency": 6.0, "attention": 0.3}},
-        "a-art-fast": {"epsilon_scale": 3.0, "weights": MOSTLY | {"pairing": 0.1, "attention": 1.0}},
-        "adversarial-uniform": {"epsilon_scale": 3.0, "weights": MOSTLY},
+        "a-art": {"weights": {"consistency": 6.0}},
+        "a-art-fast": {"weights": MOSTLY_PAIRED | {"attention": 1.0}},
+        "adversarial-uniform": {"epsilon_scale": 3.0},
+        "adversarial-mean": {"epsilon_scale": 2.0, "weights": MIXED},  # no trials: the first guess
     },
 }
 
@@ -43,45 +38,54 @@ def changed(name: str, changes: Mapping) -> tuple[Defense, dict]:
 
 
 def tuned(data: str, name: str) -> tuple[Defense, dict]:
-    """The defense as tuned for a data set, and settings of the training loop.
+    """The defense as trained on a data set, and settings of the training loop.
 
-    A data set without trials of its own gets what the trials on the embedded data chose, for every defense alike.
+    A data set without trials of its own gets what the trials on synthetic data chose, for every defense alike.
     """
     return changed(name, TUNED.get(data, TUNED["synthetic"]).get(name, {}))
 
 
-_PAIRED = (MIXED | {"pairing": 0.03}, MOSTLY | {"pairing": 0.1})
-_KEEP = ({"consistency": 1.0}, {"consistency": 3.0}, {"consistency": 6.0})
-_STEADY = [{"consistency": c, "attention": beta} for c, beta in ((1.0, 0.3), (1.0, 1.0), (3.0, 0.3), (6.0, 0.3))]
-# Pairs of (training ε over the test's, weights). Four for each; where the best lay at an edge, simple extensions got
-# trials beyond it, so that none had fewer than A-ART.
+# ---------------------------------------------------------------- trials
+
+
+def _baseline(rates: Sequence[float]) -> list[dict]:
+    """The baseline has no training ε: its trials vary the training loop."""
+    return [{"rate": rate, "weight_decay": decay} for rate, decay in product(rates, (0.01, 0.1))]
+
+
+def _trials(scales: Sequence[float], *weights: dict) -> list[dict]:
+    """Each training ε, in units of the test's, with each choice of weights."""
+    return [{"epsilon_scale": scale, "weights": chosen} for scale, chosen in product(scales, weights)]
+
+
+def _stay(consistency: float, **more: float) -> dict:
+    return {"consistency": consistency, **more}
+
+
+# Four trials for each; where the best lay at an edge, simple extensions got trials beyond it, so that none had fewer
+# than A-ART.
 GRIDS = {
     "synthetic": {
-        "adversarial": [*product((3.0, 4.0, 5.0), (MIXED, MOSTLY))],
-        "logit-pairing": [*product((3.0, 4.0, 5.0), _PAIRED)],
-        "trades": [*product((3.0, 4.0), _KEEP[:2])],
-        "vat": [*product((3.0, 4.0), _KEEP[:2])],
-        "a-art": [*product((3.0, 4.0), _STEADY[:2])],
-        "adversarial-uniform": [*product((3.0, 4.0), (MIXED, MOSTLY))],
+        "standard": _baseline((1e-3, 2e-3, 4e-3)),
+        "adversarial": _trials((3.0, 4.0, 5.0), MIXED, MOSTLY),
+        "logit-pairing": _trials((3.0, 4.0, 5.0), MIXED_PAIRED, MOSTLY_PAIRED),
+        "trades": _trials((3.0, 4.0), _stay(1.0), _stay(3.0)),
+        "vat": _trials((3.0, 4.0), _stay(1.0), _stay(3.0)),
+        "a-art": _trials((3.0, 4.0), _stay(1.0, attention=0.3), _stay(1.0, attention=1.0)),
+        "adversarial-uniform": _trials((3.0, 4.0), MIXED, MOSTLY),
     },
     "audioset": {
-        "adversarial": [*product((2.0, 3.0), (MIXED, MOSTLY)), (4.0, MOSTLY)],
-        "logit-pairing": [*product((2.0, 3.0), _PAIRED), (4.0, _PAIRED[1])],
-        "trades": [*product((2.0, 3.0), _KEEP[:2]), (3.0, _KEEP[2]), (4.0, _KEEP[2])],
-        "vat": [*product((2.0, 3.0), _KEEP[:2])],
-        "a-art": [*product((3.0, 4.0), _STEADY[2:])],
-        "adversarial-uniform": [*product((2.0, 3.0), (MIXED, MOSTLY))],
+        "standard": _baseline((1e-3, 2e-3)),
+        "adversarial": _trials((2.0, 3.0), MIXED, MOSTLY) + _trials([4.0], MOSTLY),
+        "logit-pairing": _trials((2.0, 3.0), MIXED_PAIRED, MOSTLY_PAIRED) + _trials([4.0], MOSTLY_PAIRED),
+        "trades": _trials((2.0, 3.0), _stay(1.0), _stay(3.0)) + _trials((3.0, 4.0), _stay(6.0)),
+        "vat": _trials((2.0, 3.0), _stay(1.0), _stay(3.0)),
+        "a-art": _trials((3.0, 4.0), _stay(3.0, attention=0.3), _stay(6.0, attention=0.3)),
+        "adversarial-uniform": _trials((2.0, 3.0), MIXED, MOSTLY),
     },
 }
-RATES = {"synthetic": (1e-3, 2e-3, 4e-3), "audioset": (1e-3, 2e-3)}  # of the baseline, which has no training ε
 
 
 def grid(data: str) -> dict[str, list[dict]]:
     """The trials of each defense on a data set, as changes of the defense; other data sets use AudioSet's."""
-    data = data if data in GRIDS else "audioset"
-    baseline = [{"rate": rate, "weight_decay": decay} for rate, decay in product(RATES[data], (0.01, 0.1))]
-    others = {
-        name: [{"epsilon_scale": scale, "weights": weights} for scale, weights in pairs]
-        for name, pairs in GRIDS[data].items()
-    }
-    return {"standard": baseline} | others
+    return GRIDS.get(data, GRIDS["audioset"])

@@ -1,31 +1,31 @@
 """From results to paper: report.md and its tables, made from results.json alone."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from aart_lib.data.batch import LEVEL
 from aart_lib.experiment.figures import attacks_of, draw, strongest
 from aart_lib.experiment.flags import CHECKS
 from aart_lib.experiment.recipes import TUNED
-from aart_lib.experiment.summary import first_seed
+from aart_lib.experiment.summary import RECOVERED, first_seed, ranked
 from aart_lib.runtime.files import replacing
 
 COLUMNS = (
-    ("defense", lambda name, s: name),
-    ("clean", lambda name, s: f"{s['clean_gap']:.3f}"),
-    ("FGSM", lambda name, s: f"{s['fgsm_gap']:.3f}"),
-    ("PGD-20", lambda name, s: f"{s['pgd_gap']:.3f}"),
-    ("worst at ε", lambda name, s: f"**{s['worst_gap']:.3f}**{_interval(s)}"),
-    ("recovered", lambda name, s: _percent(s["recovered_share"])),
-    ("worst at 2ε", lambda name, s: f"{s['worst@2_gap']:.3f}"),
-    ("recovered", lambda name, s: _percent(s["recovered_share@2"])),
-    ("one frame", lambda name, s: f"{s['frames-1_gap']:.3f}"),
-    ("recovered", lambda name, s: _percent(s["recovered_share_frames-1"])),
-    ("steady attention, ε / 2ε", lambda name, s: f"{s['steady_gap']:.3f} / {s['steady_gap@2']:.3f}"),
-    ("[CLS] drift", lambda name, s: f"{s['attention_drift']:.3f}"),
-    ("hijacked", lambda name, s: f"{s['attention_hijacked']:.2f}"),
-    ("entropy", lambda name, s: f"{s['attention_entropy']:.2f}"),
-    ("evidence, clean / attacked", lambda name, s: _evidence(s)),
+    ("defense", "{name}"),
+    ("clean", "{clean_gap:.3f}"),
+    ("FGSM", "{fgsm_gap:.3f}"),
+    ("PGD-20", "{pgd_gap:.3f}"),
+    ("worst at ε", "**{worst_gap:.3f}**{interval}"),
+    ("recovered", "{recovered_share}"),
+    ("worst at 2ε", "{worst@2_gap:.3f}"),
+    ("recovered", "{recovered_share@2}"),
+    ("one frame", "{frames-1_gap:.3f}"),
+    ("recovered", "{recovered_share_frames-1}"),
+    ("steady attention, ε / 2ε", "{steady_gap:.3f} / {steady_gap@2:.3f}"),
+    ("[CLS] drift", "{attention_drift:.3f}"),
+    ("hijacked", "{attention_hijacked:.2f}"),
+    ("entropy", "{attention_entropy:.2f}"),
+    ("evidence, clean / attacked", "{evidence}"),
 )
 READING = """\
 *worst*: GAP@20 when every video gets the attack that hurts it most; in brackets the 95 % interval, resampled over
@@ -37,7 +37,11 @@ moved). *hijacked*: share of it that the one attacked frame gained. *entropy*: o
 *evidence*: share of it on frames that show a label seen in under half of the video; uniform attention would have
 {chance}. Attack, ε, loss form and weights are this project's reconstruction; the paper's are not public."""
 SIMPLE = ("adversarial", "logit-pairing", "trades", "vat")  # extensions of adversarial training for images
-PAPER = {"baseline": 0.729, "simple": 0.82, "a-art": 0.91}  # GAP on each model's own adversarial examples
+PAPER = {
+    "Transformer": 0.729,
+    "best simple extension": 0.82,
+    "A-ART": 0.91,
+}  # GAP on each model's own adversarial examples
 PAPER_CLEAN = 0.91  # assumed: the abstract does not say it
 SIZES = {"worst": "worst at ε", "worst@2": "worst at 2ε", "frames-1": "one frame"}
 
@@ -46,13 +50,15 @@ def _percent(share) -> str:
     return "–" if share is None else f"{share:.0%}"
 
 
-def _interval(summary: dict) -> str:
-    return f" ({summary['ci95'][0]:.3f}–{summary['ci95'][1]:.3f})" if summary["ci95"] else ""
-
-
-def _evidence(summary: dict) -> str:
-    known = "evidence_clean" in summary
-    return f"{summary['evidence_clean']:.2f} / {summary['evidence_attacked']:.2f}" if known else "–"
+def _cells(name: str, summary: dict) -> list[str]:
+    """A line of the table: numbers are formatted by their column, what may be missing is a text already."""
+    known = {"name": name, "interval": "", "evidence": "–"} | summary
+    known |= {key: _percent(summary[key]) for key in RECOVERED}
+    if summary["ci95"]:
+        known["interval"] = " ({:.3f}–{:.3f})".format(*summary["ci95"])
+    if "evidence_clean" in summary:
+        known["evidence"] = "{evidence_clean:.2f} / {evidence_attacked:.2f}".format_map(summary)
+    return [form.format_map(known) for _, form in COLUMNS]
 
 
 def _grid(head, lines) -> str:
@@ -62,7 +68,7 @@ def _grid(head, lines) -> str:
 
 def table(summary: dict) -> str:
     """The summary as a Markdown table."""
-    return _grid([head for head, _ in COLUMNS], [[cell(name, s) for _, cell in COLUMNS] for name, s in summary.items()])
+    return _grid([head for head, _ in COLUMNS], [_cells(name, found) for name, found in summary.items()])
 
 
 def heading(results: dict) -> str:
@@ -98,21 +104,20 @@ def write_report(results: dict, out, name: str = "report.md") -> str:
 
     Figures are named after the report, "report-short.md" → "short-table.png"; those of "report.md" after the data.
     """
-    pictures = draw(
-        results, out, Path(name).stem.removeprefix("report").strip("-") or results["data"]["name"].replace(":", "-")
-    )
+    about = Path(name).stem.removeprefix("report").strip("-") or results["data"]["name"].replace(":", "-")
+    pictures = defaultdict(str, draw(results, out, about))  # what was not drawn takes no place
     summary = results["summary"]
     chance = next((f"{s['evidence_chance']:.2f}" for s in summary.values() if "evidence_chance" in s), "–")
     few = results["rows"][0]["other"]["frames-1"]["threat"]["epsilon"] / results["threat"]["epsilon"]
-    shown = lambda *keys: [pictures[key] for key in keys if key in pictures]  # noqa: E731
     parts = [f"# Robustness of temporal attention: {results['data']['name']}", heading(results), table(summary)]
-    parts += [READING.format(chance=chance, few=few), *shown("table"), *_ceiling(results), *shown("drift", "evidence")]
-    parts += ["## Attacks", *_attacks(results["rows"]), *shown("attacks", "epsilon")]
+    parts += [READING.format(chance=chance, few=few), pictures["table"], *_ceiling(results)]
+    parts += [pictures["drift"], pictures["evidence"]]
+    parts += ["## Attacks", *_attacks(results["rows"]), pictures["attacks"], pictures["epsilon"]]
     parts += ["## A-ART against each other defense", *_comparisons(results)]
-    parts += ["## Reasons to disbelieve", *_reasons(results["flags"]), *shown("training")]
+    parts += ["## Reasons to disbelieve", *_reasons(results["flags"]), pictures["training"]]
     parts += ["## Beside the paper", *_paper(summary), "## What would change our mind", _doubts(results)]
     with replacing(Path(out) / name) as file:
-        file.write("\n\n".join(parts).encode() + b"\n")
+        file.write("\n\n".join(filter(None, parts)).encode() + b"\n")
     return f"{heading(results)}\n\n{table(summary)}"
 
 
@@ -140,8 +145,8 @@ def with_results(readme, results: dict) -> str:
 def _ceiling(results: dict) -> list[str]:
     if not results["ceiling"]:
         return []
-    gaps, epsilon = {point["epsilon"]: point["gap"] for point in results["ceiling"]}, results["threat"]["epsilon"]
-    certain = gaps[min(gaps, key=lambda e: abs(e - epsilon))]
+    gaps = {point["epsilon"]: point["gap"] for point in results["ceiling"]}
+    certain = gaps[results["threat"]["epsilon"]]
     above = [name for name, s in results["summary"].items() if s["worst_gap"] > certain]
     return [
         f"*Matched filter*: a detector that knows the patterns and is told when evidence is visible, as no model is. "
@@ -155,8 +160,10 @@ def _attacks(rows: list[dict]) -> list[str]:
     first, tried, parts = first_seed(rows), attacks_of(rows), []
     names, lowest = [row["defense"] for row in first], strongest(tried)
     if len(tried) > 3:
-        mark = lambda a, n: f"**{tried[a][n]:.3f}**" if lowest[n] == a else f"{tried[a][n]:.3f}"  # noqa: E731
-        lines = [[a, *(mark(a, n) if n in tried[a] else "–" for n in names)] for a in tried]
+        lines = [
+            [attack, *(_marked(found.get(name), lowest[name] == attack) for name in names)]
+            for attack, found in tried.items()
+        ]
         about = f"GAP under each attack within ε, seed {first[0]['seed']}; bold: the lowest of the column."
         parts = [about, _grid(["", *names], lines)]
     else:
@@ -173,9 +180,19 @@ def _attacks(rows: list[dict]) -> list[str]:
     return [*parts, f"Few frames, each with ε = {epsilon:.4g}, chosen by trial{others}:", _grid(["", *names], lines)]
 
 
+def _marked(gap: float | None, lowest: bool) -> str:
+    if gap is None:
+        return "–"
+    return f"**{gap:.3f}**" if lowest else f"{gap:.3f}"
+
+
 def _verdict(entry: dict) -> str:
     low, high = entry["ci95"]
     return "ahead" if low > 0 else "behind" if high < 0 else "open"
+
+
+def _difference(entry: dict) -> str:
+    return "{:+.3f} ({:+.3f} to {:+.3f}), p {:.3f}".format(entry["difference"], *entry["ci95"], entry["p_holm"])
 
 
 def _comparisons(results: dict) -> list[str]:
@@ -184,8 +201,7 @@ def _comparisons(results: dict) -> list[str]:
         alone = "no other defense was judged beside A-ART" if "a-art" in results["summary"] else "A-ART was not trained"
         return [f"Nothing is compared: {alone} in this run."]
     others, cells = dict.fromkeys(entry["with"] for entry in found), {(e["with"], e["measure"]): e for e in found}
-    show = lambda e: "{:+.3f} ({:+.3f} to {:+.3f}), p {:.3f}".format(e["difference"], *e["ci95"], e["p_holm"])  # noqa: E731
-    lines = [[other, *(show(cells[other, measure]) for measure in SIZES)] for other in others]
+    lines = [[other, *(_difference(cells[other, measure]) for measure in SIZES)] for other in others]
     parts = ["A-ART minus the other, in GAP; 95 % interval, p corrected after Holm for the number of defenses."]
     parts.append(_grid(["", *SIZES.values()], lines))
     for measure, words in SIZES.items():
@@ -208,23 +224,20 @@ def _reasons(flags: list[dict]) -> list[str]:
     for name, found in raised.items():
         values = ", ".join(f"{flag['defense']} seed {flag.get('seed', 0)}: {flag['value']:.3f}" for flag in found)
         lines += [f"- **{name}**, {found[0]['meaning']} (above {found[0]['threshold']:g}): {values}"] if found else []
-    known = _grid(["check", "raised above", "meaning"], [[name, f"{at:g}", what] for name, _, at, what, *_ in CHECKS])
+    known = _grid(["check", "raised above", "meaning"], [[c.name, f"{c.threshold:g}", c.meaning] for c in CHECKS])
     folded = f"<details><summary>All {len(CHECKS)} checks</summary>\n\n{known}\n\n</details>"
     return ["\n".join(lines) or f"None of {len(raised)} checks raised a flag.", folded]
 
 
-def _simple(summary: dict) -> str | None:
-    return max((n for n in SIMPLE if n in summary), key=lambda n: summary[n]["worst_gap"], default=None)
-
-
 def _paper(summary: dict) -> list[str]:
-    share = lambda gap: (gap - PAPER["baseline"]) / (PAPER_CLEAN - PAPER["baseline"])  # noqa: E731
-    ours, lines = {"baseline": "standard", "simple": _simple(summary), "a-art": "a-art"}, []
-    heads = {"baseline": "Transformer", "simple": "best simple extension", "a-art": "A-ART"}
-    for key, head in heads.items():
-        s = summary.get(ours[key])
-        here = [ours[key], f"{s['worst_gap']:.3f}", _percent(s["recovered_share"])] if s else ["–"] * 3
-        lines.append([head, f"{PAPER[key]:.1%}", f"~{round(share(PAPER[key]), 1):.0%}", *here])
+    simple = [name for name in ranked(summary) if name in SIMPLE]
+    ours, lines = {"Transformer": "standard", "best simple extension": (simple or [""])[0], "A-ART": "a-art"}, []
+    for head, gap in PAPER.items():
+        share, found = (gap - PAPER["Transformer"]) / (PAPER_CLEAN - PAPER["Transformer"]), summary.get(ours[head])
+        here = ["–"] * 3
+        if found:
+            here = [ours[head], f"{found['worst_gap']:.3f}", _percent(found["recovered_share"])]
+        lines.append([head, f"{gap:.1%}", f"~{round(share, 1):.0%}", *here])
     return [
         _grid(["", "paper, attacked GAP", "recovered", "ours", "worst GAP", "recovered"], lines),
         f"The paper's shares assume a clean GAP of about {PAPER_CLEAN:.0%}, which its abstract does not give. They are "
@@ -234,15 +247,15 @@ def _paper(summary: dict) -> list[str]:
 
 def _doubts(results: dict) -> str:
     summary, name = results["summary"], results["data"]["name"]
-    ranked = sorted(summary, key=lambda n: summary[n]["worst_gap"], reverse=True)
-    best, second, tried = ranked[0], ranked[min(1, len(ranked) - 1)], len(attacks_of(results["rows"]))
+    order, tried = ranked(summary), len(attacks_of(results["rows"]))
+    best, second = order[0], order[min(1, len(order) - 1)]
     lead = max(0.001, summary[best]["worst_gap"] - summary[second]["worst_gap"])  # a tie is said in the third digit
     raised = Counter(flag["name"] for flag in results["flags"] if flag["raised"])
     undecided = [e["with"] for e in results["comparisons"] if e["measure"] == "worst" and _verdict(e) == "open"]
     points = [
         f"An attack within ε, beyond the {tried} tried, that takes {lead:.3f} GAP more from {best} than from {second}: "
         "then the first place changes hands."
-    ] * (len(ranked) > 1)
+    ] * (len(order) > 1)
     if "a-art" in summary:
         room = summary["a-art"]["steady_gap"] - summary["a-art"]["worst_gap"]
         points.append(

@@ -3,7 +3,6 @@
 What is finished is kept: a killed run goes on where it stopped.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -15,13 +14,15 @@ from safetensors.torch import save as to_bytes
 from tqdm import tqdm
 
 from aart_lib import checkpoint
-from aart_lib.data.catalog import Splits, data_name, settings_hash, variant_of
+from aart_lib.data.catalog import Splits, data_name, keep_extractor, settings_hash, variant_of
 from aart_lib.data.dataset import VideoDataset
+from aart_lib.data.records import Skipped
 from aart_lib.experiment.ceiling import ceiling
 from aart_lib.experiment.flags import flags
 from aart_lib.experiment.judge import judge
 from aart_lib.experiment.presets import PRESETS, Preset, default_threat, model_config, train_config
 from aart_lib.experiment.recipes import tuned
+from aart_lib.experiment.suites import transfer
 from aart_lib.experiment.summary import compare, intervals, summarize
 from aart_lib.experiment.uncertainty import Judged, judged
 from aart_lib.losses import defense
@@ -71,18 +72,18 @@ class Experiment:
         if path.exists():
             model, notes = checkpoint.load(path)
             if notes.get("fingerprint") == mark:
-                processes.write(checkpoint.drop_state, path)
+                processes.write(drop_state, path)
                 return model.to(processes.device()), notes
             if own:
                 raise ValueError(f"{path} was trained with other settings; choose another --out, or delete it")
         state, shown = path.with_suffix(".state"), f"{name} seed {seed}" if self.progress else None
-        kept = partial(train, state=state, hardware=self.preset.hardware, progress=shown)
-        model, history = kept(recipe, self.splits, shape, threat, config)
+        how: dict = {"state": state, "hardware": self.preset.hardware, "progress": shown}
+        model, history = train(recipe, self.splits, shape, threat, config, **how)
         notes = {
             "data": data_name(self.splits),
             "labels": self.splits.labels,
             "defense": name,
-            "recipe": _plain(asdict(recipe)),
+            "recipe": asdict(recipe),
             "seed": seed,
             "threat": _noted(threat),
             "train": asdict(config),
@@ -91,7 +92,8 @@ class Experiment:
             "fingerprint": mark,
         }
         processes.write(checkpoint.save, path, model, notes)
-        processes.write(checkpoint.drop_state, path)
+        processes.write(drop_state, path)
+        processes.write(keep_extractor, self.splits, self.out)
         return model, notes
 
     def calibrate(self) -> tuple[ThreatModel, float]:
@@ -115,7 +117,7 @@ class Experiment:
         only, others = None, []
         if self.preset.suite == "strong":
             only = three_worst(self.judge(name, 0, threat)[0]) if seed else None
-            others = [key for key in self._others(name) if only is None or f"transfer-{key}" in only]
+            others = [key for key in self._others(name) if only is None or transfer(key) in only]
         mark = [notes["fingerprint"], self.preset.suite, threat.described(), len(self.test), only, others]
         if (known := read_json(path)).get("mark") == mark:
             return known["row"], known["flags"]
@@ -182,12 +184,14 @@ def reproduce(
     seeds: int = 1,
     defenses: Sequence[str] | None = None,
     threat: ThreatModel | None = None,
+    skipped: Skipped | None = None,
     jobs: int = 1,
     progress: bool = True,
 ) -> dict:
     """Train, attack and compare; returns what it writes to ``out``/results.json (see `summarize` for the summary).
 
-    ``jobs`` defenses are trained and judged side by side, each in a process of its own.
+    ``jobs`` defenses are trained and judged side by side, each in a process of its own; ``skipped`` has counted the bad
+    records that ``splits`` were opened without.
     """
     names = list(dict.fromkeys(defenses or preset.defenses))
     names = names if "standard" in names else ["standard", *names]
@@ -208,7 +212,7 @@ def reproduce(
     raised = [flag for seed in range(seeds) for name in names for flag in found[name, seed][1]]
     epochs = preset.epochs or splits.spec.epochs
     results = {
-        "data": described(splits, experiment.test, preset),
+        "data": described(splits, experiment.test, skipped),
         "train": {"epochs": epochs, "batch_size": preset.batch_size, "suite": preset.suite},
         "threat": _noted(threat) | {"epsilon_levels": threat.levels, "calibration": calibration},
         "rows": rows,
@@ -226,7 +230,7 @@ def _noted(threat: ThreatModel) -> dict:
     return {key: value for key, value in threat.described().items() if key != "max_frames"}
 
 
-def described(splits: Splits, test: VideoDataset, preset: Preset) -> dict:
+def described(splits: Splits, test: VideoDataset, skipped: Skipped | None) -> dict:
     """What results.json says of the data: ``test`` are the videos that were attacked."""
     videos = {"train": len(splits.train), "validation": len(splits.validation), "test": len(test)}
     videos |= {"test_available": len(splits.test), "left_out": splits.train.left_out + splits.test.left_out}
@@ -236,7 +240,7 @@ def described(splits: Splits, test: VideoDataset, preset: Preset) -> dict:
         "videos": videos,
         "settings_hash": settings_hash(splits),
         "variant": variant_of(splits),
-        "skipped": preset.skipped.files if preset.skipped else {},
+        "skipped": skipped.files if skipped else {},
     }
 
 
@@ -253,5 +257,8 @@ def _write_row(path: Path, found: dict, scores: dict) -> None:
     write_json(path, found)
 
 
-def _plain(value):
-    return json.loads(json.dumps(value, default=dict))
+def drop_state(path: Path) -> None:
+    """Delete the training state beside a finished model; one newer than the model belongs to another run."""
+    state = path.with_suffix(".state")
+    if state.exists() and state.stat().st_mtime_ns <= path.stat().st_mtime_ns:
+        state.unlink()

@@ -7,6 +7,7 @@ Tramèr et al. 2020 (attacks made for one defense).
 from collections.abc import Sequence
 
 from aart_lib.attacks import OBJECTIVES, Attack, fgsm, noise, pgd
+from aart_lib.data.exact import one_of
 from aart_lib.threats import ThreatModel
 
 SUITES = ("quick", "standard", "strong")
@@ -22,11 +23,10 @@ def suite(
 
     Args:
         threshold: logit above which a data set has as many scores as true labels, for the objective "gap".
-        surrogates: names of other models; what is made for them is tried too ("transfer-NAME", suite "strong").
+        surrogates: names of other models; what is made for them is tried too (suite "strong").
     Raises: ValueError for an unknown suite.
     """
-    if name not in SUITES:
-        raise ValueError(f"unknown suite {name!r}; known: {', '.join(SUITES)}")
+    one_of("suite", name, SUITES)
     steps, restarts = (10, 1) if name == "quick" else (20, 2)
     within = {"noise": noise(threat), "fgsm": fgsm(threat), "pgd": pgd(threat, steps, restarts)}
     one = threat.few()
@@ -34,9 +34,14 @@ def suite(
     beyond |= {f"curve@{factor:g}": _far(threat.times(factor), factor) for factor in CURVE[name]}
     if name == "strong":
         within |= _strong(threat, threshold) | _adaptive(threat)
-        within |= {f"transfer-{other}": pgd(threat, 20, 1) for other in surrogates}
+        within |= {transfer(other): pgd(threat, 20, 1) for other in surrogates}
         beyond |= _beyond(threat)
     return within, beyond
+
+
+def transfer(other: str) -> str:
+    """The name of the attack that is made for another model."""
+    return f"transfer-{other}"
 
 
 def _far(threat: ThreatModel, factor: float) -> Attack:

@@ -18,6 +18,11 @@ NEEDED_IN_ROW = (
     "attention_drift attention_entropy attention_hijacked train_seconds"
 )
 MEASURES = ("worst", "worst@2", "frames-1")  # what A-ART is compared by: at ε, at 2ε, one attacked frame
+RECOVERED = {
+    "recovered_share": "worst_gap",
+    "recovered_share@2": "worst@2_gap",
+    "recovered_share_frames-1": "frames-1_gap",
+}
 
 
 def _runs(judged: Callable, rows: list[dict], name: str, measure: str) -> list[Judged]:
@@ -66,8 +71,8 @@ def read_results(path) -> dict:
         raise ValueError(f"{path} is not JSON: {error}") from error
     rows = results.get("rows") if isinstance(results, dict) else None
     rows = rows if isinstance(rows, list) and rows else [{}]
-    lacking = [keys for keys in NEEDED.split() if not has(results, keys.split("."))]
-    lacking += [f"rows {keys}" for row in rows for keys in NEEDED_IN_ROW.split() if not has(row, keys.split("."))]
+    lacking = [keys for keys in NEEDED.split() if not has(results, keys)]
+    lacking += [f"rows {keys}" for row in rows for keys in NEEDED_IN_ROW.split() if not has(row, keys)]
     if lacking:
         raise ValueError(
             f"{path} is no results.json of this version: it lacks {lacking[0]}; run `reproduce --resume` again"
@@ -75,6 +80,12 @@ def read_results(path) -> dict:
     known = results.get("summary") or {}
     summary = summarize(rows, {name: found.get("ci95") for name, found in known.items()})
     return OPTIONAL | {key: value for key, value in results.items() if value is not None} | {"summary": summary}
+
+
+def ranked(summary: dict) -> list[str]:
+    """The defenses by what the worst attack leaves them, the best first."""
+    gaps = {name: found["worst_gap"] for name, found in summary.items()}
+    return sorted(gaps, key=gaps.__getitem__, reverse=True)
 
 
 def first_seed(rows: list[dict]) -> list[dict]:
@@ -93,35 +104,27 @@ def summarize(rows: list[dict], intervals: Mapping[str, list[float] | None] | No
 
 
 def _summary(group: list[dict], base: dict[int, dict]) -> dict:
-    mean = lambda get: statistics.fmean(map(get, group))  # noqa: E731
-    summary: dict[str, float | None] = {
-        "clean_gap": mean(lambda row: row["clean"]["gap"]),
-        "worst_gap": mean(lambda row: row["worst"]["gap"]),
-        "steady_gap": mean(lambda row: row["steady_attention"]["gap"]),
-        "steady_gap@2": mean(lambda row: row["steady_attention"]["gap@2"]),
-        "attention_drift": mean(lambda row: row["attention_drift"]),
-        "attention_entropy": mean(lambda row: row["attention_entropy"]),
-        "attention_hijacked": mean(lambda row: row["attention_hijacked"]),
-        "train_seconds": mean(lambda row: row["train_seconds"]),
-        "seeds": len(group),
-    }
-    for key in ("fgsm", "pgd", "worst@2", "frames-1"):
-        summary[f"{key}_gap"] = mean(lambda row, key=key: (row["attacked"] | row["other"])[key]["gap"])
-    if group[0].get("evidence_share"):
-        for side in ("clean", "attacked", "chance"):
-            summary[f"evidence_{side}"] = mean(lambda row, side=side: row["evidence_share"][side])
-    recovered = {
-        "recovered_share": lambda row: row["worst"]["gap"],
-        "recovered_share@2": lambda row: row["other"]["worst@2"]["gap"],
-        "recovered_share_frames-1": lambda row: row["other"]["frames-1"]["gap"],
-    }
-    for key, of in recovered.items():
-        shares = [_recovered(of, row, base[row["seed"]]) for row in group if row["seed"] in base]
+    measured = [_measured(row) for row in group]
+    summary: dict = {key: statistics.fmean(found[key] for found in measured) for key in measured[0]}
+    pairs = [(_measured(row), _measured(base[row["seed"]])) for row in group if row["seed"] in base]
+    for key, measure in RECOVERED.items():
+        shares = [_recovered(measure, *pair) for pair in pairs]
         summary[key] = statistics.fmean(shares) if shares and None not in shares else None
-    return summary
+    return summary | {"seeds": len(group)}
 
 
-def _recovered(of, row: dict, base: dict):
-    """A share, or None where the baseline lost nothing."""
-    lost = base["clean"]["gap"] - of(base)
-    return (of(row) - of(base)) / lost if lost > 0 else None
+def _measured(row: dict) -> dict[str, float]:
+    """The numbers of a row that a summary is made of."""
+    attacks = row["attacked"] | row["other"]
+    found = {f"{key}_gap": attacks[key]["gap"] for key in ("fgsm", "pgd", "worst@2", "frames-1")}
+    found |= {"clean_gap": row["clean"]["gap"], "worst_gap": row["worst"]["gap"]}
+    found |= {"steady_gap": row["steady_attention"]["gap"], "steady_gap@2": row["steady_attention"]["gap@2"]}
+    found |= {f"attention_{key}": row[f"attention_{key}"] for key in ("drift", "entropy", "hijacked")}
+    found |= {f"evidence_{side}": share for side, share in (row.get("evidence_share") or {}).items()}
+    return found | {"train_seconds": row["train_seconds"]}
+
+
+def _recovered(measure: str, row: dict, base: dict):
+    """A share of what the baseline lost, or None where it lost nothing."""
+    lost = base["clean_gap"] - base[measure]
+    return (row[measure] - base[measure]) / lost if lost > 0 else None

@@ -35,6 +35,12 @@ def merit(result: dict, name: str) -> float:
     return result["clean"] if name == "standard" else (result["pgd"] + result["pgd@2"]) / 2
 
 
+def best(trials: list[dict], name: str) -> dict:
+    """The trial that is chosen, of equals the first."""
+    merits = [merit(result, name) for result in trials]
+    return trials[merits.index(max(merits))]
+
+
 def with_grid(data: str, names: Sequence[str] | None = None) -> list[str]:
     """The defenses to tune: those named, or all. Raises: ValueError for one that has no grid."""
     plan = grid(data)
@@ -83,7 +89,6 @@ def tune(splits: Splits, threat: ThreatModel, preset: Preset, out, *, defenses: 
         for changes in plan[name]:
             if not any(known["changes"] == changes for known in done):
                 done.append(trial(name, changes, splits, threat, preset))
-            best = {key: max(found, key=lambda t: merit(t, key)) for key, found in ledger.items() if found}
-            chosen = {key: found["changes"] for key, found in best.items()}
+            chosen = {key: best(trials, key)["changes"] for key, trials in ledger.items() if trials}
             write_json(path, header | {"chosen": chosen, "trials": ledger})
     return ledger

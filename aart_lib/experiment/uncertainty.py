@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aart_lib import metrics
+from aart_lib.metrics import checked_blocks, precision_sums, ranking
 
 TOP_K = 20  # of YouTube-8M
 ENTRIES = 2**20  # resampled at once: bounds the working memory at some 50 MB, and mostly stays in the cache
@@ -42,8 +42,8 @@ def judged(scores, labels) -> Judged:
     Raises: ValueError for what ``metrics.gap`` refuses, and without a video.
     """
     parts = []
-    for block, true in metrics._blocks(scores, labels):
-        top = metrics._ranking(block, true, TOP_K)
+    for block, true in checked_blocks(scores, labels):
+        top = ranking(block, true, TOP_K)
         parts.append((*(np.take_along_axis(x, top, axis=1) for x in (block, true)), true.sum(1)))
     if not parts:
         raise ValueError("judging needs at least one video, got none; pass scores and labels with a row a video")
@@ -53,19 +53,17 @@ def judged(scores, labels) -> Judged:
 def gap_of(judged: Judged) -> float:
     """GAP@20 in [0,1], equal to ``metrics.gap`` of the scores and labels it was made of, with ties too."""
     hits = judged.hits.ravel()
-    precisions = metrics._precision_sums(judged.scores.ravel(), hits, np.zeros(hits.size, np.int64), 1)[0]
+    precisions = precision_sums(judged.scores.ravel(), hits, np.zeros(hits.size, np.int64), 1)[0]
     return float(precisions / max(1, judged.positives.sum()))
 
 
-def resampled_gap(judged: Judged, counts) -> np.ndarray:
+def resampled_gap(judged: Judged, counts: np.ndarray) -> np.ndarray:
     """GAP@20 of R samples in which video n occurs ``counts[r,n]`` times: integers [R,N] to float64 [R] in [0,1].
 
     Exactly ``metrics.gap`` of the repeated videos, without repeating or sorting them again: w copies of a hit that
     follow K entries, M of them misses, add Σ_{j=1..w} (K - M + j) / (K + j) = w - M · (h(K + w) - h(K)), where h(n)
     is the n-th harmonic number. A sample without a true label has GAP 0.
-    Raises: ValueError unless counts are integers ≥ 0, one column a video.
     """
-    counts = _checked_counts(counts, len(judged.positives))
     width = judged.hits.shape[1]
     order = np.lexsort((judged.hits.ravel(), -judged.scores.ravel()))  # misses first among equals, as in metrics
     video, places = order // width, np.flatnonzero(judged.hits.ravel()[order])
@@ -89,9 +87,11 @@ def paired_bootstrap(ours: Sequence[Judged], theirs: Sequence[Judged], *, draws=
     nothing about other seeds: then only videos are drawn. Few seeds say little: S of them show (S-1)/S of the
     variance between seeds. p = 2 · min(share of draws ≤ 0, share ≥ 0), both counted with the observation itself as
     one more draw, so it lies between 2 / (draws + 1) and 1. Time and memory grow with draws · N.
-    Raises: ValueError if seeds or videos differ or are missing, or draws < 1.
+    Raises: ValueError if the models have other seeds or were judged on other videos.
     """
-    _check_runs(draws, ours, theirs)
+    for our, their in zip(ours, theirs, strict=True):
+        if not np.array_equal(our.positives, their.positives):  # a video has its labels, whatever the model
+            raise ValueError("both models must be judged on the same videos in the same order; judge them alike")
     mean = float(np.mean([gap_of(our) - gap_of(their) for our, their in zip(ours, theirs, strict=True)]))
     values = _draw(ours, draws, seed) - _draw(theirs, draws, seed)
     rarer = min((values <= 0).sum(), (values >= 0).sum())
@@ -102,9 +102,7 @@ def interval(runs: Sequence[Judged], *, draws=2000, seed=0) -> tuple[float, tupl
     """Mean GAP@20 over the training seeds in [0,1] and its 95% interval (low, high), drawn as in paired_bootstrap.
 
     Two models are not compared by whether their intervals overlap: that forgets what the videos have in common.
-    Raises: ValueError as paired_bootstrap.
     """
-    _check_runs(draws, runs)
     return float(np.mean([gap_of(run) for run in runs])), _percentiles(_draw(runs, draws, seed))
 
 
@@ -112,10 +110,8 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
     """Holm's adjusted p values: those ≤ α may be rejected together, with a chance ≤ α of even one false rejection.
 
     Names and their order stay. The i-th smallest of m values, i from 0, is multiplied by m - i, is at least the one
-    before and at most 1. The tests may depend on each other. Raises: ValueError for a value outside [0,1].
+    before and at most 1. The tests may depend on each other.
     """
-    if bad := [f"{name}: {value}" for name, value in p.items() if not 0 <= value <= 1]:
-        raise ValueError(f"p values must lie in [0,1], got {bad[0]}; leave out tests that gave no p value")
     adjusted, largest = {}, 0.0
     for i, name in enumerate(sorted(p, key=p.__getitem__)):
         largest = max(largest, min(1.0, (len(p) - i) * p[name]))
@@ -133,28 +129,3 @@ def _draw(runs: Sequence[Judged], draws: int, seed: int) -> np.ndarray:
 def _percentiles(values: np.ndarray) -> tuple[float, float]:
     low, high = np.quantile(values, [0.025, 0.975]).tolist()
     return low, high
-
-
-def _check_runs(draws: int, *models: Sequence[Judged]) -> None:
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1, got {draws}; 2000 give a steady 95% interval")
-    seeds = [len(runs) for runs in models]
-    if min(seeds) < max(1, *seeds):
-        got = " and ".join(map(str, seeds))
-        raise ValueError(f"every model needs a run of every seed, got {got} runs; pass one Judged a seed, paired")
-    first = models[0][0].positives
-    for other in (run.positives for runs in models for run in runs):
-        if not np.array_equal(first, other):  # a video has its labels whatever the model: others are other videos
-            same = "" if len(first) != len(other) else " that do not have as many labels each"
-            got = f"{len(first)} and {len(other)}{same}"
-            raise ValueError(f"all runs must judge the same videos in the same order, got {got}; judge them alike")
-
-
-def _checked_counts(counts, videos: int) -> np.ndarray:
-    counts = np.asarray(counts)
-    if counts.ndim != 2 or counts.shape[1] != videos or counts.dtype.kind not in "iu":
-        got = f"{counts.dtype} {list(counts.shape)}"
-        raise ValueError(f"counts must be integers [R,{videos}], got {got}; pass a row a sample, a column a video")
-    if (counts < 0).any():
-        raise ValueError(f"counts must be at least 0, got {counts.min()}; count how often each video occurs")
-    return counts.astype(np.int64, copy=False)

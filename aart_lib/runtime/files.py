@@ -1,5 +1,6 @@
 """What a running command needs of its machine: a folder to itself with room in it, whole files, word of signals."""
 
+import io
 import json
 import os
 import secrets
@@ -10,6 +11,7 @@ import weakref
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import torch
 from filelock import lock_descriptor
 
 UNFINISHED = ".aart-part"  # ending of files that are being written
@@ -139,3 +141,18 @@ def read_json(path) -> dict:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
         return found if isinstance(found, dict) else {}
     return {}
+
+
+def save_state(path, state: dict) -> None:
+    """Write what a run needs to go on (tensors, numbers, lists, strings); local, never for exchange."""
+    torch.save(state, whole := io.BytesIO())  # into a file, torch would hide the reason when it cannot be written
+    with replacing(path) as file:
+        file.write(whole.getbuffer())
+
+
+def load_state(path) -> dict:
+    """What `save_state` wrote; ``weights_only``, so that a stranger's file runs no code. Raises: ValueError."""
+    try:
+        return dict(torch.load(path, weights_only=True, map_location="cpu"))
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise ValueError(f"{path} is not a readable training state; delete it to start anew") from error

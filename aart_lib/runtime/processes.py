@@ -72,6 +72,24 @@ def added(vector: torch.Tensor) -> torch.Tensor:
     return vector
 
 
+def added_up(weights: list[torch.nn.Parameter], numbers: list[float]) -> list[float]:
+    """Sums over all processes: of the weights' gradients, in place, and of some numbers.
+
+    By hand, since torch's own way (DistributedDataParallel) takes the mean over processes as if their parts of a batch
+    were equal, does so in every backward pass, of which a step has two, and gives a gradient to unused weights.
+    """
+    if count() == 1:
+        return numbers
+    gradients = [w.grad if w.grad is not None else torch.zeros_like(w) for w in weights]
+    used = [float(w.grad is not None) for w in weights]  # what no process used must stay without, or it would decay
+    told = torch.tensor([*used, *numbers])
+    whole = added(torch.cat([*(g.flatten() for g in gradients), told.to(gradients[0])]))
+    found = whole[-len(told) :].tolist()
+    for i, gradient in enumerate(whole[: -len(told)].split([w.numel() for w in weights])):
+        weights[i].grad = gradient.view_as(weights[i]) if found[i] else None
+    return found[len(weights) :]
+
+
 def write(call, *arguments) -> None:
     """Call on the main process only; the others wait, so that what it wrote is there for all."""
     if is_main():

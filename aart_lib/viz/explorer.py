@@ -16,7 +16,7 @@ from matplotlib.animation import PillowWriter
 
 from aart_lib.attacks import NORMS, OBJECTIVES, Attack, ThreatModel, perturb
 from aart_lib.attention import temporal_attention
-from aart_lib.data.batch import Batch, collate
+from aart_lib.data.batch import LEVEL, Batch, collate
 from aart_lib.data.dataset import VideoDataset
 from aart_lib.model import predict
 from aart_lib.scoring import probabilities
@@ -150,7 +150,8 @@ class Explorer(ipywidgets.VBox):
 
     def _draw(self, batch: Batch, view: View, title: str) -> bytes:
         evidence = None if batch.evidence is None else batch.evidence[0]
-        about = {"labels": batch.labels[0], "title": title} | view._asdict()
+        shown = batch.pictures[0] if batch.pictures else None
+        about = {"labels": batch.labels[0], "pictures": shown, "title": title} | view._asdict()
         fig = plots.plot_timeline(batch.frames[0], evidence, self.names, **about)
         fig.savefig(file := io.BytesIO(), dpi=80, metadata={"Software": None}, pil_kwargs={"compress_level": 1})
         return file.getvalue()
@@ -172,15 +173,15 @@ def animate_attention(path, views: Mapping, epsilons, evidence, labels, names: S
     with writer.saving(fig, str(path), dpi=80):
         for step in [0] * fps + [*range(len(epsilons))] + [-1] * 2 * fps:  # wait at both ends
             fig.clear()
-            fig.suptitle(f"ε = {epsilons[step] / plots.LEVEL:.1f} levels of the stored features", weight="bold")
+            fig.suptitle(f"ε = {epsilons[step] / LEVEL:.1f} levels of the stored features", weight="bold")
             parts = fig.subfigures(len(views), 1, squeeze=False)[:, 0]
             for part, (name, series) in zip(parts, views.items(), strict=True):
                 part.subplots_adjust(left=0.08, right=0.97, bottom=0.16, top=0.8, wspace=0.08)
                 axes = part.subplot_mosaic("AS;CS", height_ratios=[3, 1], width_ratios=[2.5, 1])
                 above, beside, below = axes.values()
-                plots._draw_attention(above, below, series[step].attention, evidence)
+                plots.draw_attention(above, below, series[step].attention, evidence)
                 scores = {key: values[shown] for key, values in series[step].scores.items()}
-                plots._draw_scores(beside, scores, [names[c] for c in shown], labels[shown] > 0)
+                plots.draw_scores(beside, scores, [names[c] for c in shown], labels[shown] > 0)
                 above.set(ylim=(0, top), title=name, xticks=[])
                 below.set(ylim=(-top, top), xlabel="frame (gray: evidence)")
             writer.grab_frame()

@@ -19,13 +19,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
 
+from aart_lib.data.batch import LEVEL
 from aart_lib.runtime.files import replacing
 from aart_lib.viz import style
+from aart_lib.viz.film import draw_pictures
+from aart_lib.viz.style import ATTACKED, CLEAN, defense_style, finish, new_axes, new_figure, styled
 
-CLEAN, ATTACKED, EVIDENCE, NEUTRAL = style.CLEAN, style.ATTACKED, "#444444", "#5B7C99"
-DEFENSE_COLORS, defense_style, styled = style.DEFENSE_COLORS, style.defense_style, style.styled
-ATTENTION_MAP, FEATURE_MAP, LEVEL = "viridis", "PRGn", 4 / 255  # a level: one byte step, the unit of ε
+EVIDENCE, NEUTRAL = "#444444", "#5B7C99"
+ATTENTION_MAP, FEATURE_MAP = "viridis", "PRGn"
 
 
 @styled
@@ -42,32 +45,6 @@ def save(fig: Figure, path) -> None:
 
 
 # ---------------------------------------------------------------- helpers
-
-
-def _figure(title: str, height: float) -> Figure:
-    """A new figure of notebook width."""
-    fig = style.Drawing(figsize=(9, height), layout="constrained", facecolor="white")  # inches
-    fig.suptitle(title, x=0.01, ha="left", wrap=True)
-    return fig
-
-
-def _axes(ax, title: str, height: float = 3.6) -> plt.Axes:
-    """The given axes with the title on them, or the axes of a new figure with it as headline."""
-    if ax is None:
-        return _figure(title, height).subplots()
-    ax.set_title(title)
-    return ax
-
-
-def _finish(ax, *, legend: str | None = None, grid: str = "y", integers: bool = False, **labels) -> Figure:
-    """Labels, limits, grid and, with a ``legend`` title, the legend to the right of the axes."""
-    ax.set(**labels)
-    ax.grid(axis=grid, color="#DDDDDD")
-    if integers:
-        ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True, nbins=8))
-    if legend is not None:
-        ax.legend(title=legend, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return ax.figure
 
 
 def _curve(ax, x, y, label: str, **look) -> int:
@@ -102,8 +79,9 @@ def _mark_evidence(ax, evidence, bottom: float) -> None:
 
 @styled
 def plot_timeline(
-    frames, evidence=None, label_names=(), *, attention=None, scores=None, attacked_frames=None, labels=None, title=""
-) -> Figure:
+    frames, evidence=None, label_names=(), *, attention=None, scores=None, attacked_frames=None, labels=None,
+    pictures=None, title="",
+) -> Figure:  # fmt: skip
     """One video under attack: attention above the film, evidence below, label probabilities beside it.
 
     Args:
@@ -114,30 +92,34 @@ def plot_timeline(
         scores: {"clean": [C], "attacked": [C]}, probabilities, or None.
         attacked_frames: [T] bool or indices of the frames an attack touched; None draws no marks.
         labels: [C] true labels, 0/1; by default those with evidence.
+        pictures: T pictures as in `film.plot_film`, drawn in place of the dimensions, or None.
     """
     evidence = np.zeros((len(frames), len(label_names)), bool) if evidence is None else np.asarray(evidence, bool)
     shown = np.flatnonzero(evidence.any(0))[:8]
     heights = {"attention": 2.2, "change": 0.9} if attention else {}
     heights |= {"film": 1.3} | ({"evidence": 0.26 * len(shown) + 0.15} if len(shown) else {})
-    fig = _figure(title, max(4.4 if scores else 0, sum(heights.values()) + 1))
+    fig = new_figure(title, max(4.4 if scores else 0, sum(heights.values()) + 1))
     mosaic: list = [[name, "scores"] if scores else [name] for name in heights]
     axes = fig.subplot_mosaic(mosaic, height_ratios=list(heights.values()), width_ratios=[2.5, 1] if scores else [1])
     if attention:
-        _draw_attention(axes["attention"], axes["change"], attention, evidence)
-    _draw_film(axes["film"], np.asarray(frames)[:, :8], attacked_frames)
+        draw_attention(axes["attention"], axes["change"], attention, evidence)
+    if pictures:
+        draw_pictures(axes["film"], pictures, attacked_frames)
+    else:
+        _draw_film(axes["film"], np.asarray(frames)[:, :8], attacked_frames)
     if len(shown):
         _draw_evidence(axes["evidence"], evidence[:, shown], [label_names[c] for c in shown])
     if scores:
-        _draw_scores(axes["scores"], scores, label_names, evidence.any(0) if labels is None else np.asarray(labels) > 0)
+        draw_scores(axes["scores"], scores, label_names, evidence.any(0) if labels is None else np.asarray(labels) > 0)
     *upper, lowest = left = [axes[name] for name in heights]
     plt.setp(upper, xticks=[])
     plt.setp(left, xlim=(-0.5, len(frames) - 0.5))
-    _finish(lowest, integers=True, xlabel="frame (one a second)")
+    finish(lowest, integers=True, xlabel="frame (one a second)")
     fig.align_ylabels(left)
     return fig
 
 
-def _draw_attention(above, below, attention: Mapping, evidence: np.ndarray) -> None:
+def draw_attention(above, below, attention: Mapping, evidence: np.ndarray) -> None:
     """Temporal attention clean and attacked, and under it what the attack added and took away."""
     time, change = np.arange(len(evidence)), np.subtract(*map(np.asarray, (attention["attacked"], attention["clean"])))
     for i, (left, length) in enumerate(run for column in evidence.T for run in _runs(column)):
@@ -177,7 +159,7 @@ def _draw_evidence(ax, evidence: np.ndarray, names: Sequence[str]) -> None:
     ax.set_ylim(len(names) - 0.4, -0.6)
 
 
-def _draw_scores(ax, scores: Mapping, names: Sequence[str], true: np.ndarray) -> None:
+def draw_scores(ax, scores: Mapping, names: Sequence[str], true: np.ndarray) -> None:
     """Probabilities of the 7 leading labels before and after; a check mark stands before the true ones."""
     clean, attacked = (np.asarray(scores[key], float) for key in style.LINES)
     chosen = np.argsort(-(np.maximum(clean, attacked) + true), kind="stable")[:7]
@@ -204,7 +186,7 @@ def plot_attention_grid(maps: Mapping[str, Mapping], *, evidence=None, title: st
     rows, columns = list(maps), list(next(iter(maps.values())))
     tables = [[np.atleast_2d(maps[row][column]) for column in columns] for row in rows]
     top, heads = (max(f(table) for line in tables for table in line) for f in (np.max, len))
-    fig = _figure(title, 0.9 + len(rows) * max(0.95, 0.35 + 0.22 * heads))
+    fig = new_figure(title, 0.9 + len(rows) * max(0.95, 0.35 + 0.22 * heads))
     axes = fig.subplots(len(rows), len(columns), sharex=True, squeeze=False)
     for (i, j), ax in np.ndenumerate(axes):
         image = ax.imshow(tables[i][j], aspect="auto", cmap=ATTENTION_MAP, vmin=0, vmax=top, interpolation="nearest")
@@ -220,13 +202,13 @@ def plot_attention_grid(maps: Mapping[str, Mapping], *, evidence=None, title: st
 @styled
 def plot_perturbation(delta, mask=None, *, evidence=None, title: str = "", ax=None) -> Figure:
     """Where a perturbation lies in time: L2 norm of delta [T,D] per frame; frames outside mask [T] are padding."""
-    ax, norms = _axes(ax, title, 2.8), np.linalg.norm(np.asarray(delta, float), axis=1)  # [T]
+    ax, norms = new_axes(ax, title, 2.8), np.linalg.norm(np.asarray(delta, float), axis=1)  # [T]
     ax.bar(np.arange(len(norms)), norms, 0.85, **style.HATCHED, label="perturbation")
     for i, (left, length) in enumerate([] if mask is None else _runs(~np.asarray(mask, bool))):
         ax.axvspan(left, left + length, fc="#F2F2F2", ec="#CCCCCC", hatch="xx", label="" if i else "padding")
     _mark_evidence(ax, evidence, 0.95)
     ax.margins(x=0, y=0.15)
-    return _finish(ax, legend="", xlabel="frame (one a second)", ylabel="L2 norm of the change")
+    return finish(ax, legend="", xlabel="frame (one a second)", ylabel="L2 norm of the change")
 
 
 # ---------------------------------------------------------------- training
@@ -241,24 +223,24 @@ def plot_learning_curves(histories: Mapping[str, Sequence[Mapping]], *, title: s
             both curves share a panel, of several each measure has its own.
     """
     alone, seeds = len(histories) == 1, 1
-    axes = _figure(title, 3.4).subplots(1, 1 if alone else 2, sharey=True, squeeze=False)[0]
+    axes = new_figure(title, 3.4).subplots(1, 1 if alone else 2, sharey=True, squeeze=False)[0]
     for ax, measure in zip(axes[[0, 0]] if alone else axes, style.LINES, strict=True):
         for name, rows in histories.items():
             kept = np.reshape([(row["epoch"], row[measure]) for row in rows if row.get(measure) is not None], (-1, 2))
             look = style.LINES[measure] | ({} if alone else defense_style(name))
             seeds = max(seeds, _curve(ax, kept[:, 0], kept[:, 1], measure if alone else name, **look))
-        _finish(ax, integers=True, xlabel="epoch", ylabel="validation GAP@20", title="" if alone else measure)
-    return _finish(axes[-1], legend=_seeds(seeds))
+        finish(ax, integers=True, xlabel="epoch", ylabel="validation GAP@20", title="" if alone else measure)
+    return finish(axes[-1], legend=_seeds(seeds))
 
 
 @styled
 def plot_loss_terms(history: Sequence[Mapping], *, terms=("task", "robust", "attention"), title="", ax=None):
     """The named terms of a loss by epoch, on a log scale. history: [{"epoch", term: weighted value}]."""
-    ax, seeds = _axes(ax, title), 1
+    ax, seeds = new_axes(ax, title), 1
     for term, look in zip(terms, [*style.LINES.values(), *map(defense_style, reversed(style.NAMES))], strict=False):
         x, y = np.array([(row["epoch"], row[term]) for row in history if row.get(term)]).reshape(-1, 2).T
         seeds = max(seeds, _curve(ax, x, y, term, **look))
-    return _finish(ax, legend=_seeds(seeds), integers=True, xlabel="epoch", ylabel="loss (weighted)", yscale="log")
+    return finish(ax, legend=_seeds(seeds), integers=True, xlabel="epoch", ylabel="loss (weighted)", yscale="log")
 
 
 # ---------------------------------------------------------------- results
@@ -274,7 +256,8 @@ def plot_robustness_curve(curves: Mapping[str, tuple], *, calibrated=None, ceili
         ceiling: (ε, GAP) pairs that a matched filter is certain to keep.
     """
     curves = {name: (np.asarray(epsilons), np.asarray(gaps)) for name, (epsilons, gaps) in curves.items()}
-    ax, seeds, ends = _axes(ax, title, 4.6), 1, np.unique(np.concatenate([epsilons for epsilons, _ in curves.values()]))
+    ax, seeds = new_axes(ax, title, 4.6), 1
+    ends = np.unique(np.concatenate([epsilons for epsilons, _ in curves.values()]))
     for name, (epsilons, gaps) in curves.items():
         x, known = np.broadcast_to(epsilons, np.shape(gaps)), np.isfinite(gaps)
         seeds = max(seeds, _curve(ax, x[known], gaps[known], name, ms=6, **defense_style(name)))
@@ -285,7 +268,7 @@ def plot_robustness_curve(curves: Mapping[str, tuple], *, calibrated=None, ceili
             ax.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
             ax.set_xticks(ends, [f"{e:.2g}\n{e / calibrated:.3g}×".lstrip("0") for e in ends], size=7.5)
     ax.set(xlim=(0, None), ylim=(0, 1.02), xlabel="ε (feature units)", ylabel="GAP@20")
-    return _finish(ax, legend=_seeds(seeds) + ",\nelse seed 0" * any(np.isnan(g).any() for _, g in curves.values()))
+    return finish(ax, legend=_seeds(seeds) + ",\nelse seed 0" * any(np.isnan(g).any() for _, g in curves.values()))
 
 
 _BARS: dict[str, tuple[str, dict]] = {"clean": ("clean", {"color": CLEAN}), "worst": ("worst attack", style.HATCHED)}
@@ -301,7 +284,7 @@ def plot_table_bars(rows: Sequence[Mapping], *, ceiling: Mapping | None = None, 
         ceiling: {"clean": GAP, "certified at ε": GAP} of a matched filter, lines across the bars.
     """
     groups, kept = _by_defense(rows), [key for key in _BARS if any(row.get(key) for row in rows)]
-    ax = _axes(ax, title, 1.5 + 0.5 * len(groups))
+    ax = new_axes(ax, title, 1.5 + 0.5 * len(groups))
     for i, key in enumerate(kept):
         gaps = [[row[key]["gap"] for row in group if row.get(key)] for group in groups.values()]
         places = np.arange(len(groups)) + (i - (len(kept) - 1) / 2) * 0.28
@@ -312,7 +295,25 @@ def plot_table_bars(rows: Sequence[Mapping], *, ceiling: Mapping | None = None, 
         ax.axvline(at, **style.CEILING | {"ls": dashes}, label=f"matched filter,\n{name}")
     ax.set_yticks(range(len(groups)), groups)
     ax.set(xlim=(0, 1.08), ylim=(len(groups) - 0.45, -0.55))
-    return _finish(ax, legend=_seeds(max(map(len, groups.values())), "dots: {} seeds"), grid="x", xlabel="GAP@20")
+    return finish(ax, legend=_seeds(max(map(len, groups.values())), "dots: {} seeds"), grid="x", xlabel="GAP@20")
+
+
+@styled
+def plot_attacks(gaps: dict[str, dict[str, float]], *, title: str = "", ax=None) -> Figure:
+    """GAP of defenses under single attacks, darker for lower; a ring marks the attack that hurts a defense most.
+
+    gaps: {attack: {defense: GAP}}; an attack that was not tried on a defense lacks it. One seed.
+    """
+    names = list(dict.fromkeys(name for found in gaps.values() for name in found))
+    table = [[found.get(name, np.nan) for name in names] for found in gaps.values()]
+    ax, about = new_axes(ax, title, 1.9 + 0.21 * len(gaps)), {"label": "GAP@20 (one seed)"}
+    sns.heatmap(table, annot=True, fmt=".3f", annot_kws={"size": 8}, cmap="Greys_r", cbar_kws=about, ax=ax)
+    ax.patch.set(hatch="xxx", ec="#CCCCCC")  # not tried
+    for column, row in enumerate(np.nanargmin(table, axis=0)):
+        ax.add_patch(Ellipse((column + 0.5, row + 0.5), 0.9, 1.1, fill=False, ec=ATTACKED, lw=2.2, clip_on=False))
+    ax.set_yticks(np.arange(len(gaps)) + 0.5, gaps, rotation=0, size=8.5)
+    ax.set_xticks(np.arange(len(names)) + 0.5, names, rotation=30, ha="right", rotation_mode="anchor", size=8.5)
+    return ax.figure
 
 
 @styled
@@ -322,16 +323,16 @@ def plot_drift(rows: Sequence[Mapping], *, second="evidence_share", title: str =
     rows: as in results.json; ``second`` is "evidence_share" (under attack) or "attention_entropy". Rows without the
     measure are left out. Where no clean GAP is known, the worst GAP is shown instead of the loss.
     """
-    axes, groups = _figure(title, 4.4).subplots(1, 2, sharey=True), _by_defense(rows)
+    axes, groups = new_figure(title, 4.4).subplots(1, 2, sharey=True), _by_defense(rows)
     for ax, key in zip(axes, ("attention_drift", second), strict=True):
         for name, group in groups.items():
             group = [row for row in group if row.get(key) is not None]
             x = [row[key]["attacked"] if isinstance(row[key], Mapping) else row[key] for row in group]
             y = [abs(row.get("clean", {"gap": 0})["gap"] - row["worst"]["gap"]) for row in group]
             ax.scatter(x, y, s=80, ec="white", lw=0.6, label=name, **defense_style(name))
-        _finish(ax, grid="both", xlabel={"evidence_share": "evidence share, attacked"}.get(key, key.replace("_", " ")))
+        finish(ax, grid="both", xlabel={"evidence_share": "evidence share, attacked"}.get(key, key.replace("_", " ")))
     axes[0].set_ylabel("GAP lost: clean − worst" if all("clean" in row for row in rows) else "worst GAP@20")
-    return _finish(axes[1], legend=_seeds(max(map(len, groups.values())), "a point a seed"), grid="both")
+    return finish(axes[1], legend=_seeds(max(map(len, groups.values())), "a point a seed"), grid="both")
 
 
 @styled
@@ -341,7 +342,7 @@ def plot_evidence_share(rows: Sequence[Mapping], *, title: str = "", ax=None) ->
     rows: as in results.json; those without "evidence_share" {"clean", "attacked", "chance"} are left out.
     """
     groups = _by_defense([row for row in rows if row.get("evidence_share")])
-    ax = _axes(ax, title, 1.4 + 0.45 * len(groups))
+    ax = new_axes(ax, title, 1.4 + 0.45 * len(groups))
     for line, group in enumerate(groups.values()):
         clean, attacked, chance = ([row["evidence_share"][key] for row in group] for key in (*style.LINES, "chance"))
         y, once = np.linspace(line - 0.3, line + 0.3, len(group) + 2)[1:-1], "_" * (line > 0)  # a legend entry each
@@ -353,7 +354,7 @@ def plot_evidence_share(rows: Sequence[Mapping], *, title: str = "", ax=None) ->
         ax.text(1.01, line, text, transform=ax.get_yaxis_transform(), va="center")
     ax.set_yticks(range(len(groups)), groups)
     ax.legend(title=_seeds(max(map(len, groups.values()), default=1), "a line a seed"), ncols=3, loc=(0.5, 1))
-    return _finish(ax, grid="x", xlabel="[CLS] attention on evidence", xlim=(0, 1), ylim=(len(groups) - 0.4, -0.6))
+    return finish(ax, grid="x", xlabel="[CLS] attention on evidence", xlim=(0, 1), ylim=(len(groups) - 0.4, -0.6))
 
 
 # ---------------------------------------------------------------- data
@@ -362,21 +363,21 @@ def plot_evidence_share(rows: Sequence[Mapping], *, title: str = "", ax=None) ->
 @styled
 def plot_dataset(label_counts, lengths, frequencies, *, label_names=None, title: str = "") -> Figure:
     """A data set at a glance: labels per video [N], frames per video [N], share of videos per label [C]."""
-    axes = _figure(title, 3.4).subplots(1, 3, width_ratios=[1, 1, 1.3])
+    axes = new_figure(title, 3.4).subplots(1, 3, width_ratios=[1, 1, 1.3])
     for ax, values, name in zip(axes, map(np.asarray, (label_counts, lengths)), ("labels", "frames"), strict=False):
         sns.histplot(x=values, discrete=len(np.unique(values)) <= 40, color=NEUTRAL, alpha=1, ec="white", ax=ax)
-        _finish(ax, integers=True, xlabel=f"{name} per video", ylabel="videos", title=f"mean {np.mean(values):.1f}")
+        finish(ax, integers=True, xlabel=f"{name} per video", ylabel="videos", title=f"mean {np.mean(values):.1f}")
     top = np.argsort(-np.asarray(frequencies), kind="stable")[:12][::-1]
     axes[2].barh(range(len(top)), np.asarray(frequencies)[top], color=NEUTRAL)
     names = [f"label {c}" if label_names is None else f"{label_names[c]:.18}" for c in top]
     axes[2].set_yticks(range(len(top)), names, size=8)
-    return _finish(axes[2], grid="x", xlabel="share of videos", title=f"top {len(top)} of {len(frequencies):,} labels")
+    return finish(axes[2], grid="x", xlabel="share of videos", title=f"top {len(top)} of {len(frequencies):,} labels")
 
 
 @styled
 def plot_quantization(*, start: float = 0.3, title: str = "", ax=None) -> Figure:
     """The staircase of the stored bytes near ``start``: a change by a third of a level vanishes, by one does not."""
-    ax = _axes(ax, title)
+    ax = new_axes(ax, title)
     byte = np.rint((start + 2 - 4 / 512) / LEVEL) + np.arange(-2, 4)
     places = byte * LEVEL + 4 / 512 - 2  # six features that bytes can hold; the third is the clean one
     ax.step(places, places, where="mid", color="black", lw=1.8, label="stored, read again")
@@ -386,14 +387,14 @@ def plot_quantization(*, start: float = 0.3, title: str = "", ax=None) -> Figure
         ax.plot([x, x], [places[0], places[landing]], **look, lw=1, ms=9, label=name, zorder=3)
     ax.set_xticks(places, [f"{x:.3f}" for x in places], size=8)
     ax.set_yticks(places, [f"{x:.3f}  (byte {b:.0f})" for x, b in zip(places, byte, strict=True)], size=8)
-    return _finish(ax, legend="", xlabel="feature before storing", ylabel="feature after reading")
+    return finish(ax, legend="", xlabel="feature before storing", ylabel="feature after reading")
 
 
 @styled
 def plot_autocorrelation(curves: Mapping[str, Mapping], *, title: str = "", ax=None) -> Figure:
     """Autocorrelation of the frames by lag; curves: {"embedded": {lag: value}, "genuine (n=1)": …}."""
-    ax = _axes(ax, title)
+    ax = new_axes(ax, title)
     looks = (NEUTRAL, "-", "o"), ("#000000", "--", "s"), ("#999999", ":", "^"), ("#CC79A7", "-.", "D")
     for (name, curve), (color, line, marker) in zip(curves.items(), looks, strict=False):  # lags are text in JSON
         _curve(ax, [int(lag) for lag in curve], list(curve.values()), name, color=color, linestyle=line, marker=marker)
-    return _finish(ax, legend="", xlabel="lag (frames, one a second)", ylabel="autocorrelation")
+    return finish(ax, legend="", xlabel="lag (frames, one a second)", ylabel="autocorrelation")

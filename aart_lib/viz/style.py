@@ -54,3 +54,29 @@ def defense_style(name: str) -> dict[str, str]:
     marker = "Xpv^PD"[NAMES.index(name)] if name in NAMES else "<>*Hd8"[sum(name.encode()[-3::2]) % 6]
     other = f"#{int.from_bytes(name.encode(), 'big') % 0xCCCCCC:06X}"  # none is too light to see
     return {"color": DEFENSE_COLORS.get(name, other), "marker": marker}
+
+
+def new_figure(title: str, height: float) -> Figure:
+    """A new figure of notebook width."""
+    fig = Drawing(figsize=(9, height), layout="constrained", facecolor="white")  # inches
+    fig.suptitle(title, x=0.01, ha="left", wrap=True)
+    return fig
+
+
+def new_axes(ax, title: str, height: float = 3.6) -> plt.Axes:
+    """The given axes with the title on them, or the axes of a new figure with it as headline."""
+    if ax is None:
+        return new_figure(title, height).subplots()
+    ax.set_title(title)
+    return ax
+
+
+def finish(ax, *, legend: str | None = None, grid: str = "y", integers: bool = False, **labels) -> Figure:
+    """Labels, limits, grid and, with a ``legend`` title, the legend to the right of the axes."""
+    ax.set(**labels)
+    ax.grid(axis=grid, color="#DDDDDD")
+    if integers:
+        ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True, nbins=8))
+    if legend is not None:
+        ax.legend(title=legend, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return ax.figure

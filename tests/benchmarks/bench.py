@@ -1,7 +1,7 @@
 """How a row is measured: in turns, in one process, medians, ratios of the same round.
 
 A row is a function of `Settings` that gives one `Entry` for every pair it compares. Everything runs on one thread, so
-that a busy second core changes little; wall time decides, CPU time and the load of the machine are kept beside it.
+that a busy second core changes little; the load of the machine is kept beside the times.
 """
 
 import importlib
@@ -39,10 +39,9 @@ class Settings:
 class Entry:
     """One line of the table.
 
-    ``ratio`` is what ``meaning`` says: "peer / ours" (how many times faster we are), "ours / peer" (how much more we
-    pay) or "ours - peer" (of exponents). ``target`` is the least of the first, the most of the others; None is printed
-    only.
-    ``holds`` is whether the equality check of the pair held, None where there is nothing to compare.
+    ``ratio`` is what ``meaning`` says: "peer / ours" (how many times faster we are; ``target`` is the least) or
+    "ours / peer" (how much more we pay; ``target`` is the most). Without a target it is printed only. ``holds`` is
+    whether the equality check of the pair held, None where there is nothing to compare.
     """
 
     row: str
@@ -72,10 +71,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of every round, wall and CPU, by the name of what ran."""
+    """Seconds of every round, by the name of what ran."""
 
     wall: dict[str, list[float]]
-    cpu: dict[str, list[float]]
 
     def median(self, name: str) -> float:
         return statistics.median(self.wall[name])
@@ -87,39 +85,34 @@ class Times:
     def entry(self, row: str, what: str, ours: str, peer: str, *, meaning: str = "peer / ours", **more) -> Entry:
         """The line of the table for two of the names."""
         pair = (peer, ours) if meaning == "peer / ours" else (ours, peer)
-        rounds = {f"{kind} {name}": getattr(self, kind)[name] for kind in ("wall", "cpu") for name in (ours, peer)}
-        return Entry(
-            row, what, peer, self.median(ours), self.median(peer), self.ratio(*pair), meaning, rounds=rounds, **more
-        )
+        rounds = {f"wall {name}": self.wall[name] for name in (ours, peer)}
+        seconds = self.median(ours), self.median(peer)
+        return Entry(row, what, peer, *seconds, self.ratio(*pair), meaning, rounds=rounds, **more)
 
 
 class Stopwatch:
     """Seconds spent inside ``with``, added up: a job that hands one back is charged for these alone."""
 
-    def __init__(self):
-        self.wall = self.cpu = 0.0
+    seconds = 0.0
 
     def __enter__(self):
-        self._started = time.perf_counter(), time.process_time()
+        self._started = time.perf_counter()
         return self
 
     def __exit__(self, *error):
-        self.wall += time.perf_counter() - self._started[0]
-        self.cpu += time.process_time() - self._started[1]
+        self.seconds += time.perf_counter() - self._started
 
 
 def in_turns(jobs: Mapping[str, Callable], repeats: int) -> Times:
     """Run the jobs one after the other, ``repeats`` times after a warm-up, starting with another one each round."""
-    times = Times({name: [] for name in jobs}, {name: [] for name in jobs})
+    times = Times({name: [] for name in jobs})
     order = list(jobs)
     for turn in range(repeats + 1):
         for name in order[turn % len(order) :] + order[: turn % len(order)]:
             with Stopwatch() as spent:
                 own = jobs[name]()
-            spent = own if isinstance(own, Stopwatch) else spent
             if turn:
-                times.wall[name].append(spent.wall)
-                times.cpu[name].append(spent.cpu)
+                times.wall[name].append((own if isinstance(own, Stopwatch) else spent).seconds)
     return times
 
 
@@ -155,10 +148,3 @@ def versions() -> dict[str, str]:
             found[name] = "not installed"
     found |= {name: os.environ[name] for name in ("GLIBC_TUNABLES",) if os.environ.get(name)}
     return found | {"cores": str(os.cpu_count()), "threads used": os.environ.get("OMP_NUM_THREADS", "all")}
-
-
-def exponent(sizes, seconds) -> float:
-    """p of the power law seconds ~ size^p that fits best (least squares of the logarithms)."""
-    import numpy as np
-
-    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])

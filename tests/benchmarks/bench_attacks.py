@@ -14,7 +14,7 @@ from aart_lib.threats import ThreatModel
 
 STEPS, EPSILON = 10, 0.0416
 SAME = 1e-4  # relative difference of two losses that counts as equal: sums are rounded in another order
-_BOUNDS = "10 x (forward + input gradient)", "one forward pass"
+BOUND, PASS = "10 x (forward + input gradient)", "one forward pass"
 MODULES = {"ART": "art", "foolbox": "foolbox", "torchattacks": "torchattacks"}
 
 
@@ -39,50 +39,40 @@ def _passes(model, batch, objective: str):
 
 def pgd10(settings: Settings) -> list[Entry]:
     """PGD-10 from zero with the same budget and step for all, on a small and on a 300-frame model."""
-    shapes = {"small model": models.SMALL, "300-frame model": models.LONG}
-    entries = []
-    for name, shape in shapes.items():
-        shape = settings.size(shape, models.TINY)
-        entries += _duels(settings, f"PGD-10, {name}", *models.make(*shape), "bce", {"ART": ART})
-        if name == "small model":
-            model, batch = models.make(*shape, padded=False)  # these two know no mask
-            labels = F.one_hot(model(batch.frames, batch.mask).logits.argmax(1), batch.labels.shape[1])
-            batch = replace(batch, labels=labels.float())
-            attacks.OBJECTIVES["cross-entropy"] = attacks.Objective(_cross_entropy, False, False)
-            chosen = labels.argmax(1)
-            others = {
-                kind: lambda *a, make=make, chosen=chosen: make(*a, chosen)
-                for kind, make in (("foolbox", Foolbox), ("torchattacks", TorchAttacks))
-            }
-            entries += _duels(settings, f"PGD-10, {name}, one label", model, batch, "cross-entropy", others)
-            del attacks.OBJECTIVES["cross-entropy"]
-    return entries
+    small, long = (settings.size(shape, models.TINY) for shape in (models.SMALL, models.LONG))
+    entries = _duels(settings, "PGD-10, small model", *models.make(*small), "bce", {"ART": ART})
+    model, batch = models.make(*small, padded=False)  # two of the peers know no mask and one label a video
+    chosen = model(batch.frames, batch.mask).logits.argmax(1)
+    batch = replace(batch, labels=F.one_hot(chosen, batch.labels.shape[1]).float())
+    makers = {
+        "foolbox": lambda *given: Foolbox(*given, chosen),
+        "torchattacks": lambda *given: TorchAttacks(*given, chosen),
+    }
+    attacks.OBJECTIVES["cross-entropy"] = attacks.Objective(_cross_entropy, False, False)
+    entries += _duels(settings, "PGD-10, small model, one label", model, batch, "cross-entropy", makers)
+    del attacks.OBJECTIVES["cross-entropy"]
+    return entries + _duels(settings, "PGD-10, 300-frame model", *models.make(*long), "bce", {"ART": ART})
 
 
 def _duels(settings: Settings, what: str, model, batch, objective: str, makers: dict) -> list[Entry]:
     attack = pgd(ThreatModel("linf", EPSILON), STEPS, restarts=1, start="zero", objective=objective)
-    last = replace(attack, keep_best=False)
-    jobs = {
-        "ours": lambda: attacks.perturb(model, batch, attack),
-        "ours, last iterate": lambda: attacks.perturb(model, batch, last),
-        _BOUNDS[0]: lambda: _passes(model, batch, objective),
-        _BOUNDS[1]: torch.no_grad()(lambda: model(batch.frames, batch.mask)),
-    }
+    ours = {"ours": attack, "ours, last iterate": replace(attack, keep_best=False)}
+    jobs = {name: lambda made=made: attacks.perturb(model, batch, made) for name, made in ours.items()}
     jobs |= {name: make(model, batch, attack) for name, make in makers.items() if peer(MODULES[name])}
-    times = in_turns(jobs, settings.repeats)
-    losses = {name: _final_loss(model, batch, objective, job()) for name, job in jobs.items() if name not in _BOUNDS}
-    entries = []
-    for ours in ("ours", "ours, last iterate"):
-        said = what + (", last iterate" if "last" in ours else ", best iterate")
+    losses = {name: _final_loss(model, batch, objective, job()) for name, job in jobs.items()}
+    bounds = {BOUND: lambda: _passes(model, batch, objective)}
+    bounds[PASS] = torch.no_grad()(lambda: model(batch.frames, batch.mask))
+    times, entries = in_turns(jobs | bounds, settings.repeats), []
+    most = times.median(BOUND) / (times.median(BOUND) + times.median(PASS))
+    for own in ours:
+        said = what + (", best iterate" if own == "ours" else ", last iterate")
         for name in makers:
             if name not in jobs:
                 entries.append(missing("pgd", said, name, target=1.0))
                 continue
-            note = f"final loss {losses[ours]:.5f}, {name} {losses[name]:.5f}"
-            holds = losses[ours] >= losses[name] * (1 - SAME)
-            entries.append(times.entry("pgd", said, ours, name, target=1.0, holds=holds, note=note))
-        bound, extra = _BOUNDS
-        most = times.median(bound) / (times.median(bound) + times.median(extra))
-        note = f"knowing the best iterate costs an eleventh forward pass: {most:.2f}x is the most" * (ours == "ours")
-        entries.append(times.entry("pgd", said, ours, bound, target=0.9, note=note))
+            note = f"final loss {losses[own]:.5f}, {name} {losses[name]:.5f}"
+            holds = losses[own] >= losses[name] * (1 - SAME)
+            entries.append(times.entry("pgd", said, own, name, target=1.0, holds=holds, note=note))
+        note = f"knowing the best iterate costs an eleventh forward pass: {most:.2f}x is the most" * (own == "ours")
+        entries.append(times.entry("pgd", said, own, BOUND, target=0.9, note=note))
     return entries

@@ -76,10 +76,10 @@ def _run(make, videos: int) -> tuple[float, Stopwatch]:
         return float(meter.gap()), watch
 
 
-def _peak(make, videos: int) -> float:
-    """MiB that are held at most, one batch of input and the work on it included."""
+def _peak(videos: int) -> float:
+    """MiB that we hold at most, one batch of input and the work on it included."""
     tracemalloc.start()
-    _run(make, videos)
+    _run(lambda: Accumulator(TOP), videos)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return peak / 2**20
@@ -89,29 +89,20 @@ def gap(settings: Settings) -> list[Entry]:
     """Streaming GAP@20 over 50,000 videos and 3,862 labels."""
     videos = settings.size(VIDEOS, 2 * BATCH)
     what = f"GAP@20, {videos:,} videos x {CLASSES:,} labels, streaming"
-    makers = {"ours": lambda: Accumulator(TOP), "heap and loop": Loop}
-    if peer("sklearn"):
-        makers["numpy + scikit-learn"] = Sklearn
-    values: dict[str, float] = {}
-
-    def job(name: str):
-        def run():
-            values[name], watch = _run(makers[name], videos)
-            return watch
-
-        return run
-
-    times = in_turns({name: job(name) for name in makers}, settings.repeats)
-    few, many = (_peak(makers["ours"], count) for count in (videos // 5, videos))
+    makers = {"ours": lambda: Accumulator(TOP), "heap and loop": Loop, "numpy + scikit-learn": Sklearn}
+    if not peer("sklearn"):
+        del makers["numpy + scikit-learn"]
+    values = {name: _run(make, videos)[0] for name, make in makers.items()}
+    times = in_turns({name: lambda make=make: _run(make, videos)[1] for name, make in makers.items()}, settings.repeats)
+    few, many = _peak(videos // 5), _peak(videos)
+    memory = f"; at most {few:.0f} MiB for {videos // 5:,} videos, {many:.0f} MiB for {videos:,}"
+    memory += f", whose scores are {videos * CLASSES * 4 / 2**20:,.0f} MiB"
     entries = []
     for name, target, within in (("heap and loop", 20.0, 1e-12), ("numpy + scikit-learn", None, 1e-6)):
         if name not in makers:
             entries.append(missing("gap", what, name, target=target))
             continue
         apart = abs(values["ours"] - values[name])
-        note = f"differs by {apart:.1g} (allowed {within:g})"
-        if target:
-            note += f"; at most {few:.0f} MiB for {videos // 5:,} videos, {many:.0f} MiB for {videos:,}"
-            note += f", whose scores are {videos * CLASSES * 4 / 2**20:,.0f} MiB"
+        note = f"differs by {apart:.1g} (allowed {within:g})" + memory * (target is not None)
         entries.append(times.entry("gap", what, "ours", name, target=target, holds=apart <= within, note=note))
     return entries

@@ -1,24 +1,15 @@
 """What a training step of A-ART costs, and what it costs to look at the attention maps."""
 
-import subprocess
-import sys
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import models
 import torch
-from accelerate import Accelerator
-from bench import ROOT, Entry, Settings, in_turns
+from bench import Entry, Settings, in_turns
 from torch.utils.flop_counter import FlopCounterMode
 
-from aart_lib import training
-from aart_lib.data.batch import LEVEL
-from aart_lib.data.catalog import Splits
-from aart_lib.data.formats import DatasetSpec
 from aart_lib.losses import DEFENSES, Defense
-from aart_lib.model import ModelConfig
-from aart_lib.threats import ThreatModel
-from aart_lib.training import TrainConfig
 
+NAIVE = "naive three-pass A-ART"
 STEPS = 3  # a round takes the time of this many steps
 
 
@@ -28,26 +19,8 @@ class ThreePasses(Defense):
     shares_clean_pass = False
 
 
-class _None(list):
-    """A data set without videos; the steps are given their batch."""
-
-    entries = ()
-    select = lambda self, indices: self  # noqa: E731
-
-
-def _run(defense: Defense, shape, options) -> training.Run:
-    videos, frames, features, labels = shape
-    spec = DatasetSpec("timing", {"rgb": (features, features)}, labels, (), ())
-    splits = Splits(spec, _None(), _None(), _None())
-    config, threat = TrainConfig(epochs=10_000, batch_size=videos), ThreatModel("linf", LEVEL)
-    network = ModelConfig(features, labels, max_frames=frames, **options)
-    run = training.Run(defense, replace(splits, train=range(videos)), network, threat, config, Accelerator())
-    run.model.train()
-    return run
-
-
-def _weights(run: training.Run) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in run.model.parameters()])
+def _weights(model) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 def _bound(shape, options) -> float:
@@ -78,89 +51,43 @@ def step(settings: Settings) -> list[Entry]:
     _, batch = models.make(shape, options)
     fast = DEFENSES["a-art-fast"]
     naive = ThreePasses(**{f.name: getattr(fast, f.name) for f in fields(fast)})
-    defenses = {
-        "standard": DEFENSES["standard"],
-        "a-art-fast": fast,
-        "naive three-pass A-ART": naive,
-        "a-art": DEFENSES["a-art"],
-    }
-    runs = {name: _run(defense, shape, options) for name, defense in defenses.items()}
-
-    def job(name: str):
-        return lambda: [runs[name].learn([batch], len(batch), runs[name].threat) for _ in range(STEPS)]
-
-    jobs = {name: job(name) for name in runs}
-    for name in ("a-art-fast", "naive three-pass A-ART"):
+    defenses = {"standard": DEFENSES["standard"], "fast": fast, NAIVE: naive, "two-step": DEFENSES["a-art"]}
+    trained = {name: models.stepping(defense, [batch], **options) for name, defense in defenses.items()}
+    jobs = {name: lambda take=take: [take() for _ in range(STEPS)] for name, (_, take) in trained.items()}
+    for name in ("fast", NAIVE):
         jobs[name]()
     # three steps from the same start; Adam divides tiny gradients by their size, so rounding shows
-    apart = float((_weights(runs["a-art-fast"]) - _weights(runs["naive three-pass A-ART"])).abs().max())
+    apart = float((_weights(trained["fast"][0]) - _weights(trained[NAIVE][0])).abs().max())
     times = in_turns(jobs, settings.repeats)
-    for kind in (times.wall, times.cpu):
-        for name in jobs:
-            kind[name] = [spent / STEPS for spent in kind[name]]
-    more = {"meaning": "ours / peer"}
-    note = (
+    for name in jobs:
+        times.wall[name] = [spent / STEPS for spent in times.wall[name]]
+    bound = (
         f"{_bound(shape, options):.2f} by counted operations: one forward pass, the gradient of the frames, a "
         "standard step on the attacked frames, the backward half of one on the clean side of the pairs"
     )
+    single, more = "A-ART step, single-step attack", {"meaning": "ours / peer"}
     same = f"after three steps no weight differs by more than {apart:.1g}"
     return [
-        times.entry("step", "A-ART step, single-step attack", "a-art-fast", "standard", target=2.2, note=note, **more),
-        times.entry(
-            "step", "A-ART step, single-step attack", "a-art-fast", "naive three-pass A-ART", holds=apart < 1e-3,
-            note=same,
-        ),
-        times.entry("step", "A-ART step, two-step attack", "a-art", "standard", note="two passes more", **more),
-    ]  # fmt: skip
-
-
-def _most_memory(shape, options, maps: bool) -> float | None:
-    """MiB by which a forward pass lets a fresh process grow; imports, model and batch are there before. Linux only."""
-    if not sys.platform.startswith("linux"):
-        return None
-    program = (
-        "import sys, torch\n"
-        f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests' / 'benchmarks')!r}]\n"
-        "import models\n"
-        "torch.set_num_threads(1)\n"
-        f"tiny, one = models.make(*models.TINY); model, batch = models.make({shape!r}, {options!r})\n"
-        "kib = lambda field: int(open('/proc/self/status').read().split(field + ':')[1].split()[0])\n"
-        "with torch.no_grad():\n"
-        f"    tiny(one.frames, one.mask, return_attention={maps})\n"
-        "    open('/proc/self/clear_refs', 'w').write('5')  # the peak so far is forgotten\n"
-        "    before = kib('VmRSS')\n"
-        f"    model(batch.frames, batch.mask, return_attention={maps})\n"
-        "print(kib('VmHWM') - before)\n"
-    )
-    grown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    return float(grown) / 2**10
+        times.entry("step", single, "fast", "standard", target=2.4, note=bound, **more),
+        times.entry("step", single, "fast", NAIVE, holds=apart < 1e-3, note=same),
+        times.entry("step", "A-ART step, two-step attack", "two-step", "standard", note="two passes more", **more),
+    ]
 
 
 def attention(settings: Settings) -> list[Entry]:
-    """A forward pass that hands out its attention maps beside the fused one, with the memory of both."""
+    """A forward pass that hands out its attention maps beside the fused one."""
     entries = []
     for frames in settings.size((32, 128, 300), (6,)):
         (videos, _, features, labels), options = settings.size(models.SMALL, models.TINY)
-        shape = (videos, frames, features, labels)
-        model, batch = models.make(shape, options, padded=False)
+        model, batch = models.make((videos, frames, features, labels), options, padded=False)
 
         @torch.no_grad()
         def forward(maps, model=model, batch=batch):
-            return model(batch.frames, batch.mask, return_attention=maps)
+            return model(batch.frames, batch.mask, return_attention=maps).logits
 
-        fused, seen = forward(False).logits, forward(True).logits
-        jobs = {"with maps": lambda f=forward: f(True), "fused": lambda f=forward: f(False)}
+        same = torch.allclose(forward(False), forward(True), atol=1e-5)
+        jobs = {"with maps": lambda run=forward: run(True), "fused": lambda run=forward: run(False)}
+        what = f"forward pass with attention maps, T = {frames}, B = {videos}"
         times = in_turns(jobs, settings.repeats)
-        memory = {maps: _most_memory(shape, options, maps) for maps in (True, False)}
-        note = (
-            "memory not measured"
-            if memory[True] is None
-            else (f"memory: {memory[True]:.0f} MiB with maps, {memory[False]:.0f} MiB fused")
-        )
-        entries.append(
-            times.entry(
-                "attention", f"forward pass with attention maps, T = {frames}, B = {videos}", "with maps", "fused",
-                meaning="ours / peer", holds=torch.allclose(fused, seen, atol=1e-5), note=note,
-            )
-        )  # fmt: skip
+        entries.append(times.entry("attention", what, "with maps", "fused", meaning="ours / peer", holds=same))
     return entries

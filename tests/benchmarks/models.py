@@ -1,9 +1,13 @@
-"""The two models that are timed, with random weights and videos: time does not ask what a model has learned."""
+"""The models that are timed, with random weights and videos: time does not ask what a model has learned."""
 
 import torch
+from accelerate import Accelerator
 
-from aart_lib.data.batch import BOX, Batch
+from aart_lib.data.batch import BOX, LEVEL, Batch
+from aart_lib.losses import Defense
 from aart_lib.model import ModelConfig, VideoTransformer
+from aart_lib.steps import Hardware, Learner, TrainConfig
+from aart_lib.threats import ThreatModel
 
 # (videos, frames, features, labels), shape of the model
 SMALL = (64, 32, 320, 40), {}
@@ -23,3 +27,11 @@ def make(shape, options, *, padded: bool = True) -> tuple[VideoTransformer, Batc
     x = (torch.randn(videos, frames, features, generator=generator) * 0.6).clamp(*BOX) * mask[..., None]
     hot = (torch.rand(videos, labels, generator=generator) < 3 / labels).float()
     return model, Batch(x, mask, hot, ("",) * videos)
+
+
+def stepping(defense: Defense, parts: list[Batch], hardware: Hardware | None = None, **shape):
+    """(model, function that takes one real training step on a batch, given in parts, and returns its losses)"""
+    (_, frames, features), labels = parts[0].frames.shape, parts[0].labels.shape[1]
+    videos, network = sum(map(len, parts)), ModelConfig(features, labels, max_frames=frames, **shape)
+    learner = Learner(defense, network, TrainConfig(batch_size=videos), 10**6, Accelerator(), hardware)
+    return learner.model.train(), lambda: learner.learn(parts, videos, ThreatModel("linf", LEVEL))

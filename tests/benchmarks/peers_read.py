@@ -14,26 +14,24 @@ import numpy as np
 
 from aart_lib.data import dataset as data
 from aart_lib.data import records
+from aart_lib.data.batch import BOX, LEVEL, dequantize
+from aart_lib.data.formats import SPECS
 
 LISTS = {"rgb": 1024, "audio": 128}
-SPEC = data.SPECS["yt8m-frame"].leading(**LISTS)
+SPEC = SPECS["yt8m-frame"].leading(**LISTS)
 BATCH = 50
 
 
-def write_shard(path: Path, videos: int, frames: int) -> None:
-    """A shard like YouTube-8M's, of random bytes, three labels a video."""
-    rng = np.random.default_rng(0)
-    draw = lambda size: rng.integers(0, 256, (frames, size), np.uint8)  # noqa: E731
-    records.write_records(
-        path,
-        (
-            records.encode_sequence_example(
-                {"id": f"v{i:05d}", "labels": rng.choice(SPEC.classes, 3, replace=False)},
-                {name: draw(size) for name, size in LISTS.items()},
-            )
-            for i in range(videos)
-        ),
-    )
+def a_video(rng, name: str, frames: int) -> bytes:
+    """A record like YouTube-8M's: random bytes, three labels."""
+    lists = {key: rng.integers(0, 256, (frames, size), np.uint8) for key, size in LISTS.items()}
+    labels = np.sort(rng.choice(SPEC.classes, 3, replace=False))
+    return records.encode_sequence_example({"id": name, "labels": labels}, lists)
+
+
+def write_shard(path: Path, videos: int, frames: int, seed: int = 0) -> None:
+    rng = np.random.default_rng(seed)
+    records.write_records(path, (a_video(rng, f"{path.stem}-{i:05d}", frames) for i in range(videos)))
 
 
 def hot(labels) -> np.ndarray:
@@ -56,7 +54,7 @@ def batched(videos: Iterator, floats: bool = False) -> Iterator[tuple[np.ndarray
         for table in tables:
             place = frames[row, :, used : used + table.shape[1]]
             if floats:
-                data.dequantize(table, out=place)
+                dequantize(table, out=place)
             else:
                 place[...] = table
             used += table.shape[1]
@@ -68,11 +66,7 @@ def batched(videos: Iterator, floats: bool = False) -> Iterator[tuple[np.ndarray
         yield frames[:row], np.stack(labels)
 
 
-def as_floats(videos) -> Iterator:
-    return batched(videos, floats=True)
-
-
-# ---------------------------------------------------------------- ours; the only place that calls data.py
+# ---------------------------------------------------------------- ours
 
 
 def ours_stored(path) -> Iterator:
@@ -94,15 +88,8 @@ def ours_batches(dataset) -> Iterator:
         yield batch.frames.numpy(), batch.labels.numpy()
 
 
-def ours_item(dataset, index: int) -> np.ndarray:
-    """One video's float frames [T,D]."""
-    return dataset[index].frames.numpy()
-
-
-def ours_cached(dataset) -> Iterator | None:
-    """(tables, labels) of every video from the data set's cache; None if it does not hand out its bytes."""
-    if not hasattr(dataset, "_stored"):
-        return None
+def ours_cached(dataset) -> Iterator:
+    """(tables, labels) of every video from the data set's cache."""
     return (([dataset._stored(entry)[0]], entry.labels) for entry in dataset.entries)
 
 
@@ -123,14 +110,6 @@ def tfrecord_stored(path) -> Iterator:
         yield _from_lists(lists), context["labels"]
 
 
-def tfrecord_index(path) -> np.ndarray:
-    """(offset, length) of every record [N,2], by the package's own tool."""
-    from tfrecord.tools.tfrecord2idx import create_index
-
-    create_index(str(path), f"{path}.idx")
-    return np.loadtxt(f"{path}.idx", dtype=np.int64, ndmin=2)
-
-
 class TFRecordItems:
     """Single videos with the package's index and its parser.
 
@@ -139,9 +118,12 @@ class TFRecordItems:
 
     def __init__(self, path):
         from tfrecord import example_pb2, reader
+        from tfrecord.tools.tfrecord2idx import create_index
 
+        create_index(str(path), f"{path}.idx")
+        self.index = np.loadtxt(f"{path}.idx", dtype=np.int64, ndmin=2)  # (offset, length) of every record [N,2]
         self.parse, self.extract = example_pb2.SequenceExample.FromString, reader.extract_feature_dict
-        self.index, self.file = tfrecord_index(path), open(path, "rb")
+        self.file = open(path, "rb")
 
     def __getitem__(self, number: int) -> np.ndarray:
         offset, length = self.index[number]
@@ -154,13 +136,16 @@ class TFRecordItems:
 
 
 def _checked_payloads(path) -> Iterator[bytes]:
-    mask = lambda crc: ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF  # noqa: E731
+    def masked(body: bytes) -> int:
+        crc = google_crc32c.value(body)
+        return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
     with open(path, "rb") as file:
         while header := file.read(12):
             length, crc = struct.unpack("<QI", header)
             payload = file.read(length)
-            assert mask(google_crc32c.value(header[:8])) == crc
-            assert mask(google_crc32c.value(payload)) == struct.unpack("<I", file.read(4))[0]
+            assert masked(header[:8]) == crc
+            assert masked(payload) == struct.unpack("<I", file.read(4))[0]
             yield payload
 
 
@@ -186,7 +171,7 @@ def tf_batches(path, floats: bool) -> Iterator:
         about, found = tf.io.parse_single_sequence_example(payload, context, lists)
         frames = tf.concat([tf.io.decode_raw(found[name], tf.uint8) for name in LISTS], 1)
         if floats:
-            frames = tf.cast(frames, tf.float32) * np.float32(data.LEVEL) + np.float32(data.BOX[0])
+            frames = tf.cast(frames, tf.float32) * np.float32(LEVEL) + np.float32(BOX[0])
         numbers = tf.sparse.to_dense(about["labels"])
         return frames, tf.reduce_max(tf.one_hot(numbers, SPEC.classes), 0)
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from timing import FITTED, HELD_OUT, Shape, measure, measure_reading
 from work import (
     A100,
@@ -35,8 +34,7 @@ from aart_lib.data.records import HEAD
 from aart_lib.experiment.presets import PRESETS
 from aart_lib.losses import DEFENSES, Defense
 from aart_lib.model import ModelConfig
-from aart_lib.runtime.files import replacing, write_json
-from aart_lib.viz import plots
+from aart_lib.runtime.files import write_json
 
 VIDEOS = 3.9e6  # of YouTube-8M's training split
 STREAMED = json.loads((Path(__file__).parents[2] / "figures" / "streaming.json").read_text(encoding="utf-8"))
@@ -86,14 +84,14 @@ def total(hours: dict[str, float], machine: Machine) -> float:
     return max(pace, hours["storage"]) + hours["opening"] + hours["evaluation"]
 
 
-def bottleneck(hours: dict[str, float]) -> str:
+def longest(hours: dict[str, float]) -> str:
     """The part that takes longest."""
     return max(hours, key=hours.get)
 
 
 def moves(counts: Sequence[int], hours_of: Callable[[int], dict]) -> list[tuple[int, str]]:
     """(number of devices, bottleneck) where it changes; ``hours_of(devices)`` gives the hours by part."""
-    parts = [(devices, bottleneck(hours_of(devices))) for devices in counts]
+    parts = [(devices, longest(hours_of(devices))) for devices in counts]
     return [parts[i] for i in range(len(parts)) if i == 0 or parts[i][1] != parts[i - 1][1]]
 
 
@@ -111,8 +109,7 @@ def checked(results: dict) -> tuple[Machine, list[dict]]:
     one = fit(*zip(*used, strict=True), replace(A100, name="one core", reader_cores=0, **results["reading"]))
     rows = []
     for shape, measured, row in zip(shapes, seconds, results["steps"], strict=True):
-        waits = memory(shape.model, shape.frames, shape.batch, shape.passes)
-        kept, predicted = waits["activations"] + waits["maps"], one.seconds(shape.work)
+        kept, predicted = shape.memory["activations"] + shape.memory["maps"], one.seconds(shape.work)
         errors = {"error": predicted / measured - 1, "kept error": kept / row["kept"] - 1}
         rows.append(row | {"shape": shape, "seconds": measured, "predicted": predicted} | errors)
     return one, rows
@@ -127,13 +124,6 @@ def worst(rows: Sequence[dict], key: str, *, held: bool) -> float:
 
 DEVICES = (1, 8, 64)
 FULL = ModelConfig(SPECS["yt8m-frame"].leading(rgb=1024, audio=128).dims, 3862, 300, **PRESETS["full"].model)
-_LOOKS = {
-    "computing": {"color": plots.CLEAN},
-    "reading": {"color": "#999999", "hatch": ".."},
-    "storage": {"color": "#E69F00", "hatch": "--"},
-    "opening": {"color": "#56B4E9", "hatch": "xx"},
-    "evaluation": {"color": plots.ATTACKED, "hatch": "////"},
-}
 
 
 def card_of(results: dict) -> Machine:
@@ -147,31 +137,6 @@ def full_run(machine: Machine, devices: int, **options) -> dict[str, float]:
     return plan(FULL, FULL.max_frames, batch, DEFENSES["a-art"], machine, devices=devices, epochs=epochs, **options)
 
 
-def draw(results: dict):
-    """Left the hours of the full run by part and number of devices, right predicted against measured steps."""
-    card, (_, rows) = card_of(results), checked(results)
-    runs = [full_run(card, devices) for devices in DEVICES]
-    title = f"Longest part: {bottleneck(runs[0])} on 1 GPU, {bottleneck(runs[-1])} on {DEVICES[-1]}; "
-    figure = plots._figure(f"{title}held-out steps predicted within {worst(rows, 'error', held=True):.0%}", 4.4)
-    left, right = figure.subplots(1, 2, width_ratios=[1.6, 1])
-    for i, (part, look) in enumerate(_LOOKS.items()):
-        hours, places = [run[part] for run in runs], np.arange(len(runs)) + 0.17 * (i - 2)
-        left.bar_label(left.bar(places, hours, 0.16, ec="white", label=part, **look), fmt="{:.2g}", size=7, padding=1)
-    left.set_xticks(range(3), [f"{devices} GPU" + "s" * (devices > 1) for devices in DEVICES])
-    plots._finish(left, ylabel="hours of the full run", yscale="log")
-    for held, label, color, marker in ((False, "fitted", plots.CLEAN, "o"), (True, "held out", plots.ATTACKED, "s")):
-        points = [(row["seconds"], row["predicted"]) for row in rows if row["held"] == held]
-        right.scatter(*zip(*points, strict=True), color=color, marker=marker, ec="white", label=label, zorder=3)
-    ends = np.array([0.8 * min(row["seconds"] for row in rows), 1.25 * max(row["seconds"] for row in rows)])
-    right.plot(ends, ends, color="black", lw=1, label="equal")
-    right.fill_between(ends, 0.8 * ends, 1.2 * ends, color="#DDDDDD", lw=0, label="±20 %")
-    labels = {"xlabel": "seconds a step, measured (one core)", "ylabel": "seconds a step, predicted"}
-    plots._finish(right, grid="both", xscale="log", yscale="log", **labels)
-    for ax, columns in ((left, 3), (right, 2)):
-        ax.legend(ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)
-    return figure
-
-
 def _table(head: Sequence, lines: Sequence[Sequence]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (head, ["---:"] * len(head), *lines))
 
@@ -182,7 +147,7 @@ def _hours(card: Machine) -> str:
     for n in DEVICES:
         run, indexed = full_run(card, n), full_run(card, n, indexed=True)
         ends = total(run, card), total(indexed, card), total(indexed, alone)
-        lines.append([n, *(f"{hours:.3g}" for hours in (*run.values(), *ends)), bottleneck(run)])
+        lines.append([n, *(f"{hours:.3g}" for hours in (*run.values(), *ends)), longest(run)])
     head = ["GPUs", *run, "start to end", "… with an index", "… and no reader cores", "longest part"]
     moved = [
         ", ".join(f"{part} from {n} GPU{'s' * (n > 1)} on" for n, part in moves(range(1, 257), hours_of))
@@ -230,10 +195,6 @@ Made by `make plan` (`python tests/benchmarks/plan.py --out figures`) from [scal
 paper, checked on steps that could be measured. The run: A-ART on {VIDEOS:,.0f} videos of {frames} frames and
 {FULL.features:,} numbers, {FULL.labels:,} labels, width {FULL.width}, {FULL.heads} heads, {FULL.layers} layers, batch
 {preset.batch_size} a GPU, {preset.epochs} epochs.
-
-![Left: hours of the run by part and number of GPUs. Right: predicted against measured seconds a step](scale-plan.png)
-
-(The sum of gradients over the GPUs, the shortest part, is left out of the figure.)
 
 ## Hours, by number of GPUs
 
@@ -287,7 +248,7 @@ assumptions above; what is checked here is the counting of work and bytes.
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure (or, with --redraw, take what was measured), and write scale-plan.json, .md and .png."""
+    """Measure (or, with --redraw, take what was measured), and write scale-plan.json and .md."""
     parser = argparse.ArgumentParser(description="What the full run costs, checked.")
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder of the page")
     parser.add_argument("--rounds", type=int, default=9, help="times each step is measured")
@@ -298,10 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         steps = [row | {"held": i >= len(FITTED)} for i, row in enumerate(measure(FITTED + HELD_OUT, options.rounds))]
         write_json(stored, {"reading": measure_reading(), "steps": steps})
     results = json.loads(stored.read_text(encoding="utf-8"))
-    plots.save(draw(results), options.out / "scale-plan.png")
-    with replacing(options.out / "scale-plan.md") as file:
-        file.write(page(results).encode())
-    print(page(results))
+    (options.out / "scale-plan.md").write_text(page(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Measure every row, write figures/benchmarks.json, and from it the table and the figure.
+"""Measure every row, write figures/benchmarks.json, and from it the table.
 
     python tests/benchmarks/run.py --out figures              # all rows; minutes
     python tests/benchmarks/run.py --only gap --only step     # some; other rows of an older run are kept
     python tests/benchmarks/run.py --quick --out somewhere    # tiny sizes: shows that it works, measures nothing
-    python tests/benchmarks/run.py --report figures           # table and figure anew from the JSON
 
-`make bench` does the first in an environment with the peers (requirements-peers.txt) and the last in the project's own.
+`make bench` does the first in an environment with the peers (requirements-peers.txt).
 """
 
 import os
@@ -36,25 +35,20 @@ ROWS = {
     "attention": ("bench_training", "attention"),
     "pgd": ("bench_attacks", "pgd10"),
     "gap": ("bench_metrics", "gap"),
-    "scaling": ("bench_scaling", "scaling"),
     "reproduce": ("bench_program", "reproduce"),
 }
 BEFORE = "80fedd3"  # the revision before anything was made faster
 
 
-def measure(names, settings: Settings, say=print) -> list[dict]:
+def measure(names, settings: Settings) -> list[dict]:
     """The entries of the named rows, as plain dictionaries, each with the machine's load before and after its row."""
     entries = []
     for name in names:
         module, function = ROWS[name]
         started, before = time.perf_counter(), load()
         found = [entry.plain() for entry in getattr(__import__(module), function)(settings)]
-        after = load()
-        for entry in found:
-            entry["load"] = [before, after]
-            say(report.line(entry))
-        say(f"  ({name}: {time.perf_counter() - started:.0f} s, load {before} before, {after} after)")
-        entries += found
+        entries += [entry | {"load": [before, load()]} for entry in found]
+        print(*map(report.line, found), f"  ({name}: {time.perf_counter() - started:.0f} s)", sep="\n")
     return entries
 
 
@@ -62,31 +56,23 @@ def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder of the results")
     parser.add_argument("--only", action="append", choices=list(ROWS), help="this row, may be repeated")
-    parser.add_argument("--skip", action="append", choices=list(ROWS), default=[], help="not this row")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and two rounds, for tests")
     parser.add_argument("--repeats", type=int, default=7, help="rounds after the one that warms up")
     parser.add_argument("--before", default=BEFORE, help="git revision that the row `reproduce` is compared with")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="measure nothing, draw the results in this folder")
     options = parser.parse_args(arguments)
-    if options.report:
-        report.write(options.report)
-        return 0
     import torch
 
     torch.set_num_threads(1)
-    found = versions()
-    print(*(f"{name} {value}" for name, value in found.items()), sep=", ")
-    path, kept = options.out / "benchmarks.json", []
-    if options.only and path.exists():
-        kept = [e for e in json.loads(path.read_text(encoding="utf-8"))["entries"] if e["row"] not in options.only]
-    names = [name for name in options.only or ROWS if name not in options.skip]
+    path, names, kept = options.out / "benchmarks.json", options.only or list(ROWS), []
+    if path.exists():
+        stored = json.loads(path.read_text(encoding="utf-8"))["entries"]
+        kept = [entry for entry in stored if entry["row"] in ROWS and entry["row"] not in names]
+    repeats = 2 if options.quick else options.repeats
     with tempfile.TemporaryDirectory() as folder:
-        repeats = 2 if options.quick else options.repeats
-        settings = Settings(Path(folder), options.quick, repeats, options.before)
-        entries = kept + measure(names, settings)
+        entries = kept + measure(names, Settings(Path(folder), options.quick, repeats, options.before))
     entries.sort(key=lambda entry: list(ROWS).index(entry["row"]))
     options.out.mkdir(parents=True, exist_ok=True)
-    results = {"versions": found, "quick": options.quick, "repeats": repeats, "entries": entries}
+    results = {"versions": versions(), "quick": options.quick, "repeats": repeats, "entries": entries}
     path.write_text(json.dumps(results, indent=1, allow_nan=False), encoding="utf-8")
     report.write(options.out)
     return 0

@@ -1,28 +1,22 @@
 """Real training steps and real reading, measured: the processor's seconds and the bytes kept for backward passes."""
 
-import statistics
 import tempfile
 import time
 import weakref
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
+import models
 import numpy as np
 import torch
-from accelerate import Accelerator
-from work import Passes, Work, passes, work
+from peers_read import SPEC, write_shard
+from work import Passes, Work, memory, passes, work
 
-from aart_lib.data.batch import LEVEL, Batch
 from aart_lib.data.dataset import VideoDataset
-from aart_lib.data.formats import SPECS
-from aart_lib.data.records import encode_sequence_example, write_records
 from aart_lib.losses import DEFENSES
 from aart_lib.model import ModelConfig
-from aart_lib.threats import ThreatModel
-from aart_lib.training import Run, TrainConfig
 
 
 class Kept:
@@ -53,12 +47,6 @@ class Kept:
         self.peak = max(self.peak, self.now)
 
 
-class _None(list):
-    """A data set without videos: the steps are given their batch."""
-
-    select = lambda self, indices: self  # noqa: E731
-
-
 class Shape(NamedTuple):
     """A step to measure."""
 
@@ -84,16 +72,15 @@ class Shape(NamedTuple):
     def work(self) -> Work:
         return work(self.model, self.frames, self.batch, self.passes)
 
+    @property
+    def memory(self) -> dict[str, float]:
+        return memory(self.model, self.frames, self.batch, self.passes)
+
     def step(self):
         """(model, function that makes one real training step) on random numbers."""
-        splits = SimpleNamespace(train=range(self.batch), validation=_None())
-        config, threat = TrainConfig(epochs=10**6, batch_size=self.batch), ThreatModel("linf", LEVEL)
-        run = Run(DEFENSES[self.defense], splits, self.model, threat, config, Accelerator())
-        draw = torch.Generator().manual_seed(0)
-        frames = torch.randn(self.batch, self.frames, self.features, generator=draw)
-        labels = (torch.rand(self.batch, self.labels, generator=draw) < 0.05).float()
-        videos = Batch(frames, torch.ones(frames.shape[:2], dtype=torch.bool), labels, ("",) * self.batch)
-        return run.model.train(), lambda: run.learn([videos], len(videos), threat)
+        _, batch = models.make((self.batch, self.frames, self.features, self.labels), {}, padded=False)
+        shape = {"width": self.width, "heads": self.heads, "layers": self.layers}
+        return models.stepping(DEFENSES[self.defense], [batch], **shape)
 
 
 def kept_bytes(shape: Shape) -> int:
@@ -128,22 +115,20 @@ def measure(shapes: Sequence[Shape], rounds: int = 7) -> list[dict]:
 
 def measure_reading(videos: int = 96, rounds: int = 5) -> dict[str, float]:
     """Bytes of videos a second that one core reads, checks, decodes and batches, and that it indexes."""
-    spec, rng, rates = SPECS["yt8m-frame"].leading(rgb=1024, audio=128), np.random.default_rng(0), ([], [])
-    draw = lambda dims: rng.integers(0, 256, (spec.max_frames, dims), np.uint8)  # noqa: E731
-    made = ({name: draw(dims) for name, (dims, _) in spec.features.items()} for _ in range(videos))
+    rates = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.tfrecord"
-        write_records(path, (encode_sequence_example({"id": str(i), "labels": [i]}, x) for i, x in enumerate(made)))
+        write_shard(path, videos, SPEC.max_frames)
         for _ in range(rounds):
             times = [time.process_time()]
-            dataset = VideoDataset([path], spec)
+            dataset = VideoDataset([path], SPEC)
             times.append(time.process_time())
             for _batch in dataset.batches(32):
                 pass
             times.append(time.process_time())
-            for kept, took in zip(rates, np.diff(times), strict=True):
-                kept.append(videos * spec.max_frames * spec.dims / took)
-    return {"index_bytes": statistics.median(rates[0]), "reader_bytes": statistics.median(rates[1])}
+            rates.append(videos * SPEC.max_frames * SPEC.dims / np.diff(times))
+    opened, read = np.median(rates, 0)
+    return {"index_bytes": float(opened), "reader_bytes": float(read)}
 
 
 # What is measured for the page.

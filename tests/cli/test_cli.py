@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 
 from aart_lib import attacks, checkpoint
-from aart_lib.cli import commands
-from aart_lib.cli.options import preset_asked
 from aart_lib.cli.parser import main, parser
 from aart_lib.data import synthetic
 from aart_lib.data.formats import SPECS
-from aart_lib.data.records import encode_example, encode_sequence_example, write_records
+from aart_lib.data.records import encode_sequence_example, write_records
 from aart_lib.experiment import suites
 from aart_lib.model import ModelConfig, VideoTransformer
 
@@ -62,13 +60,14 @@ def no_file(folder: Path) -> bool:
 # ---------------------------------------------------------------- help
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
-    said = capsys.readouterr().out
-    assert stop.value.code == 0
-    assert f"usage: python -m aart_lib {command}" in said and len(said.splitlines()) > 5
+def test_every_command_explains_itself(capsys):
+    assert set(COMMANDS) >= {"reproduce", "train", "evaluate", "download", "describe"}
+    for command in COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        said = capsys.readouterr().out
+        assert stop.value.code == 0
+        assert f"usage: python -m aart_lib {command}" in said and len(said.splitlines()) > 5
 
 
 def test_what_a_console_cannot_show_is_replaced(monkeypatch):
@@ -86,10 +85,6 @@ def test_help_comes_at_once_because_it_loads_no_torch():
     assert said.splitlines()[-1] == "False" and all(command in said for command in COMMANDS)
 
 
-def test_the_commands_of_the_interface_are_there():
-    assert set(COMMANDS) >= {"reproduce", "train", "evaluate", "download", "describe"}
-
-
 # ---------------------------------------------------------------- train, evaluate, describe
 
 
@@ -98,16 +93,6 @@ def test_a_trained_model_is_one_file_that_knows_what_it_is(trained):
     assert [path.name for path in trained.parent.iterdir()] == ["model.safetensors"]
     assert notes["defense"] == "a-art" and notes["labels"] == list(range(40)) and notes["seed"] == 0
     assert notes["threat"]["norm"] == "linf" and model.config.features == 320
-
-
-def test_a_finished_training_is_not_repeated(trained, tiny, monkeypatch):
-    from aart_lib.experiment import reproduce
-
-    monkeypatch.setattr(reproduce, "train", lambda *a, **o: pytest.fail("trained again"))
-    before = trained.read_bytes()
-    again = ["train", "--data-dir", str(tiny), "--defense", "a-art", "--epochs", "1", "--out", str(trained.parent)]
-    assert main([*again, "--resume"]) == 0
-    assert trained.read_bytes() == before
 
 
 def test_a_trained_model_is_evaluated_on_the_same_data(trained, tiny, tmp_path, capsys):
@@ -167,16 +152,6 @@ def test_a_surrogate_of_another_shape_is_named(pair, trained, tiny, tmp_path, ca
     assert not (tmp_path / "out").exists()
 
 
-def test_surrogates_of_the_same_file_name_are_all_tried(pair, trained, tmp_path):
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "model.safetensors").write_bytes(trained.read_bytes())
-    given = [tmp_path / folder / "model.safetensors" for folder in ("a", "b")]
-    options = parser().parse_args(["evaluate", str(pair[0]), "--out", "x", "--surrogates", *map(str, given)])
-    model, notes = checkpoint.load(pair[0])
-    assert set(commands._surrogates(options, model.config, notes)) == {"a-model", "b-model"}
-
-
 def test_a_model_of_an_unseen_variant_is_evaluated_on_that_variant_and_no_other(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("AART_CACHE", str(tmp_path / "cache"))
     for name, seed in (("default", 0), ("short", 1)):
@@ -203,83 +178,44 @@ def test_a_label_subset_is_kept_by_the_checkpoint(tiny, tmp_path):
     assert len(results["data"]["labels"]) == 5 and results["threat"]["epsilon"] == 0.1
 
 
-@pytest.mark.parametrize("data", ["synthetic", "synthetic:short"])
-def test_describe_says_what_the_data_is(tiny, capsys, monkeypatch, data):
+def test_describe_says_what_the_data_is(tiny, capsys, monkeypatch):
     monkeypatch.setitem(synthetic.SETTINGS, "short", TINY)
-    assert main(["describe", "--data", data, "--data-dir", str(tiny)]) == 0
-    said = capsys.readouterr().out
-    assert "stands in for YouTube-8M" in said and "20 training, 20 validation, 12 test videos" in said
+    for data in ("synthetic", "synthetic:short"):
+        assert main(["describe", "--data", data, "--data-dir", str(tiny)]) == 0
+        said = capsys.readouterr().out
+        assert "stands in for YouTube-8M" in said and "20 training, 20 validation, 12 test videos" in said
 
 
 # ---------------------------------------------------------------- bad data
 
-SPEC = {"rgb": (3, 256), "audio": (3, 64), "evidence": (3, 40)}
 
-
-def a_video(name="v", labels=(1,), **shapes) -> bytes:
-    lists = {key: np.ones(shapes.get(key, shape), np.uint8) for key, shape in SPEC.items()}
+def a_video(name="v", labels=(1,), rgb=256) -> bytes:
+    lists = {"rgb": np.ones((3, rgb), np.uint8), "audio": np.ones((3, 64), np.uint8), "evidence": np.ones((3, 40), int)}
     return encode_sequence_example({"id": name, "labels": list(labels)}, lists)
 
 
-def videos(count=6) -> list[bytes]:
-    return [a_video(f"v{index}") for index in range(count)]
-
-
-def damaged(change):
-    def write(folder):
-        write_records(folder / "train0.tfrecord", videos())
-        path = folder / "train0.tfrecord"
-        path.write_bytes(change(path.read_bytes()))
-
-    return write
-
-
-def with_bad(payload):
-    return lambda folder: write_records(folder / "train0.tfrecord", [*videos(), payload])
-
-
-BAD_DATA = {
-    "truncated": (damaged(lambda body: body[:-100]), "the file ends"),
-    "flipped byte": (damaged(lambda body: body[:300] + bytes([body[300] ^ 4]) + body[301:]), "wrong checksum"),
-    "text": (damaged(lambda body: b"not a record at all, just a few words"), "checksum"),
-    "feature size": (with_bad(a_video(rgb=(3, 255))), "`rgb` must have 256 bytes a frame, got 255"),
-    "outside the vocabulary": (with_bad(a_video(labels=(40,))), "labels from 40 to 40 outside the vocabulary of 40"),
-    "no frames": (with_bad(a_video(rgb=(0, 256), audio=(0, 64), evidence=(0, 40))), "`rgb`"),
+VIDEOS = [a_video(f"v{index}") for index in range(6)]
+BAD_DATA = {  # the file with a bad record, the record, what is said of it
+    "feature size": ("train0", a_video(rgb=255), "`rgb` must have 256 bytes a frame, got 255"),
+    "outside the vocabulary": ("train0", a_video(labels=(40,)), "labels from 40 to 40 outside the vocabulary of 40"),
+    "a test shard": ("test0", a_video(rgb=257), "`rgb` must have 256 bytes a frame, got 257"),
+    "truncated": ("train0", None, "the file ends"),
 }
 
 
-@pytest.mark.parametrize("command", ["train", "reproduce"])
 @pytest.mark.parametrize("name", BAD_DATA)
-def test_bad_records_are_named_before_anything_is_trained(tmp_path, capsys, command, name):
-    write, message = BAD_DATA[name]
+def test_bad_records_are_named_before_anything_is_trained(tmp_path, capsys, name):
+    file, payload, message = BAD_DATA[name]
     data, out = tmp_path / "data", tmp_path / "out"
-    data.mkdir()
-    write_records(data / "test0.tfrecord", videos())
-    write(data)
-    said = answer(capsys, command, "--data-dir", data, "--out", out)
-    assert message in said and str(data / "train0.tfrecord") in said and "byte" in said
+    for stem in ("train0", "test0"):
+        write_records(data / f"{stem}.tfrecord", [*VIDEOS, *[payload] * (payload is not None and stem == file)])
+    path = data / f"{file}.tfrecord"
+    if payload is None:
+        path.write_bytes(path.read_bytes()[:-100])
+    for command in ("train", "reproduce"):
+        said = answer(capsys, command, "--data-dir", data, "--out", out)
+        assert message in said and str(path) in said and "byte" in said
     assert not out.exists()
-
-
-def test_a_bad_test_shard_is_named_before_training_too(tmp_path, capsys):
-    write_records(tmp_path / "train0.tfrecord", videos())
-    write_records(tmp_path / "test0.tfrecord", [*videos(), a_video(audio=(3, 65))])
-    said = answer(capsys, "train", "--data-dir", tmp_path, "--out", tmp_path / "out")
-    assert "test0.tfrecord" in said and "`audio` must have 64 bytes a frame, got 65" in said
-    assert not (tmp_path / "out").exists()
-
-
-def test_nan_features_are_named(tmp_path, capsys):
-    def video(name, value):
-        means = {"mean_rgb": np.full(1024, value, np.float32), "mean_audio": np.ones(128, np.float32)}
-        return encode_example({"id": name, "labels": [1], **means})
-
-    good = [video(f"v{index}", 0.5) for index in range(4)]
-    write_records(tmp_path / "validate0.tfrecord", good)
-    write_records(tmp_path / "train0.tfrecord", [*good, video("bad", np.nan)])
-    said = answer(capsys, "reproduce", "--data", "yt8m-video", "--data-dir", tmp_path, "--out", tmp_path / "out")
-    assert "train0.tfrecord" in said and "`mean_rgb` holds NaN or infinity" in said and "byte" in said
-    assert not (tmp_path / "out").exists()
 
 
 def test_empty_and_missing_folders_are_named(tmp_path, capsys):
@@ -301,7 +237,6 @@ def test_empty_and_missing_folders_are_named(tmp_path, capsys):
     "arguments, words",
     [
         (["train", "--epsilon", "-0.1"], "epsilon must be a number of at least 0, got -0.1"),
-        (["reproduce", "--epsilon", "-0.1"], "epsilon must be a number of at least 0, got -0.1"),
         (["train", "--epsilon", "nan"], "epsilon must be a number of at least 0, got nan"),
         (["train", "--epsilon", "much"], "--epsilon"),
         (["train", "--epsilon", "0.1", "--norm", "l7"], "unknown norm 'l7'; known: linf, l2-frame, l2-clip"),
@@ -309,7 +244,6 @@ def test_empty_and_missing_folders_are_named(tmp_path, capsys):
         (["train", "--defense", "magic"], "unknown defense 'magic'; known: standard"),
         (["reproduce", "--defenses", "a-art,magic"], "unknown defense 'magic'; known: standard"),
         (["reproduce", "--data", "imagenet"], "unknown data set 'imagenet'; known: synthetic"),
-        (["train", "--data", "imagenet"], "unknown data set 'imagenet'; known: synthetic"),
         (["train", "--data", "audioset"], "audioset needs --data-dir"),
         (["train", "--data", "synthetic:tall"], "unknown variant 'tall' of the synthetic data; known: default, short"),
         (["reproduce", "--data", "audioset:short"], "audioset has no variants, got 'short'"),
@@ -318,32 +252,23 @@ def test_empty_and_missing_folders_are_named(tmp_path, capsys):
         (["reproduce", "--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["train", "--epochs", "0"], "epochs"),
         (["train", "--labels", "41"], "--labels must be between 1 and the"),
-        (["train", "--labels", "0"], "--labels must be between 1 and the"),
-        (["train", "--labels", "-3"], "--labels must be between 1 and the"),
         (["train", "--frobnicate"], "--frobnicate"),
-        (["train", "--epsilon", "inf"], "epsilon must be a number of at least 0, got inf"),
         (["reproduce", "--epsilon", "0"], "--epsilon must be above 0"),
         (["tune", "--epsilon", "1e30"], "--epsilon must be above 0 and at most 10000"),
         (["tune", "--norm", "linf"], "--norm needs --epsilon"),
         (["train", "--seed", "-1"], "seed must be from 0"),
-        (["train", "--seed", str(2**63)], "seed must be from 0"),
-        (["reproduce", "--defenses", ""], "unknown defense ''"),
         (["reproduce", "--test-videos", "0"], "--test-videos must be at least 1, got 0"),
         (["train", "--workers", "-1"], "--workers must be at least 0, got -1"),
         (["train", "--sampling", "last"], "unknown sampling 'last'; known: uniform, random, contiguous"),
-        (["train", "--data", "yt8m-video", "--sampling", "random"], "--sampling changes nothing"),
-        (["train", "--data", "audioset", "--sampling", "random"], "--sampling changes nothing"),
         (["train", "--data", "synthetic", "--sampling", "random"], "--sampling changes nothing"),
-        (["train", "--labels", ""], "no label or vertical is called ''"),
         (["train", "--labels", "²"], "no label or vertical is called '²'"),
         (["train", "--data", "synthetic:short", "--data-dir", "{tiny}"], "was not generated as synthetic:short"),
         (["convert", "--labels", "5"], "--labels"),
+        (["evaluate", "{trained}", "--suite", "huge"], "unknown suite 'huge'"),
         (["convert"], "synthetic is small as it is"),
         (["evaluate", "{trained}", "--labels", "5"], "40 labels of its own, others than --labels 5"),
-        (["evaluate", "{trained}", "--labels", "Game"], "40 labels of its own, others than --labels Game"),
         (["evaluate", "{trained}", "--segments"], "--segments judges the rated segments of yt8m-frame"),
         (["evaluate", "{trained}", "--surrogates", "{trained}"], "tries no --surrogates; take --suite strong"),
-        (["evaluate", "{trained}", "--suite", "quick", "--surrogates"], "tries no --surrogates"),
     ],
 )
 def test_bad_arguments_are_named(tiny, trained, tmp_path, capsys, arguments, words):
@@ -370,11 +295,6 @@ def test_a_folder_in_use_is_not_overwritten(tiny, tmp_path, capsys):
 def test_an_out_that_is_a_file_is_named(tiny, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert str(tmp_path / "file") in answer(capsys, "train", "--data-dir", tiny, "--out", tmp_path / "file")
-
-
-def test_workers_can_be_taken_away_from_a_preset():
-    options = parser().parse_args(["train", "--preset", "full", "--workers", "0", "--out", "x"])
-    assert preset_asked(options).hardware.workers == 0
 
 
 # ---------------------------------------------------------------- bad checkpoints and results
@@ -404,16 +324,9 @@ def test_a_finished_model_is_not_replaced_by_one_of_other_settings(trained, tiny
 
 
 def test_shards_in_folders_of_their_own_are_found_again_when_converted(tmp_path, capsys):
-    spec = SPECS["audioset"]
+    frames = {name: np.arange(384, dtype=np.uint8).reshape(3, 128) for name in SPECS["audioset"].features}
     for folder in ("bal_train", "eval"):
-        (tmp_path / "data" / folder).mkdir(parents=True)
-        made = [
-            encode_sequence_example(
-                {"video_id": f"{folder}{i}", "labels": [1]},
-                {name: np.arange(384, dtype=np.uint8).reshape(3, 128) for name in spec.features},
-            )
-            for i in range(9)
-        ]
+        made = [encode_sequence_example({"video_id": f"{folder}{i}", "labels": [1]}, frames) for i in range(9)]
         write_records(tmp_path / "data" / folder / "00.tfrecord", made)
     given = ["--data", "audioset", "--data-dir"]
     assert main(["convert", *given, str(tmp_path / "data"), "--out", str(tmp_path / "fast")]) == 0
@@ -427,11 +340,6 @@ def test_a_checkpoint_of_other_data_is_named(trained, tmp_path, capsys):
     assert str(trained) in said and "was trained on synthetic" in said
 
 
-def test_an_unknown_suite_is_told_before_evaluation(trained, tiny, tmp_path, capsys):
-    said = answer(capsys, "evaluate", trained, "--data-dir", tiny, "--suite", "huge", "--out", tmp_path / "out")
-    assert "unknown suite 'huge'" in said and not (tmp_path / "out").exists()
-
-
 def test_missing_and_broken_results_are_named(tmp_path, capsys):
     path = tmp_path / "results.json"
     assert "results.json is not a file" in answer(capsys, "report", path)
@@ -442,17 +350,6 @@ def test_missing_and_broken_results_are_named(tmp_path, capsys):
 
 
 # ---------------------------------------------------------------- other ends
-
-
-def test_an_interrupted_run_says_how_to_go_on(tiny, tmp_path, capsys, monkeypatch):
-    from aart_lib.experiment import reproduce
-
-    def interrupted(*arguments, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(reproduce, "train", interrupted)
-    assert main(["train", "--data-dir", str(tiny), "--out", str(tmp_path / "out")]) == 130
-    assert "--resume goes on" in capsys.readouterr().err
 
 
 def test_a_training_that_must_stop_has_an_exit_code_of_its_own(tiny, tmp_path, capsys, monkeypatch):

@@ -1,7 +1,7 @@
 """Input made to break the reader: refused in a sentence, in time, in little memory; or skipped, counted and told."""
 
 import io
-import json
+import os
 import random
 import re
 import resource
@@ -11,25 +11,30 @@ import sys
 import time
 import tracemalloc
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import fuzz_records
 import numpy as np
 import pytest
+from accelerate import Accelerator
 from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_data import MEANS, TINY, frame_lists, many, record, shard
 from test_index import rated
 from test_records import SequenceExample
+from test_training import CONFIG, SHAPE, SPEC, THREAT, write_videos
 
+from aart_lib import training
+from aart_lib.cli.parser import main
 from aart_lib.data import dataset as data
-from aart_lib.data import index, records
+from aart_lib.data import index, records, synthetic
 from aart_lib.data.catalog import open_splits
 from aart_lib.data.convert import convert
 from aart_lib.data.dataset import VideoDataset
-from aart_lib.data.index import Entries, Entry
+from aart_lib.data.index import Entry
 from aart_lib.data.records import (
     RecordError,
     Skipped,
@@ -38,6 +43,9 @@ from aart_lib.data.records import (
     scan_heads,
     scan_records,
 )
+from aart_lib.experiment.presets import PRESETS
+from aart_lib.experiment.reproduce import Experiment
+from aart_lib.losses import DEFENSES
 from aart_lib.runtime import files
 
 
@@ -48,17 +56,12 @@ def own_cache(tmp_path, monkeypatch):
 
 def test_mutated_records_are_read_or_refused():
     """A small run of the program; tests/RELIABILITY.md has the figures of a large one."""
-    program = [
-        sys.executable,
-        str(Path(__file__).parents[1] / "tools" / "fuzz_records.py"),
-        "--count",
-        "3000",
-        "--seed",
-        "7",
-    ]
-    done = subprocess.run(program, capture_output=True, text=True)
+    program = Path(__file__).parents[1] / "tools" / "fuzz_records.py"
+    small = {name: value for name, value in os.environ.items() if name != "AART_REAL_DATA"}  # its records are long
+    command = [sys.executable, program, "--count", "1500", "--seed", "7", "--slowest", "20"]
+    done = subprocess.run(command, env=small, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3,000 mutated records" in done.stdout and "FOUND" not in done.stdout
+    assert "1,500 mutated records" in done.stdout and "FOUND" not in done.stdout
 
 
 # ---------------------------------------------------------------- what the fuzzer and a second look found
@@ -88,27 +91,11 @@ def test_what_was_found_is_refused_in_a_short_sentence(tmp_path, name):
     assert len(caught.value.reason) < 200
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"segment_labels": b"x"}, "segment_labels must be integers"),
-        ({"segment_start_times": np.float32([np.inf])}, "segment_start_times must be integers"),
-        ({"segment_start_times": [-1]}, "segment_start_times from -1 to -1 outside the 12 frames"),
-        ({"segment_start_times": [2**62]}, "outside the 12 frames of the video"),
-        ({"segment_scores": b"x" * 5000}, "segment_scores must be numbers"),
-    ],
-)
-def test_segments_of_the_wrong_kind_are_refused(tmp_path, changes, words):
-    segments = {"segment_start_times": [5], "segment_labels": [1], "segment_scores": np.float32([1])} | changes
-    with pytest.raises(RecordError, match=words):
-        VideoDataset([shard(tmp_path, context(**segments))], TINY, segments=True)
-
-
 def test_very_many_segments_take_no_square_of_their_time(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "STREAM_BYTES", 10)  # the frames are not read on opening, so any start is believed
-    payload, begun = rated(range(30_000), [1] * 30_000, [1] * 30_000), time.perf_counter()
-    assert len(VideoDataset([shard(tmp_path, payload)], TINY, segments=True)) == 30_000
-    assert time.perf_counter() - begun < 20
+    payload, begun = rated(range(10_000), [1] * 10_000, [1] * 10_000), time.perf_counter()
+    assert len(VideoDataset([shard(tmp_path, payload)], TINY, segments=True)) == 10_000
+    assert time.perf_counter() - begun < 10
 
 
 def test_a_mixture_of_text_sizes_for_labels_allocates_no_table(tmp_path):
@@ -132,7 +119,7 @@ def as_protobuf_reads(feature) -> list:
 def test_mutated_records_that_protobuf_reads_too_have_its_values():
     draw, compared = random.Random(5), 0
     seeds = [fuzz_records.rated_record(), context()]
-    for _ in range(6000):
+    for _ in range(3000):
         payload = fuzz_records.mutated(draw, draw.choice(seeds), seeds[0])
         try:
             theirs = SequenceExample.FromString(payload)
@@ -146,7 +133,7 @@ def test_mutated_records_that_protobuf_reads_too_have_its_values():
             expected = [as_protobuf_reads(feature) for feature in theirs.feature_lists.feature_list[name].feature]
             assert [[row.tobytes()] for row in lists[name]] == expected
             compared += 1
-    assert compared > 2000
+    assert compared > 1000
 
 
 def type_of(values):
@@ -208,16 +195,12 @@ CHANGES = {
     "a label above": {"labels": [0, 1, 5]},
     "a label below": {"labels": [0, -1, 2]},
     "a row behind the end": {"offset": [0, 1, 3]},
-    "a row before the beginning": {"offset": [-1, 1, 2]},
     "a row beyond all numbers": {"offset": [0, 1, 2**63 - 1]},
     "no frame": {"frames": [0, 1, 2]},
     "another shard": {"shard": [0, 0, 1]},
     "labels behind the end": {"last": [1, 2, 9]},
-    "labels from the end to the beginning": {"first": [1, 1, 2], "last": [0, 2, 3]},
     "a shorter column": {"start": [0, 0]},
     "a table": {"labels": [[0, 1, 2]]},
-    "one number": {"id": np.array(b"abc")},
-    "numbers that are none": {"offset": [0.0, 1.0, np.nan]},
     "text for numbers": {"offset": ["0", "1", "2"]},
     "numbers for ids": {"id": [1, 2, 3]},
     "ids as long as books": {"id": [b"x" * 5000, b"b", b"c"]},
@@ -253,7 +236,7 @@ def header(shape: str, kind: str = "<i4") -> bytes:
 BOMBS = {
     "a size that no memory has": header("(1152921504606846976,)") + bytes(12),
     "a size that this file has not": header("(4294967296,)") + bytes(12),
-    "zeros without end": header("(50000000,)") + bytes(200_000_000),
+    "zeros without end": header("(25000000,)") + bytes(100_000_000),
     "a header that is no header": b"\x93NUMPY\x01\x00\x04\x00(((\n",
     "objects": header("(1,)", "|O") + b"cos\nsystem\n(S'false'\ntR.",
     "not an array": b"labels",
@@ -267,7 +250,7 @@ def test_an_index_that_would_fill_the_memory_or_run_code_is_refused(converted, n
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError, match=r"no readable index train0\.npz beside it; convert again"):
         VideoDataset([converted], TINY)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB on Linux
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB on Linux
 
 
 def test_an_index_that_is_no_archive_or_lacks_a_column_is_refused(converted):
@@ -370,41 +353,21 @@ def test_a_folder_with_nothing_left_is_refused(tmp_path):
         open_splits(TINY, tmp_path, skipped=Skipped())
 
 
-def test_every_command_that_opens_data_skips_when_told_and_tells_it(tmp_path, capsys):
-    from test_cli import TINY as SETTINGS
-
-    from aart_lib.cli.parser import main
-    from aart_lib.data import synthetic
-
-    folder, out = tmp_path / "data", tmp_path / "out"
-    synthetic.write(SETTINGS, folder)
-    path = sorted(folder.glob("train*.tfrecord"))[0]
+def test_commands_skip_when_told_and_tell_it(tmp_path, capsys):
+    small = replace(synthetic.SETTINGS["default"], train_videos=40, test_videos=12, shard_size=40, frames=(3, 5))
+    synthetic.write(small, tmp_path / "data")
+    (path,) = (tmp_path / "data").glob("train*.tfrecord")
     body = bytearray(path.read_bytes())
     body[100] ^= 1
     path.write_bytes(body)
-    short = ["--epochs", "1", "--defense", "standard", "--out", str(out)]
-    assert main(["train", "--data-dir", str(folder), *short]) == 2
-    assert "record at byte 0: wrong checksum" in capsys.readouterr().err
-    skip = ["--data-dir", str(folder), "--on-bad-record", "skip"]
     told = rf"aart: skipped 1 bad records in 1 files\n  1 in {re.escape(str(path))}; first: .*record at byte 0"
-    assert main(["train", *skip, *short]) == 0
-    assert re.search(told, capsys.readouterr().err)
-    judged = ["evaluate", str(out / "model.safetensors"), "--suite", "quick", "--out", str(tmp_path / "row")]
-    assert main([*judged, *skip]) == 0
-    assert json.loads((tmp_path / "row/results.json").read_text())["data"]["skipped"][str(path)]["records"] == 1
-    assert re.search(told, capsys.readouterr().err)
-    assert main(["describe", *skip]) == 0
-    assert re.search(told, capsys.readouterr().err)
-    with pytest.raises(SystemExit):
-        main(["describe", "--on-bad-record", "guess"])
-    for command in ("reproduce", "train", "evaluate", "tune", "convert", "describe"):
-        with pytest.raises(SystemExit):
-            main([command, "--help"])
-        assert "--on-bad-record {stop,skip}" in capsys.readouterr().out
-
-
-def test_entries_of_nothing_are_sound(tmp_path):
-    assert index._sound(Entries.of([]).columns, TINY)
+    skip, out = ["--data-dir", str(tmp_path / "data"), "--on-bad-record", "skip"], str(tmp_path / "out")
+    for command in (
+        ["train", *skip, "--epochs", "1", "--defense", "standard", "--out", out],
+        ["describe", *skip],
+    ):
+        assert main(command) == 0
+        assert re.search(told, capsys.readouterr().err)
 
 
 # ---------------------------------------------------------------- what a run left behind
@@ -412,9 +375,7 @@ def test_entries_of_nothing_are_sound(tmp_path):
 
 @pytest.fixture(scope="module")
 def halted(tmp_path_factory):
-    """Splits and the saved state of a run that was stopped in its second epoch."""
-    from test_train import SPEC, write_videos
-
+    """Splits and the saved state of a run that has just begun."""
     folder = tmp_path_factory.mktemp("videos")
     write_videos(folder, "train", 20, 0)
     write_videos(folder, "test", 4, 1)
@@ -425,12 +386,6 @@ def halted(tmp_path_factory):
 
 
 def started(splits):
-    from accelerate import Accelerator
-    from test_train import CONFIG, SHAPE, THREAT
-
-    from aart_lib import training
-    from aart_lib.losses import DEFENSES
-
     return training.Run(DEFENSES["standard"], splits, SHAPE, THREAT, CONFIG, Accelerator())
 
 
@@ -465,9 +420,6 @@ def test_damaged_notes_of_a_run_count_as_not_there(tmp_path):
 
 
 def test_damaged_scores_of_a_run_are_named(tmp_path):
-    from aart_lib.experiment.presets import PRESETS
-    from aart_lib.experiment.reproduce import Experiment
-
     many(tmp_path, [f"v{i}" for i in range(8)])
     many(tmp_path, ["t0", "t1"], name="test0.tfrecord")
     (tmp_path / "rows").mkdir()

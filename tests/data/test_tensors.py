@@ -61,11 +61,11 @@ def test_frames_come_back_as_they_were_given(form):
     assert dataset.max_frames == 4 and len(dataset) == 6 and dataset.left_out == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_every_width_of_floats_becomes_the_same_numbers(dtype):
-    frames = torch.randn(6, 4, 5).mul(100).to(dtype)
-    batch = VideoDataset.from_tensors(frames, HOT).batch(range(6))
-    assert torch.equal(batch.frames, frames.float()) and batch.mask.all()
+def test_every_width_of_floats_becomes_the_same_numbers():
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        frames = torch.randn(6, 4, 5).mul(100).to(dtype)
+        batch = VideoDataset.from_tensors(frames, HOT).batch(range(6))
+        assert torch.equal(batch.frames, frames.float()) and batch.mask.all()
 
 
 @pytest.mark.parametrize(
@@ -77,10 +77,10 @@ def test_labels_of_any_dtype_are_read(labels):
     assert [item.labels.tolist() for item in dataset] == HOT.tolist() and dataset.labels == [0, 1, 2]
 
 
-@pytest.mark.parametrize("labels", [[0, 1, 2, 0, 1, 2], torch.tensor([[0], [1], [2], [0], [1], [2]]), HOT])
-def test_class_indices_are_read_where_their_number_is_given(labels):
-    dataset = VideoDataset.from_tensors(TABLES, labels, classes=3)
-    assert [item.labels.tolist() for item in dataset] == HOT.tolist()
+def test_class_indices_are_read_where_their_number_is_given():
+    for labels in ([0, 1, 2, 0, 1, 2], torch.tensor([[0], [1], [2], [0], [1], [2]]), HOT):
+        dataset = VideoDataset.from_tensors(TABLES, labels, classes=3)
+        assert [item.labels.tolist() for item in dataset] == HOT.tolist()
     several = VideoDataset.from_tensors(TABLES[:2], [[2, 0], []], classes=3)
     assert [item.labels.tolist() for item in several] == [[1, 0, 1], [0, 0, 0]]
 
@@ -118,43 +118,25 @@ MISUSES = {
     "other width": ([*TABLES[:5], np.ones((2, 4), np.float32)], HOT, {}, r"frames\[5\] .* same width"),
     "other dtype": ([*TABLES[:5], TABLE.astype(float)], HOT, {}, r"frames\[5\] must .*float64"),
     "an empty video": ([*TABLES[:5], TABLES[5][:0]], HOT, {}, "video '5' has no frame"),
-    "an empty mask": (PADDED, HOT, {"mask": REAL & False}, "video '0' has no frame"),
     "NaN": ([TABLE] * 5 + [TABLE * np.nan], HOT, {}, "video '5' holds NaN"),
-    "infinity": ([TABLE] * 5 + [TABLE * np.inf], HOT, {}, "video '5' holds NaN, infinity"),
     "beyond float32": ([TABLE, TABLE * 1e300] * 3, HOT, {}, "video '1' .* beyond float32"),
     "bytes": (np.ones((6, 4, 5), np.uint8), HOT, {}, "must be floats, got torch.uint8; dequantize"),
-    "integers": (torch.ones(6, 4, 5).long(), HOT, {}, "must be floats, got torch.int64"),
-    "complex numbers": (np.ones((6, 4, 5), complex), HOT, {}, "must be floats"),
-    "strings": ([["a"]] * 6, HOT, {}, r"frames\[0\] must be a tensor or an array of numbers"),
     "a path": ("train.npy", HOT, {}, r"frames must be \[N,T,.\] or a list of tables \[T,.\], got str"),
     "one video": (TABLES[0], HOT, {}, r"got shape \[4, 5\]"),
     "no video": ([], [], {"classes": 3}, "at least one video"),
-    "no numbers": (np.ones((6, 4, 0)), HOT, {}, "at least one number"),
     "rows of different lengths": ([[[1.0, 2.0], [1.0]]] * 6, HOT, {}, r"frames\[0\] .* equal rows"),
     "soft labels": (TABLES, HOT * 0.3, {}, "labels must be 0 or 1, got 0.3"),
-    "labels with NaN": (TABLES, HOT * np.nan, {}, "labels must be 0 or 1, got nan"),
     "labels of text": (TABLES, [["a"]] * 6, {"classes": 3}, r"labels\[0\] must be integers"),
     "classes that do not exist": (TABLES, [3] * 6, {"classes": 3}, "different class indices below 3, got .3"),
-    "classes as floats": (TABLES, [0.5] * 6, {"classes": 3}, r"labels\[0\] must be integers, got float64"),
-    "a class twice": (TABLES, [[1, 0, 0]] * 6, {"classes": 3}, "different class indices"),
-    "indices without their number": (TABLES, [[0], [1]] * 3, {}, "give classes="),
     "a column of indices": (TABLES, np.arange(6), {}, r"labels must be 0 or 1|give classes="),
     "too few ids": (TABLES, HOT, {"ids": ["a"]}, "each of the 6 videos, got 1"),
-    "ids that are no text": (TABLES, HOT, {"ids": [1] * 6}, "ids must be Unicode texts"),
     "ids with a lone surrogate": (TABLES, HOT, {"ids": ["\ud800"] * 6}, "ids must be Unicode texts"),
     "a mask of numbers": (PADDED, HOT, {"mask": REAL * 1.0}, "mask must be bool"),
     "a mask of another size": (PADDED, HOT, {"mask": REAL[:, :3]}, r"mask must be bool \[N,T\]=\[6, 4\]"),
     "a mask for tables": (TABLES, HOT, {"mask": REAL}, "tables have their own lengths"),
     "lengths too long": (PADDED, HOT, {"lengths": [5] * 6}, "from 1 to 4"),
-    "lengths as floats": (PADDED, HOT, {"lengths": [1.5] * 6}, "lengths must be integers"),
-    "evidence of other lengths": (
-        TABLES,
-        HOT,
-        {"evidence": [TABLE[:, :3]] * 6},
-        r"evidence\[0\] must be",
-    ),
+    "evidence of other lengths": (TABLES, HOT, {"evidence": [TABLE[:, :3]] * 6}, r"evidence\[0\] must be"),
     "evidence of other classes": (TABLES, HOT, {"evidence": [t[:, :2] for t in TABLES]}, r"must be \[T,C\]=\(4, 3\)"),
-    "soft evidence": (TABLES, HOT, {"evidence": [t[:, :3] for t in TABLES]}, "evidence must be 0 or 1"),
     "no frame wanted": (TABLES, HOT, {"max_frames": 0}, "max_frames must be at least 1"),
 }
 
@@ -166,16 +148,10 @@ def test_what_cannot_be_meant_is_refused(case):
         VideoDataset.from_tensors(frames, labels, **options)
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize("workers", [0, 2])
-def test_torchs_loader_gives_our_batches(workers):
-    dataset = videos()
-    how = {"batch_size": 8, "collate_fn": collate, "num_workers": workers, "persistent_workers": workers > 0}
-    ours, theirs = list(dataset.batches(8)), list(DataLoader(dataset, **how))
-    assert [batch.ids for batch in ours] == [batch.ids for batch in theirs]
-    assert all(torch.equal(a.frames, b.frames) for a, b in zip(ours, theirs, strict=True))
+def test_torchs_loader_takes_parts_of_it():
+    dataset, how = videos(), {"batch_size": 8, "collate_fn": collate, "shuffle": True}
     parts = [Subset(dataset, range(20)), *random_split(dataset, [30, 10]), ConcatDataset([dataset, dataset])]
-    assert [sum(len(b) for b in DataLoader(p, shuffle=True, **how)) for p in parts] == [20, 30, 10, 80]
+    assert [sum(len(batch) for batch in DataLoader(part, **how)) for part in parts] == [20, 30, 10, 80]
 
 
 @pytest.fixture(scope="module")
@@ -199,8 +175,7 @@ def test_a_art_trains_and_is_judged_on_tensors(splits):
     threat, shape = default_threat(splits), replace(model_config(splits), width=8, heads=2, layers=1)
     model, history = train(DEFENSES["a-art"], splits, shape, threat, TrainConfig(epochs=2, batch_size=8), progress=None)
     assert history and score(model, splits.test, pgd(threat, 2, 1))["gap"] <= score(model, splits.test)["gap"]
-    row = evaluate(model, splits.test, threat, name="strong", only=[], progress=False)
-    assert "pgd-stored" not in row["other"] and row["checks"]["violation"] < 1e-4
+    assert set(evaluate(model, splits.test, threat, name="quick", progress=False)["attacked"]) >= {"noise", "pgd"}
 
 
 def test_other_tensors_make_another_run(splits):

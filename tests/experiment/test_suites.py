@@ -56,22 +56,3 @@ def test_names_tell_the_budget():
             expected = ThreatModel("linf", few_frames_epsilon(THREAT), int(kind.split("-")[1]))
         assert attack.threat == expected, name
     assert {name for name in beyond if name.startswith("curve@")} == {f"curve@{x:g}" for x in CURVE["strong"]}
-
-
-def test_curves_are_searched_alike_until_epsilon_is_huge():
-    _, beyond = suite("strong", THREAT)
-    curve = {float(name[6:]): (a.steps, a.search) for name, a in beyond.items() if name.startswith("curve@")}
-    assert {how for factor, how in curve.items() if factor < 8} == {(10, "gradient")}
-    assert {how for factor, how in curve.items() if factor >= 8} == {(30, "auto")} and 16 in curve
-
-
-def test_only_the_strong_suite_asks_for_surrogates_and_a_threshold():
-    for name in ("quick", "standard"):
-        assert suite(name, THREAT, threshold=-3.0, surrogates=("a",)) == suite(name, THREAT)
-    assert suite("strong", THREAT, threshold=-3.0)[0]["pgd-gap"].aim.value == -3.0
-    assert not any(name.startswith("transfer-") for name in suite("strong", THREAT)[0])
-
-
-def test_an_unknown_suite_lists_the_known():
-    with pytest.raises(ValueError, match="unknown suite 'huge'; known: quick, standard, strong"):
-        suite("huge", THREAT)

@@ -18,6 +18,9 @@ from safetensors.torch import load_file
 from aart_lib import losses
 from aart_lib.cli.parser import main
 from aart_lib.data import synthetic
+from aart_lib.data.catalog import open_data
+from aart_lib.experiment.presets import PRESETS, default_threat
+from aart_lib.experiment.reproduce import Experiment
 from aart_lib.runtime import jobs
 from aart_lib.runtime.jobs import side_by_side
 from aart_lib.runtime.processes import ProcessLost
@@ -77,9 +80,14 @@ def until(condition, seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def test_one_job_works_in_this_process_in_order():
-    found = list(side_by_side(squared, [(3,), (1,), (2,)]))
-    assert [task for task, _ in found] == [(3,), (1,), (2,)] and {pid for _, (_, pid, _) in found} == {os.getpid()}
+def test_one_job_or_a_machine_without_processes_works_in_this_one_in_order(monkeypatch):
+    def refused(*arguments, **options):
+        raise OSError("no shared memory")
+
+    monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", refused)
+    for count in (1, 2):
+        found = list(side_by_side(squared, [(3,), (1,), (2,)], count))
+        assert [task for task, _ in found] == [(3,), (1,), (2,)] and {pid for _, (_, pid, _) in found} == {os.getpid()}
 
 
 def test_several_jobs_work_in_processes_of_their_own_on_a_share_of_the_threads(monkeypatch):
@@ -98,15 +106,6 @@ def test_as_many_jobs_as_threads_but_one_on_gpus_and_beside_other_processes(monk
     monkeypatch.undo()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert jobs.most(9) == 1
-
-
-def test_where_no_processes_can_start_all_is_done_in_this_one(monkeypatch):
-    def refused(*arguments, **options):
-        raise OSError("no shared memory")
-
-    monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", refused)
-    found = list(side_by_side(squared, [(3,), (1,)], 2))
-    assert [task for task, _ in found] == [(3,), (1,)] and {pid for _, (_, pid, _) in found} == {os.getpid()}
 
 
 @pytest.mark.parametrize("work", [fails, fails_beside_a_training])
@@ -154,20 +153,21 @@ def test_jobs_and_processes_of_one_run_are_not_mixed(monkeypatch):
         list(side_by_side(squared, [(0,), (1,)], 2))
 
 
+PARENT = """
+import sys; from functools import partial; from pathlib import Path
+from test_jobs import side_by_side, sleeps
+if __name__ == '__main__':
+    list(side_by_side(partial(sleeps, folder=Path(sys.argv[1])), [(0,), (1,)], 2))
+"""
+
+
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked up in /proc")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_no_job_outlives_its_parent(tmp_path, number):
-    program = (
-        "import sys; from functools import partial; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
-        "if __name__ == '__main__':\n"
-        "    from test_jobs import side_by_side, sleeps\n"
-        "    list(side_by_side(partial(sleeps, folder=Path(sys.argv[1])), [(0,), (1,)], 2))\n"
-    )
     script = tmp_path / "parent.py"
-    script.write_text(program)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    line = [sys.executable, str(script), str(tmp_path), str(ROOT / "tests")]
-    parent = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE)
+    script.write_text(PARENT)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])}
+    parent = subprocess.Popen([sys.executable, str(script), str(tmp_path)], env=environment, stderr=subprocess.PIPE)
     notes = [tmp_path / "begun0", tmp_path / "begun1"]
     until(lambda: all(note.exists() and note.read_text() for note in notes))
     parent.send_signal(number)
@@ -209,18 +209,11 @@ def test_the_table_is_the_same_side_by_side(data, tmp_path, capsys, monkeypatch)
     for path in sorted((tmp_path / "1" / "checkpoints").iterdir()):
         one, two = load_file(path), load_file(tmp_path / "2" / "checkpoints" / path.name)
         assert all(torch.equal(one[name], two[name]) for name in one)
-    assert capsys.readouterr().out.count("A-ART") == 0
-    with pytest.raises(SystemExit):
-        main(command(data, tmp_path / "3", "--jobs", "many"))
     assert main(command(data, tmp_path / "3", "--jobs", "0")) == 2
     assert "--jobs must be at least 1" in capsys.readouterr().err
 
 
 def test_the_strong_suite_trains_what_it_borrows_first(data, tmp_path):
-    from aart_lib.data.catalog import open_data
-    from aart_lib.experiment.presets import PRESETS, default_threat
-    from aart_lib.experiment.reproduce import Experiment
-
     preset = replace(PRESETS["quick"], suite="strong")
     experiment = Experiment(open_data("synthetic", data), preset, tmp_path, names=["standard", "a-art"])
     (train, models), (judge, first), (_, others) = experiment.stages(2, default_threat(experiment.splits))

@@ -27,7 +27,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = ("train_seconds", "seconds")
-STARTING = 0.4  # share of a run that goes by before it trains; a resumed one has it again
 SAVE_SECONDS, SLOW_RENAME = 0.1, 0.02
 KINDS = (".state", ".safetensors", ".json", ".png", ".md")
 COMMANDS = {
@@ -59,68 +58,54 @@ def run(arguments: list[str], trained: str) -> int:
     return cli.main(arguments)
 
 
-# ---------------------------------------------------------------- one life
-
-
 class Life:
     """A process group that runs the command, and what is in its output folder."""
 
     def __init__(self, arguments: list[str], out: Path, resume: bool):
-        self.out, self.trained = out, out.with_suffix(".trained")
+        self.out, self.trained, self.errors = out, out.with_suffix(".trained"), tempfile.TemporaryFile()
         self.trained.unlink(missing_ok=True)
-        given = [*arguments, "--out", str(out), *["--resume"] * resume]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, __file__, "--run", str(self.trained), *given]
         self.finished = {path.stem for path in out.rglob("*.safetensors") if path.parent.name != "rows"}
-        self.errors = tempfile.TemporaryFile()
+        command = [sys.executable, __file__, "--run", str(self.trained), *arguments, "--out", str(out)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         start = {"stdout": subprocess.DEVNULL, "stderr": self.errors, "start_new_session": True}
-        self.begun, self.process = time.perf_counter(), subprocess.Popen(command, env=environment, **start)
+        self.process = subprocess.Popen([*command, *["--resume"] * resume], env=environment, **start)
 
-    def unfinished(self) -> list[str]:
-        """Endings of the files that are being written just now."""
-        folders = self.out, self.out / "checkpoints", self.out / "rows"
-        names = [entry.name for folder in folders for entry in listed(folder)]
-        return [Path(name.split(".aart-part")[0].rsplit(".", 1)[0]).suffix for name in names if ".aart-part" in name]
+    def writing(self, kind: str) -> bool:
+        """Whether a file with such an ending is being written just now, as `.NAME.RANDOM.aart-part`."""
+        names = [name for folder in (self.out, self.out / "checkpoints", self.out / "rows") for name in listed(folder)]
+        return any(".aart-part" in name and Path(name).with_suffix("").stem.endswith(kind) for name in names)
 
-    def kill_at(self, seconds: float) -> bool:
-        """Whether it was killed before its end."""
+    def kill_at(self, seconds: float) -> None:
         try:
-            self.process.wait(max(0.0, self.begun + seconds - time.perf_counter()))
+            self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
-        return self.process.wait() == -signal.SIGKILL
 
-    def kill_writing(self, kind: str, which: int) -> bool:
+    def kill_writing(self, kind: str, which: int) -> None:
         """Kill it when the which-th file with such an ending is being written."""
         before, seen = False, 0
-        while self.process.poll() is None:
-            now = kind in self.unfinished()
+        while self.process.poll() is None and seen < which:
+            now = self.writing(kind)
             seen += now and not before
-            if seen == which:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                break
             before = now
             time.sleep(0.002)
-        return self.process.wait() == -signal.SIGKILL
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
 
-    def trained_again(self) -> list[str]:
-        """Defenses that were trained although their model was there when this life began."""
+    def faults(self, code: int) -> list[str]:
+        """What is wrong with how it ended: another exit code, a defense trained again whose model was there."""
         names = self.trained.read_text().splitlines() if self.trained.exists() else []
-        return [n for n in names if "model" in self.finished or n.replace(" seed ", "-seed") in self.finished]
-
-    def said(self) -> str:
-        self.errors.seek(0)
-        return self.errors.read().decode(errors="replace")[-1500:]
-
-
-def listed(folder: Path) -> list[os.DirEntry]:
-    try:
-        return list(os.scandir(folder))
-    except FileNotFoundError:
-        return []
+        again = [name for name in names if {"model", name.replace(" seed ", "-seed")} & self.finished]
+        found = [f"{name} was trained again" for name in again]
+        if self.process.returncode != code:
+            self.errors.seek(0)
+            said = self.errors.read().decode(errors="replace")[-1500:]
+            found.append(f"exit code {self.process.returncode}: {said}")
+        return found
 
 
-# ---------------------------------------------------------------- what it comes to
+def listed(folder: Path) -> list[str]:
+    return os.listdir(folder) if folder.exists() else []
 
 
 def timeless(value):
@@ -139,8 +124,7 @@ def outcome(out: Path) -> dict:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 found[name] = {key: file.get_tensor(key).numpy().tobytes() for key in file.keys()}
-                notes = json.loads((file.metadata() or {}).get("aart", "null"))
-                found[f"{name} (description)"] = timeless(notes)
+                found[f"{name} (description)"] = timeless(json.loads((file.metadata() or {}).get("aart", "null")))
         elif path.suffix == ".json":
             found[name] = timeless(json.loads(path.read_text()))
         else:
@@ -155,58 +139,45 @@ class Killer:
         self.draw, self.folder, self.lives = random.Random(seed), folder, lives
         self.arguments = [*COMMANDS[command], "--data-dir", str(data(folder))]
         self.kinds = KINDS[:2] if command == "train" else KINDS
-        self.kills, self.wrong, self.runs = Counter(), [], 0
+        self.kills, self.wrong, self.runs, begun = Counter(), [], 0, time.perf_counter()
         whole = Life(self.arguments, folder / "whole", False)
         if whole.process.wait():
-            sys.exit(f"the run that nobody kills fails: {whole.said()}")
-        self.seconds, self.expected = time.perf_counter() - whole.begun, outcome(whole.out)
+            sys.exit(f"the run that nobody kills fails: {whole.faults(0)}")
+        self.seconds, self.expected = time.perf_counter() - begun, outcome(whole.out)
         print(f"{command}: a run that nobody kills takes {self.seconds:.1f} s", flush=True)
 
     def one_run(self, count: int) -> None:
         """A run killed at most so many times."""
         self.runs += 1
-        out, killed, left = self.folder / f"run{self.runs}", 0, self.seconds
-        while killed < min(count, self.lives):
+        out = self.folder / f"run{self.runs}"
+        for killed in range(min(count, self.lives)):
             life = Life(self.arguments, out, killed > 0)
-            if not (how := self.kill(life, left)):
-                break
-            killed += 1
-            left -= max(0.0, time.perf_counter() - life.begun - self.seconds * STARTING)
+            how = self.kill(life)
+            if life.process.wait() != -signal.SIGKILL:
+                break  # it ended before
             self.kills[how] += 1
-            self.check_life(life, f"run {self.runs}, life {killed} ({how})", -signal.SIGKILL)
+            self.wrong += [f"run {self.runs}, life {killed}: {fault}" for fault in life.faults(-signal.SIGKILL)]
         else:
             life = Life(self.arguments, out, True)
-        if not life.process.wait() and not killed:
-            self.seconds = time.perf_counter() - life.begun  # other work may have come or gone
-        self.check_life(life, f"run {self.runs}, last life", 0)
-        self.check_end(out)
-        print(
-            f"run {self.runs}: {killed} kills, {sum(self.kills.values())} in all, {len(self.wrong)} wrong", flush=True
-        )
-
-    def kill(self, life: Life, left: float) -> str:
-        """How it was killed, "" if it ended before; ``left``: seconds that the run would still take."""
-        if self.draw.random() < 0.5:
-            return "at a random moment" if life.kill_at(self.draw.uniform(0, left)) else ""
-        kind = self.draw.choice(self.kinds)
-        which = self.draw.randrange(1, 13) if kind == ".state" else 1
-        return f"while {kind} was written" if life.kill_writing(kind, which) else ""
-
-    def check_life(self, life: Life, name: str, code: int) -> None:
-        if life.process.returncode != code:
-            self.wrong.append(f"{name}: exit code {life.process.returncode}: {life.said()}")
-        self.wrong += [f"{name}: {again} was trained again" for again in life.trained_again()]
-
-    def check_end(self, out: Path) -> None:
+        life.process.wait()
+        self.wrong += [f"run {self.runs}, last life: {fault}" for fault in life.faults(0)]
         found = outcome(out)
-        for name in sorted(set(found) | set(self.expected)):
-            if found.get(name) != self.expected.get(name):
-                lacks = "is missing" * (name not in found) or "should not be there" * (name not in self.expected)
-                self.wrong.append(f"run {self.runs}: {name} {lacks or 'differs'}")
+        names = sorted(name for name in {*found, *self.expected} if found.get(name) != self.expected.get(name))
+        self.wrong += [f"run {self.runs}: {name} differs, or is on one side alone" for name in names]
+        print(f"run {self.runs}: {self.kills.total()} kills in all, {len(self.wrong)} wrong", flush=True)
+
+    def kill(self, life: Life) -> str:
+        """Returns how."""
+        if self.draw.random() < 0.5:
+            life.kill_at(self.draw.uniform(0, self.seconds))
+            return "at a random moment"
+        kind = self.draw.choice(self.kinds)
+        life.kill_writing(kind, self.draw.randrange(1, 13) if kind == ".state" else 1)
+        return f"while {kind} was written"
 
 
 def data(folder: Path) -> Path:
-    """A small copy of the embedded data set."""
+    """A small copy of the synthetic data set."""
     from aart_lib.data import synthetic
 
     small = replace(synthetic.SETTINGS["default"], train_videos=300, test_videos=60, shard_size=300, frames=(6, 12))
@@ -223,12 +194,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lives", type=int, default=5, metavar="N", help="kills of one run (default 5)")
     options = parser.parse_args()
-    begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         killer = Killer(options.command, Path(folder), options.seed, options.lives)
-        while (left := options.count - sum(killer.kills.values())) > 0:
+        while (left := options.count - killer.kills.total()) > 0:
             killer.one_run(left)
-    print(f"{sum(killer.kills.values())} kills in {killer.runs} runs, {time.perf_counter() - begun:.0f} s")
     for how, count in sorted(killer.kills.items()):
         print(f"  {count:4} {how}")
     print(*(f"FOUND {wrong}" for wrong in killer.wrong), sep="\n")

