@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -54,15 +56,16 @@ class Batch:
         """Some of the videos, as padded as before."""
         places = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
         pictures = tuple(self.pictures[i] for i in places) if self.pictures else None
-        return replace(self._each(lambda t: t[rows]), ids=tuple(self.ids[i] for i in places), pictures=pictures)
+        return self._each(itemgetter(rows), ids=tuple(self.ids[i] for i in places), pictures=pictures)
 
     def trimmed(self) -> "Batch":
         """The same videos without the padding that none of them needs."""
         longest = int(self.mask.sum(1).max())
-        return self._each(lambda tensor: tensor if tensor is self.labels else tensor[:, :longest])
+        evidence = None if self.evidence is None else self.evidence[:, :longest]
+        return replace(self, frames=self.stored[:, :longest], mask=self.mask[:, :longest], evidence=evidence)
 
     def to(self, device) -> "Batch":
-        return self._each(lambda tensor: tensor.to(device))
+        return self._each(partial(Tensor.to, device=device))
 
     def pin_memory(self) -> "Batch":
         """What torch's loader asks for where ``pin_memory=True``."""
@@ -73,18 +76,17 @@ class Batch:
         if get_worker_info() is None:
             return state
         # A reader process sends what is not in shared memory as bytes: torch would share it, an open file a tensor.
-        bare = {
-            key: value.numpy() for key, value in state.items() if isinstance(value, Tensor) and not value.is_shared()
-        }
-        return state | bare
+        bare = (key for key, value in state.items() if isinstance(value, Tensor) and not value.is_shared())
+        return state | {key: state[key].numpy() for key in bare}
 
     def __setstate__(self, state: dict) -> None:
         found = {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in state.items()}
         vars(self).update(found)
 
-    def _each(self, change: Callable) -> "Batch":
+    def _each(self, change: Callable, **more) -> "Batch":
+        """Every tensor changed, the frames as they are stored."""
         tensors = {"frames": self.stored, "mask": self.mask, "labels": self.labels, "evidence": self.evidence}
-        return replace(self, **{name: change(value) for name, value in tensors.items() if value is not None})
+        return replace(self, **{name: change(t) for name, t in tensors.items() if t is not None}, **more)
 
 
 def _floats(batch: Batch) -> Tensor:

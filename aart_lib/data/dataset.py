@@ -11,7 +11,6 @@ import os
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -114,19 +113,15 @@ class VideoDataset(Dataset):
         return len(self.entries)
 
     def __getitem__(self, index: int) -> Item:
-        item = self._item(index)
-        return replace(item, pictures=self._pictures(self.entries[index])) if self.spec.pictured else item
-
-    def _item(self, index: int) -> Item:
-        """A video without its pictures, which training does not look at."""
         entry = self.entries[index]
         stored, evidence = self._stored(entry)
         frames = dequantize(stored) if stored.dtype == np.uint8 else stored.copy()
         shown = torch.from_numpy(evidence[:, self.labels] > 0) if evidence is not None else None
-        return Item(torch.from_numpy(frames), self._labels([entry])[0], entry.id, shown)
+        pictures = self._pictures(entry) if self.spec.pictured else None
+        return Item(torch.from_numpy(frames), self._labels([entry])[0], entry.id, shown, pictures)
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch | None:
-        """The batch of these videos, with the same frames as `collate` makes of the items, but bytes stay bytes.
+        """`collate` of these videos, but bytes stay bytes, and without pictures, which training does not look at.
 
         None without an index.
         """

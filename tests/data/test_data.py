@@ -1,6 +1,8 @@
 """batch.py, dataset.py, catalog.py: bytes to features and back, batches, stable splits, bad records that are named."""
 
+import copy
 import math
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Subset
 
+from aart_lib.data import batch as batching
 from aart_lib.data import dataset as data
-from aart_lib.data.batch import BOX, LEVEL, Item, collate, dequantize, quantize
+from aart_lib.data.batch import BOX, LEVEL, Batch, Item, collate, dequantize, features, quantize
 from aart_lib.data.catalog import find_shards, most_frequent, open_splits
 from aart_lib.data.dataset import VideoDataset
 from aart_lib.data.formats import SPECS, DatasetSpec
@@ -134,6 +137,72 @@ def test_a_batch_moves_and_is_pinned_as_a_whole(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *device: tensor + 1)
     pinned = pin_memory(batch)
     assert pinned.frames.min() == 2 and pinned.labels.min() == 1 and pinned.ids == ("a",)
+
+
+# ---------------------------------------------------------------- bytes until somebody asks
+
+
+def stored_batch() -> Batch:
+    rng = np.random.default_rng(0)
+    mask = torch.arange(7) < torch.tensor([[7], [3], [5]])
+    return Batch(torch.from_numpy(rng.integers(0, 256, (3, 7, 5), np.uint8)), mask, torch.eye(3), ("a", "b", "c"))
+
+
+@pytest.mark.parametrize("piece", [1, 2, 9, 2**16])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_stored_bytes_become_the_features_of_every_video_and_zeros(monkeypatch, piece, threads):
+    monkeypatch.setattr(batching, "PIECE", piece)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    batch = stored_batch()
+    assert batch.frames is batch.frames and batch.frames.dtype == torch.float32
+    for frames, stored, real in zip(batch.frames, batch.stored, batch.mask, strict=True):
+        assert frames[real].numpy().tobytes() == dequantize(stored[real].numpy()).tobytes()
+        assert frames[~real].numpy().tobytes() == bytes(4 * 5 * int((~real).sum()))  # no -0.0 either
+
+
+def test_the_way_of_other_devices_gives_the_same_bits():
+    batch = stored_batch()
+
+    class Elsewhere(torch.Tensor):
+        device = torch.device("cuda")
+
+    there = features(batch.stored.as_subclass(Elsewhere), batch.mask).as_subclass(torch.Tensor)
+    assert there.numpy().tobytes() == batch.frames.numpy().tobytes()
+
+
+def test_bytes_and_not_floats_are_moved_pinned_cut_and_sent(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *device: tensor)
+    batch = stored_batch()
+    assert batch.frames.dtype == torch.float32  # asked for before
+    others = batch.to("meta"), batch.pin_memory(), batch[1:], batch[torch.tensor([2, 0])], batch[1:].trimmed()
+    for other in (*others, copy.copy(batch), pickle.loads(pickle.dumps(batch))):
+        assert other.stored.dtype == torch.uint8 and other.frames.dtype == torch.float32
+    assert others[-1].stored.shape == (2, 5, 5) and torch.equal(others[-1].frames, batch.frames[1:, :5])
+    assert len(pickle.dumps(batch)) - len(pickle.dumps(replace(batch, frames=batch.frames))) < -2 * 3 * 7 * 5
+
+
+def test_floats_stay_what_they_are_and_a_changed_batch_keeps_its_frames():
+    batch, floats = stored_batch(), torch.randn(3, 7, 5)
+    other = replace(batch, frames=floats, labels=torch.ones(3, 3))
+    assert other.frames is other.stored is floats and other.labels.all()
+    assert torch.equal(replace(batch, labels=torch.ones(3, 3)).frames, batch.frames)
+
+
+def test_frames_first_seen_under_inference_can_be_trained_on():
+    batch = stored_batch()
+    with torch.inference_mode():
+        assert not batch.frames.is_inference()
+    torch.nn.Linear(5, 1)(batch.frames).sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("shared", [0, 2**20])
+def test_bytes_come_through_a_reader_process(tmp_path, monkeypatch, shared):
+    monkeypatch.setattr(data, "SHARED_BYTES", shared)
+    dataset = VideoDataset([many(tmp_path, [f"v{i}" for i in range(11)])], TINY)
+    for here, there in zip(dataset.batches(4), dataset.batches(4, workers=1), strict=True):
+        assert there.stored.dtype == torch.uint8 and torch.equal(here.stored, there.stored)
+        assert torch.equal(here.frames, there.frames)
 
 
 # ---------------------------------------------------------------- reading
