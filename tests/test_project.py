@@ -201,7 +201,7 @@ def test_no_module_has_a_way_to_run_what_it_reads():
     # What a process sends to its own children; no file.
     assert {name: calls for name, calls in found.items() if calls} == {"runtime.jobs": ["cloudpickle"]}
     # Of the run's own state alone.
-    assert [name for path, name in NAMES.items() if "torch.load" in path.read_text("utf-8")] == ["checkpoint"]
+    assert [name for path, name in NAMES.items() if "torch.load" in path.read_text("utf-8")] == ["runtime.files"]
 
 
 def tracked_files() -> list[Path]:
