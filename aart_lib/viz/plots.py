@@ -33,10 +33,8 @@ NEUTRAL, ATTENTION_MAP, FEATURE_MAP = "#5B7C99", "viridis", film.FEATURE_MAP
 def save(fig: Figure, path) -> None:
     """Write a figure as PNG (150 dpi, no metadata, so equal figures are equal bytes) and close it.
 
-    The file appears under its name only when it is complete. Raises: ValueError for other endings than .png.
+    The file appears under its name only when it is complete.
     """
-    if not str(path).endswith(".png"):
-        raise ValueError(f"figures are stored as PNG, got {path}; name the file *.png")
     with replacing(path) as file:
         fig.savefig(file, format="png", dpi=150, metadata={"Software": None})
     plt.close(fig)

@@ -203,7 +203,7 @@ def test_the_strong_suite_trains_what_it_borrows_first(data, tmp_path):
     preset = replace(PRESETS["quick"], suite="strong")
     experiment = Experiment(open_data("synthetic", data), preset, tmp_path, names=["standard", "a-art"])
     (train, models), (judge, first), (_, others) = experiment.stages(2, default_threat(experiment.splits))
-    assert train.func == experiment._train and judge.func == experiment.judge
+    assert train.func == experiment.prepare and judge.func == experiment.judge
     assert set(models) == {("standard", 0), ("a-art", 0), ("standard", 1), ("a-art", 1), ("standard", 2)}
     assert (first, others) == ([("standard", 0), ("a-art", 0)], [("standard", 1), ("a-art", 1)])
 
