@@ -10,8 +10,13 @@ from aart_lib.attacks import OBJECTIVES, Attack, fgsm, noise, pgd
 from aart_lib.data.exact import one_of
 from aart_lib.threats import ThreatModel
 
-SUITES = ("quick", "standard", "strong")
-CURVE = {"quick": (), "standard": (0.5, 1.5, 3.0), "strong": (0.5, 1.5, 3.0, 4.0, 8.0, 16.0)}  # of ε, beside 1 and 2
+SUITES = ("quick", "standard", "splice", "strong")  # "splice": standard, and one frame that may be anything
+CURVE = {
+    "quick": (),
+    "splice": (),
+    "standard": (0.5, 1.5, 3.0),
+    "strong": (0.5, 1.5, 3.0, 4.0, 8.0, 16.0),
+}  # of ε, beside 1 and 2
 MIXTURES = (-10.0, -1.0, 1.0, 10.0)  # weight of attention moved against BCE: hold it still, or push it away
 SPLICE_STEPS = (0.3, 0.1, 0.03)  # of the width of the box
 FREE_VIDEOS, FREE_QUERIES = 200, 1000  # the search without gradients
@@ -33,6 +38,10 @@ def suite(
     one = threat.few()
     beyond = {"pgd@2": pgd(threat.times(2), steps, 1), "frames-1": pgd(one, steps, 2 * restarts - 1, frames="trial")}
     beyond |= {f"curve@{factor:g}": _far(threat.times(factor), factor) for factor in CURVE[name]}
+    if name in ("splice", "strong") and threat.box:
+        # One frame may be anything. Where ε is that large, no single size of the steps serves all videos.
+        splice = {f"splice-{size:g}": {"frames": "trial", "step_size": size} for size in SPLICE_STEPS}
+        beyond |= {key: pgd(threat.spliced(), 20, 3, **how) for key, how in splice.items()}
     if name == "strong":
         within |= _strong(threat, threshold) | _adaptive(threat)
         within |= {transfer(other): pgd(threat, 20, 1) for other in surrogates}
@@ -79,9 +88,6 @@ def _beyond(threat: ThreatModel) -> dict[str, Attack]:
     double = threat.times(2)
     found = {"pgd-margin@2": pgd(double, 50, 1, objective="margin"), "apgd@2": Attack(double, steps=50, search="auto")}
     found |= {f"frames-{k}": pgd(threat.few(k), 20, 1, frames="trial") for k in (2, 4)}
-    if threat.box:  # one frame may be anything: where ε is huge, no single size of the steps serves all videos
-        spliced = threat.spliced()
-        found |= {f"splice-{size:g}": pgd(spliced, 20, 3, frames="trial", step_size=size) for size in SPLICE_STEPS}
     return found | {
         f"frames-1-{how}": pgd(threat.few(), 20, 1, frames=how) for how in ("gradient", "attention", "random")
     }
