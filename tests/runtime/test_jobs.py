@@ -165,7 +165,7 @@ if __name__ == '__main__':
 def test_no_job_outlives_its_parent(tmp_path, number):
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     parent = subprocess.Popen([sys.executable, str(script), str(tmp_path)], env=environment, stderr=subprocess.PIPE)
     notes = [tmp_path / "begun0", tmp_path / "begun1"]
     until(lambda: all(note.exists() and note.read_text() for note in notes))
