@@ -25,7 +25,7 @@ help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 	@echo "Variables: PYTHON=$(PYTHON) OUT=$(OUT) SEEDS=$(SEEDS) PRESET=$(PRESET) (quick, small, full)"
 
-reproduce: $(STAMP) ## train, attack and compare all defenses on the embedded data; resumes what was begun
+reproduce: $(STAMP) ## train, attack and compare all defenses on the synthetic data; resumes what was begun
 	$(BIN) -m aart_lib reproduce --data synthetic --out "$(OUT)" --resume \
 	    $(if $(SEEDS),--seeds "$(SEEDS)") $(if $(PRESET),--preset "$(PRESET)")
 
@@ -50,8 +50,8 @@ headline: $(STAMP) ## the strong suite on five seeds, as in figures/report-synth
 credit: $(STAMP) ## which part of A-ART earns what, as in figures/report-credit.md: twenty minutes; resumes
 	$(BIN) -m aart_lib reproduce --data synthetic --defenses $(CREDIT) --out runs/credit --resume
 
-plan: $(STAMP) ## measure steps and write what the full run would cost, figures/scale-plan.md: five minutes
-	OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 $(BIN) tests/benchmarks/plan.py --out figures
+plan: $(STAMP) ## measure a step and write what the full run would cost, figures/scale-plan.md: a minute
+	OMP_NUM_THREADS=1 $(BIN) tests/benchmarks/plan.py --out figures
 
 explore: $(STAMP) ## ideas that did not become defenses, as in figures/explored-synthetic.md: an hour; resumes
 	$(BIN) figures/explore.py
@@ -79,6 +79,5 @@ $(STAMP): requirements.txt pyproject.toml
 $(PEERS)/.installed: tests/benchmarks/requirements-peers.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install -r tests/benchmarks/requirements-peers.txt
-	$(PEERS)/bin/python -m pip install --no-deps torchattacks==3.5.1
 	-$(PEERS)/bin/python -m pip install -c tests/benchmarks/requirements-peers.txt tensorflow-cpu==2.21.0
 	@touch $@

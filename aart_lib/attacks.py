@@ -78,7 +78,7 @@ class Attack:
         if not isinstance(self.objective, Objective):
             one_of("objective", self.objective, OBJECTIVES)
         one_of("start", self.start, STARTS)
-        one_of("choice of frames", self.frames, CHOICES)
+        one_of("frames", self.frames, CHOICES)
         one_of("search", self.search, ("gradient", "auto", "random"))
         one_of("labels", self.labels, ("true", "predicted"))
         one_of("view", self.view, VIEWS)

@@ -10,7 +10,7 @@ from aart_lib.data.pictures import from_jpeg
 from aart_lib.viz import style
 
 MOST = 24  # pictures of a row; of longer films every second, third, ... is shown
-EVIDENCE = "#444444"
+FEATURE_MAP = "PRGn"
 
 
 @style.styled
@@ -34,8 +34,7 @@ def plot_film(
         attacked_frames: [T] bool or indices of the frames an attack touched, framed in red; None draws no marks.
         attacked_pictures: T pictures for the row under attack, where pixels were changed.
     """
-    fig = style.Drawing(figsize=(9, 0.5 + 2.1 * len(attention)), layout="constrained", facecolor="white")
-    fig.suptitle(title, x=0.01, ha="left", wrap=True)
+    fig = style.new_figure(title, 0.5 + 2.1 * len(attention))
     axes = fig.subplots(2 * len(attention), 1, height_ratios=[1.5, 1] * len(attention))
     top = 1.1 * max(float(np.max(line)) for line in attention.values())
     for above, below, (key, line) in zip(axes[::2], axes[1::2], attention.items(), strict=True):
@@ -48,15 +47,35 @@ def plot_film(
     return fig
 
 
+def draw_film(ax, frames: np.ndarray, attacked_frames, pictures: Sequence | None = None) -> None:
+    """Pictures in a row, or without them frames [T,dims] as a strip of film; attacked frames stand in a red box."""
+    if pictures:
+        draw_pictures(ax, pictures, attacked_frames)
+        return
+    count, dims = frames.shape
+    top, bottom, edge = -0.5, dims - 0.5, 0.14 * dims
+    ax.imshow(frames.T, aspect="auto", cmap=FEATURE_MAP, vmin=-2, vmax=2, interpolation="nearest")
+    ax.vlines(np.arange(count - 1) + 0.5, top, bottom, color="#222222", lw=1.2 if count <= 80 else 0)
+    holes, y = (np.arange(60) + 0.5) * count / 60 - 0.5, np.repeat([top - edge / 2, bottom + edge / 2], 60)
+    ax.scatter(np.tile(holes, 2), y, marker="s", s=9, color="white", lw=0)
+    ax.set(ylim=(bottom + edge, top - edge), yticks=[], facecolor="#222222", ylabel=f"{dims} leading\nfeatures")
+    _mark_attacked(ax, count, attacked_frames, top, dims, top - edge)
+
+
+def _mark_attacked(ax, count: int, attacked_frames, top: float, height: float, tip: float) -> None:
+    for t in np.arange(count)[[] if attacked_frames is None else np.asarray(attacked_frames)].tolist():
+        ax.plot([t], [tip], "v", ms=8, color=style.ATTACKED, clip_on=False, zorder=5)
+        box = plt.Rectangle((t - 0.5, top), 1, height, fill=False, ec=style.ATTACKED, lw=2.5, clip_on=False, zorder=4)
+        ax.add_patch(box)
+
+
 def draw_pictures(ax, pictures: Sequence, attacked_frames=None, evidence=None) -> None:
-    """T pictures in a row, one a frame, over bars where ``evidence`` [T] is; attacked ones in a red frame."""
+    """T pictures in a row, one a frame, over bars where ``evidence`` [T] is; attacked ones in a red box."""
     count, step = len(pictures), -(-len(pictures) // MOST)
     for t in range(0, count, step):
         picture = from_jpeg(pictures[t]) if isinstance(pictures[t], bytes) else pictures[t]
         ax.imshow(picture, extent=(t - 0.48, min(t + step, count) - 0.52, 1, 0), aspect="auto")
     for t in np.flatnonzero(evidence if evidence is not None else []).tolist():
-        ax.axvspan(t - 0.48, t + 0.48, -0.12, -0.03, color=EVIDENCE, lw=0, clip_on=False)
-    for t in np.arange(count)[[] if attacked_frames is None else np.asarray(attacked_frames)].tolist():
-        ax.add_patch(plt.Rectangle((t - 0.5, 0), 1, 1, fill=False, ec=style.ATTACKED, lw=3, clip_on=False, zorder=4))
-        ax.plot([t], [-0.08], "v", ms=8, color=style.ATTACKED, clip_on=False, zorder=5)
+        ax.axvspan(t - 0.48, t + 0.48, -0.12, -0.03, color=style.EVIDENCE, lw=0, clip_on=False)
+    _mark_attacked(ax, count, attacked_frames, 0, 1, -0.08)
     ax.set(xlim=(-0.5, count - 0.5), ylim=(1, 0), xticks=[], yticks=[], frame_on=False)

@@ -23,22 +23,18 @@ from matplotlib.patches import Ellipse
 
 from aart_lib.data.batch import LEVEL
 from aart_lib.runtime.files import replacing
-from aart_lib.viz import style
-from aart_lib.viz.film import draw_pictures
-from aart_lib.viz.style import ATTACKED, CLEAN, defense_style, finish, new_axes, new_figure, styled
+from aart_lib.viz import film, style
+from aart_lib.viz.style import ATTACKED, CLEAN, EVIDENCE, defense_style, finish, new_axes, new_figure, styled
 
-EVIDENCE, NEUTRAL = "#444444", "#5B7C99"
-ATTENTION_MAP, FEATURE_MAP = "viridis", "PRGn"
+NEUTRAL, ATTENTION_MAP, FEATURE_MAP = "#5B7C99", "viridis", film.FEATURE_MAP
 
 
 @styled
 def save(fig: Figure, path) -> None:
     """Write a figure as PNG (150 dpi, no metadata, so equal figures are equal bytes) and close it.
 
-    The file appears under its name only when it is complete. Raises: ValueError for other endings than .png.
+    The file appears under its name only when it is complete.
     """
-    if not str(path).endswith(".png"):
-        raise ValueError(f"figures are stored as PNG, got {path}; name the file *.png")
     with replacing(path) as file:
         fig.savefig(file, format="png", dpi=150, metadata={"Software": None})
     plt.close(fig)
@@ -81,7 +77,7 @@ def _mark_evidence(ax, evidence, bottom: float) -> None:
 def plot_timeline(
     frames, evidence=None, label_names=(), *, attention=None, scores=None, attacked_frames=None, labels=None,
     pictures=None, title="",
-) -> Figure:  # fmt: skip
+):  # fmt: skip
     """One video under attack: attention above the film, evidence below, label probabilities beside it.
 
     Args:
@@ -103,10 +99,7 @@ def plot_timeline(
     axes = fig.subplot_mosaic(mosaic, height_ratios=list(heights.values()), width_ratios=[2.5, 1] if scores else [1])
     if attention:
         draw_attention(axes["attention"], axes["change"], attention, evidence)
-    if pictures:
-        draw_pictures(axes["film"], pictures, attacked_frames)
-    else:
-        _draw_film(axes["film"], np.asarray(frames)[:, :8], attacked_frames)
+    film.draw_film(axes["film"], np.asarray(frames)[:, :8], attacked_frames, pictures)
     if len(shown):
         _draw_evidence(axes["evidence"], evidence[:, shown], [label_names[c] for c in shown])
     if scores:
@@ -135,20 +128,6 @@ def draw_attention(above, below, attention: Mapping, evidence: np.ndarray) -> No
     below.bar(time, change.clip(None, 0), 0.85, **style.HATCHED | {"color": "#92A8B8"})
     below.axhline(0, color="#666666", lw=0.8)
     below.set_ylabel("change")
-
-
-def _draw_film(ax, frames: np.ndarray, attacked_frames) -> None:
-    """Frames [T,dims] as a strip of film; attacked frames stand in a red box under a red triangle."""
-    count, dims = frames.shape
-    top, bottom, edge = -0.5, dims - 0.5, 0.14 * dims
-    ax.imshow(frames.T, aspect="auto", cmap=FEATURE_MAP, vmin=-2, vmax=2, interpolation="nearest")
-    ax.vlines(np.arange(count - 1) + 0.5, top, bottom, color="#222222", lw=1.2 if count <= 80 else 0)
-    holes, y = (np.arange(60) + 0.5) * count / 60 - 0.5, np.repeat([top - edge / 2, bottom + edge / 2], 60)
-    ax.scatter(np.tile(holes, 2), y, marker="s", s=9, color="white", lw=0)
-    ax.set(ylim=(bottom + edge, top - edge), yticks=[], facecolor="#222222", ylabel=f"{dims} leading\nfeatures")
-    for t in np.arange(count)[[] if attacked_frames is None else np.asarray(attacked_frames)]:
-        ax.plot([t], [top - edge], "v", ms=8, color=ATTACKED, clip_on=False, zorder=5)
-        ax.add_patch(plt.Rectangle((t - 0.5, top), 1, dims, fill=False, ec=ATTACKED, lw=2.5, zorder=4))
 
 
 def _draw_evidence(ax, evidence: np.ndarray, names: Sequence[str]) -> None:
@@ -392,7 +371,7 @@ def plot_quantization(*, start: float = 0.3, title: str = "", ax=None) -> Figure
 
 @styled
 def plot_autocorrelation(curves: Mapping[str, Mapping], *, title: str = "", ax=None) -> Figure:
-    """Autocorrelation of the frames by lag; curves: {"embedded": {lag: value}, "genuine (n=1)": …}."""
+    """Autocorrelation of the frames by lag; curves: {"synthetic": {lag: value}, "genuine (n=1)": …}."""
     ax = new_axes(ax, title)
     looks = (NEUTRAL, "-", "o"), ("#000000", "--", "s"), ("#999999", ":", "^"), ("#CC79A7", "-.", "D")
     for (name, curve), (color, line, marker) in zip(curves.items(), looks, strict=False):  # lags are text in JSON

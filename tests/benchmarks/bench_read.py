@@ -14,9 +14,9 @@ BOUNDS = {
     "floats": "turn bytes that lie ready into floats in new batches, and read nothing",
 }
 TARGETS = {  # from the file, and from the cache
-    "stored bytes": ({"tfrecord": 6.0, "protobuf (upb)": None, "tf.data": 3.0}, {"tfrecord": 25.0}),
+    "stored bytes": ({"tfrecord": 6.0, "tf.data": 3.0}, {"tfrecord": 25.0}),
     "floats": (
-        {"tfrecord": 3.0, "tfrecord, two processes": None, "protobuf (upb)": None, "tf.data": 1.5},
+        {"tfrecord": 3.0, "tfrecord, two processes": None, "tf.data": 1.5},
         {"tfrecord": 10.0},
     ),
 }
@@ -66,7 +66,6 @@ def _jobs(path, cached, product: str) -> dict:
         jobs["ours, cached"] = lambda: readers.ours_batches(cached)
     if peer("tfrecord"):
         jobs["tfrecord"] = lambda: readers.batched(readers.tfrecord_stored(path), floats)
-        jobs["protobuf (upb)"] = lambda: readers.batched(readers.protobuf_stored(path), floats)
         if floats:
             jobs["tfrecord, two processes"] = lambda: readers.tfrecord_batches(path, 2)
     if _limit_tensorflow():

@@ -20,10 +20,8 @@ from aart_lib.data.dataset import VideoDataset
 from aart_lib.data.formats import SPECS, DatasetSpec
 from aart_lib.data.records import (
     RecordError,
-    decode_example,
     encode_example,
     encode_sequence_example,
-    read_records,
     write_records,
 )
 
@@ -217,14 +215,6 @@ def test_a_video_is_read_as_it_was_written(tmp_path, key):
     stored = np.concatenate([lists["rgb"], lists["audio"]], 1)
     np.testing.assert_array_equal(quantize(item.frames.numpy()), stored)
     assert item.labels.tolist() == [0, 1, 0, 0, 1] and item.id == "abc" and item.evidence is None
-
-
-def test_leading_dimensions_of_each_list_are_used(tmp_path):
-    lists = frame_lists(2)
-    item = VideoDataset([shard(tmp_path, record(lists=lists))], TINY.leading(rgb=2, audio=1))[0]
-    expected = np.concatenate([lists["rgb"][:, :2], lists["audio"][:, :1]], 1)
-    np.testing.assert_array_equal(quantize(item.frames.numpy()), expected)
-    assert TINY.leading(rgb=2).dims == 4 and TINY.dims == 5
 
 
 def test_long_videos_are_thinned_evenly_and_keep_first_and_last_frame(tmp_path):
@@ -448,24 +438,11 @@ def test_shards_are_found_in_the_data_sets_own_subfolder_and_nowhere_else(tmp_pa
 # ---------------------------------------------------------------- genuine
 
 
-def test_genuine_video_level_shards_carry_labels_and_finite_features(real_data):
-    paths = find_shards(SPECS["yt8m-video"], real_data, "test")
-    dataset = VideoDataset(paths, SPECS["yt8m-video"])
-    assert len(dataset) == 1787 and all(entry.labels for entry in dataset.entries)
-    item = dataset[0]
-    assert item.frames.shape == (1, 1152) and item.frames.isfinite().all()
-    raw = decode_example(next(read_records(paths[0])))
-    assert np.flatnonzero(item.labels).tolist() == sorted(raw["labels"].tolist())
-    np.testing.assert_array_equal(item.frames[0, 1024:], raw["mean_audio"])
-
-
 def test_genuine_audioset_has_its_clips_and_the_most_frequent_labels_narrow_it(real_data):
     spec = SPECS["audioset"]
-    train, test = (VideoDataset(find_shards(spec, real_data, split), spec) for split in ("train", "test"))
-    assert (len(train), len(test)) == (22160, 10093)
-    classes = most_frequent(train, 50)
-    train.keep(classes)
-    test.keep(classes)
-    assert len(train) + train.left_out == 22160 and len(test) + test.left_out == 10093
-    counts = torch.stack([train[i].labels for i in range(0, len(train), 40)]).sum(0)
-    assert counts[0] > counts[49] and (train[0].labels.shape, train[0].frames.shape[1]) == ((50,), 128)
+    test = VideoDataset(find_shards(spec, real_data, "test"), spec)
+    assert len(test) == 10093
+    test.keep(most_frequent(test, 50))
+    assert 0 < test.left_out == 10093 - len(test)
+    counts = torch.stack([test[i].labels for i in range(0, len(test), 40)]).sum(0)
+    assert counts[0] > counts[49] and (test[0].labels.shape, test[0].frames.shape[1]) == ((50,), 128)
