@@ -121,7 +121,7 @@ def shuffled(settings: Settings) -> list[Entry]:
     jobs = {
         "ours": lambda: [ours[i] is None for i in order],
         "tfrecord with index": lambda: [readers.dequantize(theirs[i]) is None for i in order],
-        "ours, bytes": lambda: [ours._stored(ours.entries[i]) is None for i in order],
+        "ours, bytes": lambda: [np.concatenate(ours._stored(ours.entries[i])[0], 1) is None for i in order],
         "tfrecord with index, bytes": lambda: [theirs[i] is None for i in order],
         "bound": lambda table=theirs[0]: [readers.dequantize(table) is None for _ in order],
     }

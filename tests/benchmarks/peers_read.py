@@ -90,7 +90,7 @@ def ours_batches(dataset, workers: int = 0) -> Iterator:
 
 def ours_cached(dataset) -> Iterator:
     """(tables, labels) of every video from the data set's cache."""
-    return (([dataset._stored(entry)[0]], entry.labels) for entry in dataset.entries)
+    return ((dataset._stored(entry)[0], entry.labels) for entry in dataset.entries)
 
 
 # ---------------------------------------------------------------- peers
