@@ -219,5 +219,5 @@ def test_tuning_changes_weights_and_training_epsilon_and_nothing_else(data):
         assert set(recipe.weights) == set(DEFENSES[name].weights) and set(settings) <= {"rate", "weight_decay"}
         same = {"weights": recipe.weights, "epsilon_scale": recipe.epsilon_scale}
         assert replace(DEFENSES[name], **same) == recipe
-    for name in DEFENSES:  # data without trials: what the embedded ones chose, for every defense alike
+    for name in DEFENSES:  # data without trials: what the synthetic ones chose, for every defense alike
         assert tuned("no such data", name) == tuned("synthetic", name)
