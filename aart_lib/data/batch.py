@@ -62,7 +62,8 @@ class Batch:
         """The same videos without the padding that none of them needs."""
         longest = int(self.mask.sum(1).max())
         evidence = None if self.evidence is None else self.evidence[:, :longest]
-        return replace(self, frames=self.stored[:, :longest], mask=self.mask[:, :longest], evidence=evidence)
+        frames = self.stored[:, :longest].contiguous()  # products of strided frames end in other last digits
+        return replace(self, frames=frames, mask=self.mask[:, :longest], evidence=evidence)
 
     def to(self, device) -> "Batch":
         return self._each(partial(Tensor.to, device=device))
