@@ -25,7 +25,7 @@ from aart_lib.viz.film import plot_film
 def make(options) -> str:
     """Write the films; returns what is there. Videos that are left out are told on standard error."""
     left_out: list[ValueError] = []
-    how: dict = {"dims": options.dims, "fitted": options.fitted}
+    how: dict = {"dims": options.dims}
     how |= {"bad": left_out.append} if options.on_bad_video == "skip" else {}
     if str(options.source) == "photographs" and not options.source.exists():
         return photographs(options.out, **how)

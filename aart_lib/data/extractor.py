@@ -11,6 +11,7 @@ import io
 from collections.abc import Iterable
 from contextlib import redirect_stdout
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -77,13 +78,9 @@ class Extractor(nn.Module):
 @torch.inference_mode()
 def network_features(network: nn.Module, pictures: Iterable[np.ndarray]) -> np.ndarray:
     """Features [N,F] of pictures, uint8 [H,W,3] each, some at a time. The same pictures give the same bits."""
-    found, waiting = [], list[np.ndarray]()
-    for picture in (*pictures, None):
-        if picture is not None:
-            waiting.append(picture)
-        if waiting and (picture is None or len(waiting) == FRAMES):
-            found.append(network(as_tensor(np.stack(waiting))))
-            waiting.clear()
+    found, left = [], iter(pictures)
+    while some := list(islice(left, FRAMES)):
+        found.append(network(as_tensor(np.stack(some))))
     return torch.cat(found).numpy()
 
 

@@ -20,7 +20,7 @@ SIZE = 112  # pixels of a picture's side
 # goes through the middle of what is shown, so that both halves show it.
 CLASSES = {
     "astronaut": ("astronaut", (0.08, 0.43, 0.75), (0.0, 0.72)),
-    "photographer": ("camera", (0.05, 0.38, 0.75), (0.05, 0.75)),
+    "camera": ("camera", (0.05, 0.38, 0.75), (0.05, 0.75)),
     "cat": ("chelsea", (0.0, 0.55, 1.0), (0.0, 1.0)),
     "coffee": ("coffee", (0.1, 0.53, 0.88), (0.0, 0.95)),
     "coins": ("coins", (0.0, 0.5, 1.0), (0.0, 1.0)),
