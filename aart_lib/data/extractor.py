@@ -114,9 +114,9 @@ def weights_of(network: nn.Module) -> dict:
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    package = getattr(network, "package", type(network).__name__)
-    number = version(package) if isinstance(network, EfficientNet) else None
-    return {"package": package, "version": number, "sha256": digest.hexdigest()}
+    package = getattr(network, "package", None)
+    about = {"network": type(network).__name__, "package": package, "version": package and version(package)}
+    return about | {"sha256": digest.hexdigest()}
 
 
 def save(extractor: Extractor, folder) -> None:
