@@ -58,8 +58,8 @@ films: $(STAMP) ## make the films of photographs and their models anew, notebook
 	cp runs/films/*.tfrecord runs/films/*.csv runs/films/extractor.* notebooks/films
 	cp runs/films-models/checkpoints/*.safetensors notebooks/films/checkpoints
 
-plan: $(STAMP) ## measure steps and write what the full run would cost, figures/scale-plan.md: five minutes
-	OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 $(BIN) tests/benchmarks/plan.py --out figures
+plan: $(STAMP) ## measure a step and write what the full run would cost, figures/scale-plan.md: a minute
+	OMP_NUM_THREADS=1 $(BIN) tests/benchmarks/plan.py --out figures
 
 explore: $(STAMP) ## ideas that did not become defenses, as in figures/explored-synthetic.md: an hour; resumes
 	$(BIN) figures/explore.py
@@ -87,6 +87,5 @@ $(STAMP): requirements.txt pyproject.toml
 $(PEERS)/.installed: tests/benchmarks/requirements-peers.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install -r tests/benchmarks/requirements-peers.txt
-	$(PEERS)/bin/python -m pip install --no-deps torchattacks==3.5.1
 	-$(PEERS)/bin/python -m pip install -c tests/benchmarks/requirements-peers.txt tensorflow-cpu==2.21.0
 	@touch $@

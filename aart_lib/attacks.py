@@ -78,7 +78,7 @@ class Attack:
         if not isinstance(self.objective, Objective):
             one_of("objective", self.objective, OBJECTIVES)
         one_of("start", self.start, STARTS)
-        one_of("choice of frames", self.frames, CHOICES)
+        one_of("frames", self.frames, CHOICES)
         one_of("search", self.search, ("gradient", "auto", "random"))
         one_of("labels", self.labels, ("true", "predicted"))
         one_of("view", self.view, VIEWS)
@@ -140,8 +140,8 @@ def perturb(model, batch: Batch, attack: Attack, *, generator: torch.Generator |
 
 def _in_full(batch: Batch) -> Batch:
     """The batch as tensors that gradients may be taken through, in single precision or better."""
-    parts: dict = {key: value for key, value in vars(batch).items() if isinstance(value, Tensor)}
-    parts = {key: value.clone() if value.is_inference() else value for key, value in parts.items()}
+    parts: dict = {name: getattr(batch, name) for name in ("frames", "mask", "labels")}
+    parts = {name: value.clone() if value.is_inference() else value for name, value in parts.items()}
     frames = wide(parts["frames"])
     return replace(batch, **parts | {"frames": frames, "labels": parts["labels"].to(frames)})
 

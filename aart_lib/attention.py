@@ -115,27 +115,6 @@ def attention_entropy(attention: tuple[Tensor, ...], mask: Tensor) -> Tensor:
     return -(row * _log(row)).sum(-1).mean(1) / (mask.sum(1) + 1.0).log().clamp_min(1e-12)
 
 
-def temporal_attention(maps: tuple[torch.Tensor, ...], layer: int | str = -1, head: int | None = None) -> torch.Tensor:
-    """How [CLS] weighs the frames, [B,T]: a layer and a head (None = mean of the heads), or "rollout" through all."""
-    if layer == "rollout":
-        return rollout(maps)
-    rows = cls_attention(maps)[:, int(layer)]  # [B,H,T]
-    return rows.mean(1) if head is None else rows[:, head]
-
-
-def attention_measures(measures, key: str, clean, output, batch: Batch) -> None:
-    """Add drift, entropy and evidence share of each video of a batch under ``key`` to lists by name."""
-    kind = "total-variation"
-    moved: Callable = lambda **o: attention_divergence(clean.attention, output.attention, batch.mask, kind=kind, **o)  # noqa: E731
-    measures[f"drift {key}"] += moved().tolist()
-    measures[f"drift-all {key}"] += moved(layers="all", rows="all").tolist()
-    measures[f"entropy {key}"] += attention_entropy(output.attention, batch.mask).tolist()
-    if batch.evidence is not None:
-        share, chance = evidence_share(output.attention, batch)
-        measures[f"evidence {key}"] += share.tolist()
-        measures["chance"] += chance.tolist() if key == "clean" else []
-
-
 def evidence_share(attention, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Share of the last layer's [CLS]→frames attention on evidence, and what uniform attention would have there.
 
@@ -157,3 +136,11 @@ def hijacked(clean, attacked, batch: Batch, frames: torch.Tensor) -> torch.Tenso
     touched = (frames != batch.frames).any(2)
     gained = (attacked.attention[-1] - clean.attention[-1])[:, :, 0, 1:].mean(1)
     return (gained.clamp_min(0) * touched).sum(1)
+
+
+def temporal_attention(maps: tuple[torch.Tensor, ...], layer: int | str = -1, head: int | None = None) -> torch.Tensor:
+    """How [CLS] weighs the frames, [B,T]: a layer and a head (None = mean of the heads), or "rollout" through all."""
+    if layer == "rollout":
+        return rollout(maps)
+    rows = cls_attention(maps)[:, int(layer)]  # [B,H,T]
+    return rows.mean(1) if head is None else rows[:, head]

@@ -270,7 +270,7 @@ def tempered(model: nn.Module, temperature: float) -> nn.Module:
 def unbounded(model: nn.Module) -> nn.Module:
     """A copy whose attention scores are free, whatever `ModelConfig.bound` says."""
     changed = deepcopy(model)
-    for block in changed.modules():
+    for block in changed.modules() if isinstance(changed, nn.Module) else ():
         if isinstance(block, Block):
             block.bound = None
     return changed

@@ -2,17 +2,15 @@
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 
-from aart_lib.attacks import Attack, perturb, pgd
+from aart_lib.attacks import Attack, perturb
 from aart_lib.data.batch import Batch
 from aart_lib.data.dataset import VideoDataset
 from aart_lib.metrics import Accumulator
 from aart_lib.model import evaluating, predict
 from aart_lib.runtime import processes
-from aart_lib.threats import ThreatModel
 
 BATCH, BLOCK = 100, 500  # videos attacked at once, and among how many those of like length are put together
 
@@ -61,34 +59,3 @@ def batches(dataset: VideoDataset, model) -> Iterator[Batch]:
     for block in dataset.batches(BLOCK):
         for rows in block.mask.sum(1).argsort(stable=True).split(BATCH):
             yield block[rows].trimmed().to(device)
-
-
-def calibrate(
-    model, dataset: VideoDataset, threat: ThreatModel, *, target=0.80, tolerance=0.004
-) -> tuple[float, float]:
-    """The ε at which attacked GAP / clean GAP is ``target``, and the ratio reached; attack: `pgd`.
-
-    The paper's baseline falls from about 91 (assumed) to 72.9, a ratio of .80. Found by interpolation between a too
-    weak and a too strong ε, rounded to three digits. Raises: ValueError if eleven doublings of ε do not get there.
-    """
-    clean = score(model, dataset)["gap"]
-    low, high, epsilon, tried = (0.0, 1.0), None, threat.epsilon, list[tuple[float, float, float]]()
-    for _ in range(12):
-        epsilon = float(f"{epsilon:.3g}")
-        reached = score(model, dataset, pgd(replace(threat, epsilon=epsilon)))["gap"] / clean
-        tried.append((abs(reached - target), epsilon, reached))
-        if abs(reached - target) <= tolerance:
-            break
-        low, high = ((epsilon, reached), high) if reached > target else (low, (epsilon, reached))
-        if high is None:
-            epsilon = 2 * epsilon
-        else:
-            along = (low[1] - target) / max(low[1] - high[1], 1e-9)
-            epsilon = low[0] + (high[0] - low[0]) * min(max(along, 0.1), 0.9)
-    else:
-        if high is None:
-            raise ValueError(
-                f"no ε up to {epsilon:g} brings the baseline to {target:.0%} of its clean GAP; train longer"
-            )
-    _, epsilon, reached = min(tried)  # a small split may have no score nearer to the target
-    return epsilon, reached

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aart_lib.data.batch import BOX, LEVEL, Batch
+from aart_lib.data.batch import BOX, LEVEL
 from aart_lib.data.exact import one_of
 
 
@@ -156,15 +156,3 @@ def few_frames_epsilon(threat: ThreatModel) -> float:
     """ε for an attacker of few frames: eight times the budget of one who may touch all (L∞, L2 a frame); L2 a clip
     is a budget for the clip already."""
     return threat.epsilon * (1 if threat.norm == "l2-clip" else 8)
-
-
-def violation(threat: ThreatModel, frames: torch.Tensor, batch: Batch) -> float:
-    """By how much norm, box or padding is overstepped, in units of ε if that is not 0; too many frames add 1 / ε."""
-    delta = frames - batch.frames
-    over = (delta - NORMS[threat.norm].project(delta, threat.epsilon)).abs().amax()
-    padding = (delta * ~batch.mask[..., None]).abs().amax()
-    low, high = threat.bounds(batch.frames)
-    outside = torch.maximum(low - frames, frames - high).amax()
-    touched = int((delta != 0).any(2).sum(1).max())
-    too_many = touched > (threat.max_frames or touched)
-    return float(max(over, padding, outside) + too_many) / (threat.epsilon or 1.0)

@@ -63,7 +63,7 @@ attention.DIVERGENCES |= {"scores": scores_apart, "smoothed": smoothed, "sharpen
 
 # ---------------------------------------------------------------- other terms
 
-ENTROPY = 0.60  # of the baseline's maps on embedded data: flatter than this costs
+ENTROPY = 0.60  # of the baseline's maps on synthetic data: flatter than this costs
 
 
 def entropy_held(defense, clean, attacked, labels, mask):
@@ -155,7 +155,7 @@ class Variant:
     term: object = None  # in place of losses.TERMS["attention"]
     run: type = training.Run
     model: dict | None = None
-    videos: int | None = None  # for training, of the embedded data
+    videos: int | None = None  # for training, of the synthetic data
 
     def defense(self, data: str) -> tuple[Defense, dict]:
         recipe, settings = tuned(data, self.base)

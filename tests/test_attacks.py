@@ -232,6 +232,12 @@ def double(model, batch: Batch):
 # ---------------------------------------------------------------- steps that halve themselves
 
 
+def test_the_checkpoints_are_those_of_croce_and_hein():
+    assert sorted(attacks._checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
+    for steps in (1, 2, 10, 50, 1000):
+        assert all(1 <= place <= steps for place in attacks._checkpoints(steps))
+
+
 def croce_and_hein(model, video: Batch, attack: Attack, point: torch.Tensor):
     """Their algorithm 1 for one video, line by line: yields every point and whether a check halved the step there."""
     threat, size, last, rises, halved = attack.threat, 2 * attack.threat.epsilon, 0, 0, False
@@ -319,6 +325,12 @@ def test_an_attacker_without_labels_reads_none(objective):
     assert not torch.equal(made, perturb(model, batch, knowing, generator=generator()))
     batch = replace(batch, labels=attacks._predicted(model, batch))
     assert torch.equal(made, perturb(model, batch, knowing, generator=generator()))
+
+
+def test_predicted_labels_are_those_above_a_half_and_at_least_the_likeliest():
+    logits = torch.tensor([[1.0, 0.0, 2.0, -3.0], [-4.0, -1.0, -2.0, -3.0]])
+    found = attacks._predicted(lambda frames, mask: Output(logits, None), videos(2))
+    assert found.tolist() == [[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]]
 
 
 def test_past_the_attention_the_loss_is_the_same_and_the_gradient_another():
@@ -504,18 +516,6 @@ def test_steps_cover_the_ball():
     assert Attack(threat, steps=20).size == pytest.approx(0.05)
     assert Attack(threat, steps=20, step_size=0.5).size == pytest.approx(0.2)
     assert Attack(threat, steps=2).size == 0.4  # 2.5 / 2 would leave it
-
-
-def test_the_checkpoints_are_those_of_croce_and_hein():
-    assert sorted(attacks._checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
-    for steps in (1, 2, 10, 50, 1000):
-        assert all(1 <= place <= steps for place in attacks._checkpoints(steps))
-
-
-def test_predicted_labels_are_those_above_a_half_and_at_least_the_likeliest():
-    logits = torch.tensor([[1.0, 0.0, 2.0, -3.0], [-4.0, -1.0, -2.0, -3.0]])
-    found = attacks._predicted(lambda frames, mask: Output(logits, None), videos(2))
-    assert found.tolist() == [[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]]
 
 
 @pytest.mark.parametrize("start, reach", [("random", 1.0), ("near", 1.0), ("tiny", 0.01)])

@@ -130,7 +130,7 @@ BROKEN = {
     "description too deep": (lambda p: forge(p, text="[" * 200_000), "not a readable checkpoint"),
     "description a list": (lambda p: forge(p, text="[1]"), "no description"),
     "unknown setting": (rewritten('"width"', '"girth"'), "girth"),
-    "unknown choice": (rewritten('"learned"', '"taught"'), "attention must be one"),
+    "unknown choice": (rewritten('"learned"', '"taught"'), "unknown attention 'taught'"),
     "a size that is none": (rewritten('"width": 8', '"width": "8"'), "description"),
     "negative size": (rewritten('"layers": 2', '"layers": -2'), "sizes"),
     "no head": (rewritten('"heads": 2', '"heads": 0'), "description"),

@@ -32,16 +32,16 @@ from aart_lib.attention import (
 from aart_lib.data.batch import Batch, drawn
 from aart_lib.data.catalog import open_data
 from aart_lib.data.dataset import VideoDataset
-from aart_lib.experiment.judge import evaluate
-from aart_lib.experiment.presets import default_threat, model_config, preset_named
+from aart_lib.experiment.judge import evaluate, violation
+from aart_lib.experiment.presets import calibrate, default_threat, model_config, preset_named
 from aart_lib.experiment.reproduce import Experiment
 from aart_lib.losses import DEFENSES
 from aart_lib.metrics import gap
 from aart_lib.model import ModelConfig, VideoTransformer
 from aart_lib.runtime import processes
-from aart_lib.scoring import calibrate, score
+from aart_lib.scoring import score
 from aart_lib.steps import Hardware, Learner, TrainConfig
-from aart_lib.threats import NORMS, ThreatModel, violation
+from aart_lib.threats import NORMS, ThreatModel
 from aart_lib.training import Run, train
 
 ROOT = Path(__file__).parent.parent

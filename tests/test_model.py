@@ -1,5 +1,6 @@
 """model.py: padding is invisible, maps are what the logits were made of, controls really take attention away."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from aart_lib.attention import SteadyAttention, rollout
 from aart_lib.attention import cls_attention as cls_rows
-from aart_lib.model import MODELS, ModelConfig, VideoTransformer
+from aart_lib.model import MODELS, ModelConfig, VideoTransformer, unbounded
 
 CONFIG = ModelConfig(features=6, labels=5, max_frames=8, width=16, heads=4, layers=3)
 LENGTHS = (7, 1, 4)
@@ -76,14 +77,32 @@ def test_explicit_and_fused_attention_agree(model):
         torch.testing.assert_close(explicit, fused.logits, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("bounded", ["all", "last"])
+def test_no_frame_outweighs_another_by_more_than_the_bound_allows(bounded):
+    torch.manual_seed(0)
+    model = VideoTransformer(replace(CONFIG, bound=0.5, bounded=bounded)).eval()
+    for block in model.blocks:
+        block.query.weight.data *= 30
+    frames, mask = videos()
+    output = model(frames, mask, return_attention=True)
+    torch.testing.assert_close(output.logits, model(frames, mask).logits)
+    ratios = [(m.amax(-1) / m.masked_fill(m == 0, torch.inf).amin(-1)).max() for m in output.attention]
+    assert ratios[-1] <= math.exp(2 * 0.5) * (1 + 1e-5) and (ratios[0] <= math.e * (1 + 1e-5)) == (bounded == "all")
+    free = unbounded(model)(frames, mask, return_attention=True).attention
+    assert (free[-1].amax(-1) / free[-1].masked_fill(free[-1] == 0, torch.inf).amin(-1)).max() > 10
+    assert model.blocks[-1].bound == 0.5  # the model itself stays as it is
+    with pytest.raises(ValueError, match="bound must be a positive number"):
+        replace(CONFIG, bound=-1.0)
+
+
 def test_cls_maps_are_the_first_rows_of_all_maps(model):
     frames, mask = videos()
     every = model(frames, mask, return_attention=True).attention
     short = model(frames, mask, return_attention="cls").attention
     for a, b in zip(every[:-1], short[:-1], strict=True):
         torch.testing.assert_close(a, b)
-    torch.testing.assert_close(every[-1][:, :, :1], short[-1])
-    assert torch.equal(cls_rows(every)[:, 1], every[1][:, :, 0, 1:])  # [B,L,H,T]
+    torch.testing.assert_close(every[-1][:, :, 0], short[-1][:, :, 0])
+    assert torch.equal(cls_rows(every)[:, -1], every[-1][:, :, 0, 1:])  # [B,L,H,T]
 
 
 def test_rollout_is_the_hand_computed_one():
@@ -155,8 +174,8 @@ def test_input_that_does_not_fit_is_named(shape, mask, message):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"attention": "none"}, "attention must be one of learned, uniform"),
-        ({"pooling": "max"}, "pooling must be one of cls, mean"),
+        ({"attention": "none"}, "unknown attention 'none'; known: learned, uniform"),
+        ({"pooling": "max"}, "unknown pooling 'max'; known: cls, mean"),
         ({"width": 15}, "width must be a multiple of heads, got width=15, heads=4"),
     ],
 )

@@ -28,7 +28,7 @@ ORDER = (
     "runtime.files runtime.signals runtime.processes runtime.jobs "
     "data.batch data.exact data.foreign data.records data.formats data.index data.tensors data.dataset data.synthetic "
     "data.vocabulary data.catalog data.convert data.describe data.download "
-    "data.pictures data.extractor data.sources data.films data.photographs "
+    "data.pictures data.extractor data.pixels data.sources data.films data.photographs "
     "metrics model attention losses threats objectives attacks pixels scoring checkpoint steps training "
     "viz.style viz.film viz.plots viz.explorer "
     "experiment.recipes experiment.presets experiment.suites experiment.judge experiment.flags experiment.uncertainty "
@@ -201,7 +201,7 @@ def test_no_module_has_a_way_to_run_what_it_reads():
     # What a process sends to its own children; no file.
     assert {name: calls for name, calls in found.items() if calls} == {"runtime.jobs": ["cloudpickle"]}
     # Of the run's own state alone.
-    assert [name for path, name in NAMES.items() if "torch.load" in path.read_text("utf-8")] == ["checkpoint"]
+    assert [name for path, name in NAMES.items() if "torch.load" in path.read_text("utf-8")] == ["runtime.files"]
 
 
 def tracked_files() -> list[Path]:

@@ -67,6 +67,15 @@ def test_a_few_frame_attacker_has_more_a_frame_but_not_a_clip():
     assert few_frames_epsilon(ThreatModel("l2-clip", 0.9)) == 0.9
 
 
+def test_a_spliced_frame_may_be_anything_in_the_box_and_nothing_else_changes():
+    threat = ThreatModel("l2-clip", 0.1, box=(0.0, 1.0)).spliced()
+    assert (threat.norm, threat.epsilon, threat.max_frames) == ("linf", 1.0, 1)
+    frames = torch.rand(2, 3, 4)
+    assert (frames + threat.project(torch.full_like(frames, 9.0), frames) == 1).all()
+    with pytest.raises(ValueError, match="needs a box"):
+        ThreatModel("linf", 0.1, box=None).spliced()
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

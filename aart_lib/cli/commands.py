@@ -22,12 +22,10 @@ from aart_lib.data.dataset import VideoDataset
 from aart_lib.data.describe import describe
 from aart_lib.data.download import download
 from aart_lib.experiment.figures import draw_attention, models_to_show
-from aart_lib.experiment.flags import flags
 from aart_lib.experiment.judge import evaluate
 from aart_lib.experiment.presets import default_threat, model_config
-from aart_lib.experiment.report import insert_results, with_results, write_report
-from aart_lib.experiment.reproduce import Experiment, described, find_threat, reproduce
-from aart_lib.experiment.suites import suite
+from aart_lib.experiment.report import insert_results, write_report
+from aart_lib.experiment.reproduce import Experiment, described, find_threat, reproduce, with_notes
 from aart_lib.experiment.summary import read_results, summarize
 from aart_lib.experiment.tune import best, read_ledger, threat_of, tune, with_grid
 from aart_lib.losses import defense
@@ -64,10 +62,7 @@ def _bytes(splits, preset, models: int) -> int:
 
 def run_reproduce(options) -> None:
     preset = preset_asked(options)
-    suite(preset.suite, ThreatModel("linf", 0.0))  # unknown names are told before data is touched
     names = defenses_asked(options)
-    if options.seeds < 1:
-        raise ValueError(f"--seeds must be at least 1, got {options.seeds}")
     check_threat(options)
     splits = open_asked(options, preset)
     threat = threat_asked(options, splits)
@@ -108,7 +103,6 @@ def run_train(options) -> None:
 
 def run_evaluate(options) -> None:
     preset = preset_asked(options)
-    suite(options.suite, ThreatModel("linf", 0.0))  # unknown names are told before data is touched
     if options.surrogates is not None and options.suite != "strong":
         raise ValueError(f"the suite {options.suite} tries no --surrogates; take --suite strong, or leave them out")
     model, notes = checkpoint.load(options.checkpoint)
@@ -118,9 +112,8 @@ def run_evaluate(options) -> None:
     splits, test = _open_for(options, replace(preset, max_frames=model.config.max_frames), notes)
     threat = ThreatModel(**notes["threat"])
     _reserve(options, options.out, SMALL)
-    row = {"defense": notes["defense"], "seed": notes["seed"], "train_seconds": notes.get("train_seconds", 0.0)}
-    row |= evaluate(model, test, threat, name=options.suite, seed=notes["seed"], surrogates=others)
-    row["history"] = notes.get("history", [])
+    found = evaluate(model, test, threat, name=options.suite, seed=notes["seed"], surrogates=others)
+    row, raised = with_notes(found, notes)
     results = {
         "data": described(splits, test, options.skipped) | {"segments": options.segments},
         "threat": notes["threat"] | {"epsilon_levels": threat.levels, "calibration": None},
@@ -128,7 +121,7 @@ def run_evaluate(options) -> None:
         "summary": summarize([row]),
         "comparisons": [],
         "ceiling": [],
-        "flags": [flag | {"seed": row["seed"]} for flag in flags(row["defense"], row, row["history"])],
+        "flags": raised,
     }
     processes.write(write_json, options.out / "results.json", results)
     gaps = {key: row[key] for key in ("clean", "worst")} | row["attacked"]
@@ -244,10 +237,8 @@ def run_describe(options) -> None:
 def run_report(options) -> None:
     results, out = read_results(options.results), options.out or options.results.parent
     models = models_to_show(options.checkpoints, results) if options.checkpoints else None
-    if options.readme:
-        with_results(options.readme, results)  # what may fail comes before anything is written
-    print(write_report(results, out, options.results.with_suffix(".md").name.replace("results", "report")))
-    if options.readme:
+    if options.readme:  # first, since it may have no place for them
         insert_results(options.readme, results)
+    print(write_report(results, out, options.results.with_suffix(".md").name.replace("results", "report")))
     if models:
         draw_attention(models, out)

@@ -15,8 +15,8 @@ from aart_lib.data.films import Joins, films
 from aart_lib.data.formats import chosen_frames
 from aart_lib.data.photographs import photographs
 from aart_lib.data.pictures import pictures
+from aart_lib.data.pixels import PIXEL, FilmModel, as_pictures, pixel_batch, stored_pictures
 from aart_lib.data.vocabulary import read_vocabulary
-from aart_lib.pixels import PIXEL, FilmModel, as_pictures, pixel_batch, stored_pictures
 from aart_lib.threats import ThreatModel
 from aart_lib.viz import explorer, plots
 from aart_lib.viz.film import plot_film

@@ -8,10 +8,11 @@ from aart_lib.data.exact import one_of
 from aart_lib.data.formats import SAMPLINGS
 from aart_lib.data.vocabulary import chosen
 from aart_lib.experiment.presets import PRESETS, preset_named
+from aart_lib.experiment.suites import SUITES
 from aart_lib.losses import defense
 from aart_lib.threats import ThreatModel
 
-AT_LEAST_ONE = ("epochs", "test_videos", "batch_size", "accumulate", "jobs")
+AT_LEAST_ONE = ("epochs", "seeds", "test_videos", "batch_size", "accumulate", "jobs")
 LARGEST_EPSILON = 1e4
 
 
@@ -28,6 +29,7 @@ def preset_asked(options):
             raise ValueError(f"--{key.replace('_', '-')} must be at least 1, got {given[key]}")
     if given.get("workers", 0) < 0:
         raise ValueError(f"--workers must be at least 0, got {given['workers']}")
+    one_of("suite", given.get("suite", preset.suite), SUITES)
     if given.get("sampling", "uniform") != "uniform":
         _check_sampling(options)
     hardware = {key: given[key] for key in ("workers", "accumulate") if key in given}

@@ -5,15 +5,20 @@ Source: github.com/google/youtube-8m, utils.Dequantize.
 
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
+from operator import itemgetter
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import get_worker_info
 
 LEVEL = 4 / 255  # one byte step of the stored features: the unit in which ε is spoken of
 BOX = (4 / 512 - 2, 255 * LEVEL + 4 / 512 - 2)  # the values a stored feature can have: [-1.992, 2.008]
+PIECE = 2**16  # numbers that are dequantized at once
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Batch:
-    """Videos side by side, padded with zeros to the longest."""
+    """Videos side by side, padded to the longest.
+
+    ``frames`` are given as floats or as stored bytes, which take a quarter of the room on the way to a device. Asked
+    for, they are float32 with zeros as padding: `features` makes them where the batch lies, once. ``stored`` are the
+    frames as they were given.
+    """
 
     frames: Tensor  # [B,T,D] float32
     mask: Tensor  # [B,T] bool, True = real frame
@@ -37,6 +47,7 @@ class Batch:
     ids: tuple[str, ...]
     evidence: Tensor | None = None  # [B,T,C] bool
     pictures: tuple[list[bytes] | None, ...] | None = None  # of B videos
+    stored: Tensor = field(init=False, repr=False, compare=False)  # [B,T,D] uint8 or floats
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,32 +56,52 @@ class Batch:
         """Some of the videos, as padded as before."""
         places = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
         pictures = tuple(self.pictures[i] for i in places) if self.pictures else None
-        return replace(self._each(lambda t: t[rows]), ids=tuple(self.ids[i] for i in places), pictures=pictures)
+        return self._each(itemgetter(rows), ids=tuple(self.ids[i] for i in places), pictures=pictures)
 
     def trimmed(self) -> "Batch":
         """The same videos without the padding that none of them needs."""
         longest = int(self.mask.sum(1).max())
-        cut = {name: getattr(self, name) for name in ("frames", "mask", "evidence")}
-        return replace(self, **{name: value[:, :longest] for name, value in cut.items() if value is not None})
+        evidence = None if self.evidence is None else self.evidence[:, :longest]
+        return replace(self, frames=self.stored[:, :longest], mask=self.mask[:, :longest], evidence=evidence)
 
     def to(self, device) -> "Batch":
-        return self._each(lambda tensor: tensor.to(device))
+        return self._each(partial(Tensor.to, device=device))
 
     def pin_memory(self) -> "Batch":
         """What torch's loader asks for where ``pin_memory=True``."""
         return self._each(Tensor.pin_memory)
 
     def __getstate__(self) -> dict:
+        state = {key: value for key, value in vars(self).items() if key != "floats"}
+        if get_worker_info() is None:
+            return state
         # A reader process sends what is not in shared memory as bytes: torch would share it, an open file a tensor.
-        bare = lambda v: isinstance(v, Tensor) and not v.is_shared() and get_worker_info() is not None  # noqa: E731
-        return {key: value.numpy() if bare(value) else value for key, value in vars(self).items()}
+        bare = (key for key, value in state.items() if isinstance(value, Tensor) and not value.is_shared())
+        return state | {key: state[key].numpy() for key in bare}
 
     def __setstate__(self, state: dict) -> None:
         found = {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in state.items()}
         vars(self).update(found)
 
-    def _each(self, change: Callable) -> "Batch":
-        return replace(self, **{k: change(v) for k, v in vars(self).items() if isinstance(v, Tensor)})
+    def _each(self, change: Callable, **more) -> "Batch":
+        """Every tensor changed, the frames as they are stored."""
+        tensors = {"frames": self.stored, "mask": self.mask, "labels": self.labels, "evidence": self.evidence}
+        return replace(self, **{name: change(t) for name, t in tensors.items() if t is not None}, **more)
+
+
+def _floats(batch: Batch) -> Tensor:
+    kept = vars(batch)
+    if "floats" not in kept:
+        kept["floats"] = features(batch.stored, batch.mask)
+    return kept["floats"]
+
+
+def _keep(batch: Batch, frames: Tensor) -> None:
+    vars(batch)["stored"] = frames
+
+
+# type: a field whose value is given in one form and read in another
+Batch.frames = property(_floats, _keep)  # type: ignore[assignment]
 
 
 def collate(items: Sequence[Item]) -> Batch:
@@ -83,16 +114,49 @@ def collate(items: Sequence[Item]) -> Batch:
     lengths = torch.tensor([len(item.frames) for item in items])
     if not lengths.all():
         raise ValueError(f"video {items[int((lengths == 0).nonzero()[0])].id!r} has no frame; leave it out")
-    pad = lambda parts: torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)  # noqa: E731
-    evidence = pad([i.evidence for i in items]) if all(i.evidence is not None for i in items) else None
+    shown = [item.evidence for item in items if item.evidence is not None]
     return Batch(
-        frames=pad([item.frames for item in items]),
+        frames=pad_sequence([item.frames for item in items], batch_first=True),
         mask=torch.arange(int(lengths.max())) < lengths[:, None],
         labels=torch.stack([item.labels for item in items]),
         ids=tuple(item.id for item in items),
-        evidence=evidence,
+        evidence=pad_sequence(shown, batch_first=True) if len(shown) == len(items) else None,
         pictures=tuple(item.pictures for item in items) if any(item.pictures for item in items) else None,
     )
+
+
+def features(stored: Tensor, mask: Tensor) -> Tensor:
+    """Frames [B,T,D] as a model takes them: of bytes float32 on their device, exactly zero where ``mask`` is False.
+
+    Floats are features already and stay as they are.
+    """
+    if stored.dtype != torch.uint8:
+        return stored
+    with torch.inference_mode(False):  # a batch first seen by a judge may be trained on later
+        if stored.device.type != "cpu":
+            return stored.float().mul_(LEVEL).add_(BOX[0]).masked_fill_(~mask[..., None], 0)
+        return torch.from_numpy(_features(stored.numpy(), mask.numpy()))
+
+
+def _features(stored: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """On the processor, as many threads as torch has side by side, in pieces that stay in a core's cache."""
+    found = np.empty(stored.shape, np.float32)  # numpy asks for huge pages: three times as fast to fill
+    rows = max(1, PIECE // max(1, stored.shape[2]))
+
+    def fill(video: int) -> None:
+        for start in range(0, stored.shape[1], rows):
+            piece = slice(start, start + rows)
+            dequantize(stored[video, piece], out=found[video, piece])
+        found[video][~mask[video]] = 0
+
+    threads = min(torch.get_num_threads(), stored.size // (8 * PIECE))
+    if threads > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(fill, range(len(stored))))
+    else:
+        for video in range(len(stored)):
+            fill(video)
+    return found
 
 
 def dequantize(stored: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:

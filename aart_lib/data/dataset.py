@@ -6,18 +6,19 @@ the videos of these in random order. The order depends on the seed alone, howeve
 """
 
 import copy
+import math
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from aart_lib.data.batch import Batch, Item, collate, dequantize
+from aart_lib.data.batch import Batch, Item, dequantize
 from aart_lib.data.exact import integers, one_of
 from aart_lib.data.formats import SAMPLINGS, DatasetSpec, chosen_frames, features_of
 from aart_lib.data.index import CONVERTED, Entries, Entry, converted_rows, index
@@ -112,36 +113,38 @@ class VideoDataset(Dataset):
         return len(self.entries)
 
     def __getitem__(self, index: int) -> Item:
-        item = self._item(index)
-        return replace(item, pictures=self._pictures(self.entries[index])) if self.spec.pictured else item
-
-    def _item(self, index: int) -> Item:
-        """A video without its pictures, which training does not look at."""
         entry = self.entries[index]
         stored, evidence = self._stored(entry)
         frames = dequantize(stored) if stored.dtype == np.uint8 else stored.copy()
         shown = torch.from_numpy(evidence[:, self.labels] > 0) if evidence is not None else None
-        return Item(torch.from_numpy(frames), self._labels(entry), entry.id, shown)
+        pictures = self._pictures(entry) if self.spec.pictured else None
+        return Item(torch.from_numpy(frames), self._labels([entry])[0], entry.id, shown, pictures)
 
-    def batch(self, indices: Sequence[int]) -> Batch | None:
-        """`collate` of these items, but bytes become features in the batch itself; None without an index."""
+    def batch(self, indices: Sequence[int] | np.ndarray) -> Batch | None:
+        """`collate` of these videos, but bytes stay bytes, and without pictures, which training does not look at.
+
+        None without an index.
+        """
         if not len(indices):
             return None
-        if self._given or self.spec.video_level or self.spec.evidence:
-            return collate([self._item(i) for i in indices])
         entries = [self.entries[i] for i in indices]
-        stored = [self._stored(entry)[0] for entry in entries]
-        lengths = torch.tensor([len(table) for table in stored])
-        frames = _room_for(len(stored), int(lengths.max()), self.spec.dims)
-        for row, table in zip(frames.numpy(), stored, strict=True):
-            dequantize(table, out=row[: len(table)])
+        tables, evidence = zip(*map(self._stored, entries), strict=True)
+        lengths = torch.tensor([len(table) for table in tables])
+        stored = _room_for((len(tables), int(lengths.max()), tables[0].shape[1]), tables[0].dtype)
+        for row, table in zip(stored.numpy(), tables, strict=True):
+            row[: len(table)] = table
             row[len(table) :] = 0
-        mask = torch.arange(frames.shape[1]) < lengths[:, None]
-        return Batch(frames, mask, torch.stack(list(map(self._labels, entries))), tuple(entry.id for entry in entries))
+        mask = torch.arange(stored.shape[1]) < lengths[:, None]
+        shown = None
+        if all(part is not None for part in evidence):
+            shown = pad_sequence([torch.from_numpy(part[:, self.labels] > 0) for part in evidence], batch_first=True)
+        return Batch(stored, mask, self._labels(entries), tuple(entry.id for entry in entries), shown)
 
-    def _labels(self, entry: Entry) -> Tensor:
-        labels = torch.zeros(len(self.labels))
-        labels[[self._column[label] for label in entry.labels if label in self._column]] = 1
+    def _labels(self, entries: Sequence[Entry]) -> Tensor:
+        """[B,C]"""
+        labels = torch.zeros(len(entries), len(self.labels))
+        for row, entry in zip(labels, entries, strict=True):
+            row[[self._column[label] for label in entry.labels if label in self._column]] = 1
         return labels
 
     def _stored(self, entry: Entry):
@@ -209,7 +212,9 @@ class VideoDataset(Dataset):
         drawn = copy.copy(self)
         drawn._sampling, drawn._seed = sampling, seed or 0
         order = np.arange(len(self)) if seed is None else self._order(seed)
-        plan = _Plan(order, size, first, pieces, own or (0, pieces))
+        begin, end = own or (0, pieces)
+        whole = (order[start : start + size] for start in range(first * size, len(order), size))
+        plan = [piece for videos in whole for piece in np.array_split(videos, pieces)[begin:end]]
         workers = workers if workers and can_start_processes() else 0
         own_seed = torch.Generator()  # so that reading draws nothing from the numbers that dropout draws
         how: dict = {"num_workers": workers, "pin_memory": torch.cuda.is_available(), "generator": own_seed}
@@ -219,17 +224,18 @@ class VideoDataset(Dataset):
         """A permutation of the videos [N]: window by window where the data set is streamed."""
         generator = torch.Generator().manual_seed(seed)
         torch.empty((), dtype=torch.int64).random_(generator=generator)  # as torch's loader does before it shuffles
-        draw = lambda count: torch.randperm(count, generator=generator).numpy()  # noqa: E731
         if not self.streamed:
-            return draw(len(self))
+            return torch.randperm(len(self), generator=generator).numpy()
         shards, windows, room = list(self.entries.by_shard().items()), list[list](), 0
-        for path, rows in (shards[i] for i in draw(len(shards))):
+        for i in torch.randperm(len(shards), generator=generator):
+            path, rows = shards[i]
             if os.path.getsize(path) > room:
                 windows.append([])
                 room = STREAM_BYTES
             room -= os.path.getsize(path)
             windows[-1].append(rows)
-        return np.concatenate([np.concatenate(window)[draw(sum(map(len, window)))] for window in windows])
+        mixed = (np.concatenate(window) for window in windows)
+        return np.concatenate([rows[torch.randperm(len(rows), generator=generator).numpy()] for rows in mixed])
 
 
 class _Together(Dataset):
@@ -238,37 +244,21 @@ class _Together(Dataset):
     def __init__(self, dataset: VideoDataset):
         self.dataset = dataset
 
-    def __getitem__(self, indices: list[int]) -> Batch | None:
+    def __getitem__(self, indices: np.ndarray) -> Batch | None:
         return self.dataset.batch(indices)
 
 
-class _Plan:
-    """The positions that a loader reads, batch after batch; see `VideoDataset.batches`."""
-
-    def __init__(self, order: np.ndarray, size: int, first: int, pieces: int, own: tuple[int, int]):
-        self.order, self.size, self.first, self.pieces, self.own = order, size, first, pieces, own
-
-    def __len__(self) -> int:
-        return max(0, -(-len(self.order) // self.size) - self.first) * (self.own[1] - self.own[0])
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for start in range(self.first * self.size, len(self.order), self.size):
-            pieces = np.array_split(self.order[start : start + self.size], self.pieces)
-            yield from (piece.tolist() for piece in pieces[self.own[0] : self.own[1]])
-
-
-def _room_for(*shape: int) -> Tensor:
+def _room_for(shape: tuple[int, ...], dtype) -> Tensor:
     """In a reader process in memory shared with the main one, so that it is not copied again, while there is some."""
-    size = 4 * int(np.prod(shape))
+    bare = np.dtype(dtype)
+    size = bare.itemsize * math.prod(shape)
     if get_worker_info() is not None and size > SHARED_BYTES:
-        with suppress(RuntimeError):  # a container has 64 MB, which is a batch or two
-            return torch.empty(0).set_(torch.UntypedStorage._new_shared(size)).view(shape)
-    return torch.from_numpy(np.empty(shape, np.float32))  # numpy asks for huge pages: three times as fast to fill
+        with suppress(RuntimeError):  # a container has 64 MB, which is five batches of the largest kind
+            shared = torch.UntypedStorage._new_shared(size)
+            return torch.empty(0, dtype=torch.from_numpy(np.empty(0, bare)).dtype).set_(shared).view(shape)
+    return torch.from_numpy(np.empty(shape, bare))
 
 
 def _read(entry: Entry) -> bytes:
     with open(entry.path, "rb") as file:
         return read_record(file, entry.path, entry.offset, os.fstat(file.fileno()).st_size)
-
-
-# ---------------------------------------------------------------- splits

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from aart_lib.attacks import Attack, loss_and_gradient, perturb, pgd
-from aart_lib.attention import SteadyAttention, attention_measures, hijacked
+from aart_lib.attention import SteadyAttention, attention_divergence, attention_entropy, evidence_share, hijacked
 from aart_lib.data.batch import BOX, Batch, dequantize, quantize
 from aart_lib.data.dataset import VideoDataset
 from aart_lib.experiment.suites import FREE_VIDEOS, suite, transfer
@@ -24,7 +24,7 @@ from aart_lib.metrics import Accumulator, average_precision_per_video
 from aart_lib.model import Output, evaluating, predict
 from aart_lib.runtime import processes
 from aart_lib.scoring import batches, device_of, generator_for, merged, probabilities
-from aart_lib.threats import ThreatModel, violation
+from aart_lib.threats import NORMS, ThreatModel
 
 
 class Evaluation(NamedTuple):
@@ -103,9 +103,19 @@ class _Trial:
     thorough: bool  # whether the attacks themselves are checked
 
     @property
-    def doubled(self) -> list[str]:
-        """Attacks at twice the ε: their worst case is "worst@2". The curve's are weaker, and have other ε."""
-        return [key for key, attack in self.beyond.items() if attack.threat == self.threat.times(2)]
+    def farther(self) -> dict[str, ThreatModel]:
+        """Threat models beyond the own one under which the worst of several attacks counts."""
+        found = {"worst@2": self.threat.times(2)}
+        return found | ({"splice": self.threat.spliced()} if self.threat.box else {})
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """The attacks whose worst case for each video counts, by the name of that case."""
+        beyond = {
+            name: [key for key, attack in self.beyond.items() if attack.threat == threat]
+            for name, threat in self.farther.items()
+        }
+        return {"worst": [*self.within]} | {name: keys for name, keys in beyond.items() if keys}
 
 
 def _trial(model, threat: ThreatModel, name: str, threshold: float, surrogates: Mapping, only) -> _Trial:
@@ -116,7 +126,8 @@ def _trial(model, threat: ThreatModel, name: str, threshold: float, surrogates: 
         return trial
     plain, farther = suite("standard", threat)
     kept = {key: attack for key, attack in within.items() if key in {*plain, *only}}
-    more = {key: attack for key, attack in beyond.items() if key in {*farther, *trial.doubled}}
+    grouped = {key for keys in trial.groups.values() for key in keys}
+    more = {key: attack for key, attack in beyond.items() if key in {*farther, *grouped}}
     return replace(trial, within=kept, beyond=more)
 
 
@@ -130,7 +141,7 @@ class _Found:
         self.labels, self.searched = labels.cpu(), searched  # how many videos were searched without gradients
         self.totals: dict[str, Accumulator] = {}  # by attack, and "clean", "worst", ...
         self.blind: dict[str, Accumulator] = {}  # "gap" of the search without gradients, "pgd" on the same videos
-        self.measures: dict[str, list[float]] = defaultdict(list)
+        self.measures: dict[tuple[str, str], list[float]] = defaultdict(list)  # by name and attack
         self.kept: dict[str, Tensor] = {"labels": self.labels}
 
     def add(self, key: str, scores: Tensor) -> None:
@@ -169,8 +180,8 @@ class _OneBatch:
     def judged(self) -> _Found:
         found, clean, batch = self.found, self.clean, self.batch
         found.add("clean", probabilities(clean.logits))
-        attention_measures(found.measures, "clean", clean, clean, batch)
-        members = {"worst": [*self.trial.within], "worst@2": self.trial.doubled}
+        self.measure("clean", attention_measures(clean, clean, batch))
+        members = self.trial.groups
         cases = {key: _WorstCase(found.labels) for key in members}
         for key, attack in (self.trial.within | self.trial.beyond).items():
             output = self.measured(key, attack)
@@ -188,16 +199,20 @@ class _OneBatch:
 
     def measured(self, key: str, attack: Attack) -> Output:
         """The output under an attack, once the change and what it did to attention are measured."""
-        frames, measures = self.attacked(key, attack), self.found.measures
+        frames = self.attacked(key, attack)
         output = self.output(frames)
-        measures["violation"].append(violation(attack.threat, frames, self.batch))
+        self.measure("all", {"violation": [violation(attack.threat, frames, self.batch)]})
         if key in ("noise", "pgd"):
-            attention_measures(measures, key, self.clean, output, self.batch)
+            self.measure(key, attention_measures(self.clean, output, self.batch))
         if key == "frames-1":
-            measures["hijacked"] += hijacked(self.clean, output, self.batch, frames).tolist()
+            self.measure(key, {"hijacked": hijacked(self.clean, output, self.batch, frames).tolist()})
         if key == "pgd":
             self.pgd_frames = frames
         return output
+
+    def measure(self, key: str, found: dict[str, list[float]]) -> None:
+        for name, values in found.items():
+            self.found.measures[name, key] += values
 
     def attacked(self, key: str, attack: Attack) -> Tensor:
         if attack.search == "random":
@@ -231,12 +246,11 @@ class _OneBatch:
 
     def check_attacks(self) -> None:
         """Is there a gradient, are two answers alike, does the attack survive storage in bytes?"""
-        batch, measures = self.batch, self.found.measures
-        start = torch.zeros_like(batch.frames)
+        batch, start = self.batch, torch.zeros_like(self.batch.frames)
         _, gradient = loss_and_gradient(self.trial.model, batch, Attack(self.trial.threat), start)
-        measures["zero gradient"] += (gradient.abs().amax((1, 2)) < 1e-12).float().tolist()
-        again = self.output(batch.frames)
-        measures["repeat"].append(float((again.logits - self.clean.logits).abs().amax()))
+        apart = (self.output(batch.frames).logits - self.clean.logits).abs().amax(1)
+        zero = (gradient.abs().amax((1, 2)) < 1e-12).float()
+        self.measure("clean", {"zero gradient": zero.tolist(), "repeat": apart.tolist()})
         if self.trial.threat.box == BOX:  # others' features are not stored in bytes
             stored = torch.from_numpy(dequantize(quantize(self.pgd_frames.cpu().numpy())))
             stored = stored.to(batch.frames) * batch.mask[..., None]
@@ -255,8 +269,10 @@ def _row(trial: _Trial, found: list[_Found]) -> dict:
         if attack.search == "random":
             attacked[key] = attacked[key] | _blind(found)
     other = {key: _beyond(attack.threat, scores[key]) for key, attack in trial.beyond.items()}
-    doubled = min(scores["worst@2"]["gap"], *(scores[key]["gap"] for key in trial.doubled))
-    other["worst@2"] = {"threat": trial.threat.times(2).described(), "gap": doubled}
+    for name, threat in trial.farther.items():
+        if name in scores:
+            lowest = min(scores[key]["gap"] for key in (name, *trial.groups[name]))
+            other[name] = {"threat": threat.described(), "gap": lowest}
     if "pgd-stored" in scores:
         other["pgd-stored"] = _beyond(trial.threat, scores["pgd-stored"])
     row = {
@@ -264,20 +280,20 @@ def _row(trial: _Trial, found: list[_Found]) -> dict:
         "attacked": attacked,
         "worst": {"gap": min(scores["worst"]["gap"], *(result["gap"] for result in attacked.values()))},
         "other": other,
-        "attention_drift": mean["drift pgd"],
-        "attention_drift_noise": mean["drift noise"],
-        "attention_drift_all": mean["drift-all pgd"],
-        "attention_entropy": mean["entropy clean"],
-        "attention_entropy_attacked": mean["entropy pgd"],
-        "attention_hijacked": mean["hijacked"],
+        "attention_drift": mean["drift", "pgd"],
+        "attention_drift_noise": mean["drift", "noise"],
+        "attention_drift_all": mean["drift-all", "pgd"],
+        "attention_entropy": mean["entropy", "clean"],
+        "attention_entropy_attacked": mean["entropy", "pgd"],
+        "attention_hijacked": mean["hijacked", "frames-1"],
         "steady_attention": {"gap": scores["steady"]["gap"], "gap@2": scores["steady@2"]["gap"]},
         "evidence_share": _evidence(mean),
     }
     if trial.thorough:
         row["checks"] = {
-            "zero_gradient": mean["zero gradient"],
-            "repeat": max(measures["repeat"]),
-            "violation": max(measures["violation"]),
+            "zero_gradient": mean["zero gradient", "clean"],
+            "repeat": max(measures["repeat", "clean"]),
+            "violation": max(measures["violation", "all"]),
         }
     return row
 
@@ -293,7 +309,37 @@ def _blind(found: list[_Found]) -> dict:
     return {"same_videos": same, "videos": sum(one.searched for one in found)}
 
 
-def _evidence(mean: dict[str, float]) -> dict | None:
-    if "chance" not in mean:
+def _evidence(mean: dict[tuple[str, str], float]) -> dict | None:
+    if ("chance", "clean") not in mean:
         return None
-    return {"clean": mean["evidence clean"], "attacked": mean["evidence pgd"], "chance": mean["chance"]}
+    clean, attacked = mean["evidence", "clean"], mean["evidence", "pgd"]
+    return {"clean": clean, "attacked": attacked, "chance": mean["chance", "clean"]}
+
+
+def violation(threat: ThreatModel, frames: torch.Tensor, batch: Batch) -> float:
+    """By how much norm, box or padding is overstepped, in units of ε if that is not 0; too many frames add 1 / ε."""
+    delta = frames - batch.frames
+    over = (delta - NORMS[threat.norm].project(delta, threat.epsilon)).abs().amax()
+    padding = (delta * ~batch.mask[..., None]).abs().amax()
+    low, high = threat.bounds(batch.frames)
+    outside = torch.maximum(low - frames, frames - high).amax()
+    touched = int((delta != 0).any(2).sum(1).max())
+    too_many = touched > (threat.max_frames or touched)
+    return float(max(over, padding, outside) + too_many) / (threat.epsilon or 1.0)
+
+
+def attention_measures(clean: Output, output: Output, batch: Batch) -> dict[str, list[float]]:
+    """Of each video of a batch: drift (total variation) of the last [CLS] row and of all rows, and entropy.
+
+    Where evidence is known also the share of attention on it, and what chance would have there.
+    """
+    assert clean.attention is not None and output.attention is not None
+    pair, kind = (clean.attention, output.attention, batch.mask), "total-variation"
+    found = {
+        "drift": attention_divergence(*pair, kind=kind),
+        "drift-all": attention_divergence(*pair, kind=kind, layers="all", rows="all"),
+        "entropy": attention_entropy(output.attention, batch.mask),
+    }
+    if batch.evidence is not None:
+        found["evidence"], found["chance"] = evidence_share(output.attention, batch)
+    return {name: values.tolist() for name, values in found.items()}

@@ -123,20 +123,14 @@ def write_report(results: dict, out, name: str = "report.md") -> str:
 
 def insert_results(readme, results: dict) -> None:
     """Put heading and table between ``<!-- results:NAME -->`` and ``<!-- end -->`` of a text. Raises: ValueError."""
-    text = with_results(readme, results)
-    with replacing(readme) as file:
-        file.write(text.encode())
-
-
-def with_results(readme, results: dict) -> str:
-    """What `insert_results` writes. Raises: ValueError."""
     mark, stored = f"<!-- results:{results['data']['name']} -->", Path(readme).read_bytes().decode()
     before, found, rest = stored.replace("\r\n", "\n").partition(mark)
     if not found or "<!-- end -->" not in rest:
         raise ValueError(f"{readme} has no place for the table; it needs the lines {mark} and <!-- end -->")
     after = rest.partition("<!-- end -->")[2]
     text = f"{before}{mark}\n{heading(results)}\n\n{table(results['summary'])}\n<!-- end -->{after}"
-    return text.replace("\n", "\r\n") if "\r\n" in stored else text
+    with replacing(readme) as file:
+        file.write((text.replace("\n", "\r\n") if "\r\n" in stored else text).encode())
 
 
 # ---------------------------------------------------------------- sections: each a list of paragraphs

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -20,7 +21,7 @@ from aart_lib.data.records import Skipped
 from aart_lib.experiment.ceiling import ceiling
 from aart_lib.experiment.flags import flags
 from aart_lib.experiment.judge import judge
-from aart_lib.experiment.presets import PRESETS, Preset, default_threat, model_config, train_config
+from aart_lib.experiment.presets import PRESETS, Preset, calibrate, default_threat, model_config, train_config
 from aart_lib.experiment.recipes import tuned
 from aart_lib.experiment.suites import transfer
 from aart_lib.experiment.summary import compare, intervals, summarize
@@ -29,7 +30,6 @@ from aart_lib.losses import defense
 from aart_lib.runtime import processes
 from aart_lib.runtime.files import read_json, replacing, write_json
 from aart_lib.runtime.jobs import side_by_side
-from aart_lib.scoring import calibrate
 from aart_lib.threats import ThreatModel
 from aart_lib.training import fingerprint, train
 
@@ -106,8 +106,8 @@ class Experiment:
         processes.write(write_json, path, _noted(threat) | {"reached": reached, "fingerprint": notes["fingerprint"]})
         return threat, reached
 
-    def judge(self, name: str, seed: int, threat: ThreatModel) -> tuple[dict, list[dict]]:
-        """Train and judge what was not trained and judged before; returns the row of results and its flags.
+    def judge(self, name: str, seed: int, threat: ThreatModel) -> "Result":
+        """Train and judge what was not trained and judged before.
 
         In the strong suite seed 0 meets every attack, the other seeds the standard ones and seed 0's three worst.
         """
@@ -116,18 +116,16 @@ class Experiment:
         self._note_threat(name, seed, threat, model, notes)
         only, others = None, []
         if self.preset.suite == "strong":
-            only = three_worst(self.judge(name, 0, threat)[0]) if seed else None
+            only = three_worst(self.judge(name, 0, threat).row) if seed else None
             others = [key for key in self._others(name) if only is None or transfer(key) in only]
         mark = [notes["fingerprint"], self.preset.suite, threat.described(), len(self.test), only, others]
         if (known := read_json(path)).get("mark") == mark:
-            return known["row"], known["flags"]
+            return Result(known["row"], known["flags"])
         options: dict = {"only": only, "surrogates": {key: self._train_other(key, seed, threat) for key in others}}
         found = judge(model, self.test, threat, name=self.preset.suite, seed=seed, progress=self.progress, **options)
-        row = {"defense": name, "seed": seed} | found.row
-        row |= {"train_seconds": notes["train_seconds"], "history": notes["history"]}
-        raised = [flag | {"seed": seed} for flag in flags(name, row, notes["history"])]
-        processes.write(_write_row, path, {"mark": mark, "row": row, "flags": raised}, found.scores)
-        return row, raised
+        result = with_notes(found.row, notes)
+        processes.write(_write_row, path, {"mark": mark} | result._asdict(), found.scores)
+        return result
 
     def _note_threat(self, name: str, seed: int, threat: ThreatModel, model, notes: dict) -> None:
         """Keep the table's ε with a baseline, which was trained before it was known: `evaluate` shall use it too."""
@@ -137,12 +135,16 @@ class Experiment:
 
     def stages(self, seeds: int, threat: ThreatModel) -> list[tuple]:
         """(work, tasks) one after the other; the tasks of one need nothing of each other, only what came before."""
-        tasks = [(name, seed) for seed in range(seeds) for name in self.names]
-        judging = partial(self.judge, threat=threat)
-        stages = [(judging, [task for task in tasks if task[1] == 0]), (judging, [task for task in tasks if task[1]])]
+        judging, first = partial(self.judge, threat=threat), [(name, 0) for name in self.names]
+        others = [(name, seed) for seed in range(1, seeds) for name in self.names]
+        stages: list[tuple] = [(judging, first), (judging, others)]
         if self.preset.suite == "strong":  # each row attacks by the other models, and by a baseline of the next seed
-            stages.insert(0, (partial(self._train, threat=threat), [*tasks, ("standard", seeds)]))
+            stages.insert(0, (partial(self.prepare, threat=threat), [*first, *others, ("standard", seeds)]))
         return stages
+
+    def prepare(self, name: str, seed: int, threat: ThreatModel) -> None:
+        """Train what was not trained before."""
+        self._train(name, seed, threat)
 
     def _train(self, name: str, seed: int, threat: ThreatModel):
         # The baseline is trained before ε is known; ε only serves to watch it.
@@ -164,6 +166,20 @@ class Experiment:
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged ({error}); delete it and its .json: they are made anew") from error
         return judged(scores[measure].numpy(), scores["labels"].numpy())
+
+
+class Result(NamedTuple):
+    """A row of results and its flags."""
+
+    row: dict
+    flags: list[dict]
+
+
+def with_notes(row: dict, notes: dict) -> Result:
+    """The row that `judge` found, with what the notes of the model say."""
+    about = {"defense": notes["defense"], "seed": notes["seed"]}
+    row = about | row | {"train_seconds": notes.get("train_seconds", 0.0), "history": notes.get("history", [])}
+    return Result(row, [flag | {"seed": row["seed"]} for flag in flags(row["defense"], row, row["history"])])
 
 
 def three_worst(row: dict) -> list[str]:
@@ -201,15 +217,15 @@ def reproduce(
     calibration = {"target_ratio": TARGET_RATIO, "reached": None, "seed": 0, "attack": "pgd"}
     if threat is None:
         threat, calibration["reached"] = experiment.calibrate()
-    found = {}
+    found: dict[tuple[str, int], Result] = {}
     for work, tasks in experiment.stages(seeds, threat):
         tasks = tasks[::-1] if jobs > 1 else tasks  # those named last take longest
-        for task, done in side_by_side(work, tasks, jobs):
-            found[task] = done
-            if progress and work.func == experiment.judge and processes.is_main():
-                tqdm.write(_line(done[0]))
-    rows = [found[name, seed][0] for seed in range(seeds) for name in names]
-    raised = [flag for seed in range(seeds) for name in names for flag in found[name, seed][1]]
+        for task, result in side_by_side(work, tasks, jobs):
+            if result is not None:
+                found[task] = result
+                _tell(result.row, progress)
+    ordered = [found[name, seed] for seed in range(seeds) for name in names]
+    rows, raised = [result.row for result in ordered], [flag for result in ordered for flag in result.flags]
     epochs = preset.epochs or splits.spec.epochs
     results = {
         "data": described(splits, experiment.test, skipped),
@@ -244,11 +260,12 @@ def described(splits: Splits, test: VideoDataset, skipped: Skipped | None) -> di
     }
 
 
-def _line(row: dict) -> str:
-    return (
-        f"{row['defense']:20} seed {row['seed']}  clean {row['clean']['gap']:.3f}  worst {row['worst']['gap']:.3f}  "
-        f"2ε {row['other']['pgd@2']['gap']:.3f}  drift {row['attention_drift']:.3f}"
-    )
+def _tell(row: dict, progress: bool) -> None:
+    if progress and processes.is_main():
+        told = (
+            f"{row['defense']:20} seed {row['seed']}  clean {row['clean']['gap']:.3f}  worst {row['worst']['gap']:.3f}"
+        )
+        tqdm.write(f"{told}  2ε {row['other']['pgd@2']['gap']:.3f}  drift {row['attention_drift']:.3f}")
 
 
 def _write_row(path: Path, found: dict, scores: dict) -> None:

@@ -10,9 +10,15 @@ from aart_lib.attacks import OBJECTIVES, Attack, fgsm, noise, pgd
 from aart_lib.data.exact import one_of
 from aart_lib.threats import ThreatModel
 
-SUITES = ("quick", "standard", "strong")
-CURVE = {"quick": (), "standard": (0.5, 1.5, 3.0), "strong": (0.5, 1.5, 3.0, 4.0, 8.0, 16.0)}  # of ε, beside 1 and 2
+SUITES = ("quick", "standard", "splice", "strong")  # "splice": standard, and one frame that may be anything
+CURVE = {
+    "quick": (),
+    "splice": (),
+    "standard": (0.5, 1.5, 3.0),
+    "strong": (0.5, 1.5, 3.0, 4.0, 8.0, 16.0),
+}  # of ε, beside 1 and 2
 MIXTURES = (-10.0, -1.0, 1.0, 10.0)  # weight of attention moved against BCE: hold it still, or push it away
+SPLICE_STEPS = (0.3, 0.1, 0.03)  # of the width of the box
 FREE_VIDEOS, FREE_QUERIES = 200, 1000  # the search without gradients
 
 
@@ -32,6 +38,10 @@ def suite(
     one = threat.few()
     beyond = {"pgd@2": pgd(threat.times(2), steps, 1), "frames-1": pgd(one, steps, 2 * restarts - 1, frames="trial")}
     beyond |= {f"curve@{factor:g}": _far(threat.times(factor), factor) for factor in CURVE[name]}
+    if name in ("splice", "strong") and threat.box:
+        # One frame may be anything. Where ε is that large, no single size of the steps serves all videos.
+        splice = {f"splice-{size:g}": {"frames": "trial", "step_size": size} for size in SPLICE_STEPS}
+        beyond |= {key: pgd(threat.spliced(), 20, 3, **how) for key, how in splice.items()}
     if name == "strong":
         within |= _strong(threat, threshold) | _adaptive(threat)
         within |= {transfer(other): pgd(threat, 20, 1) for other in surrogates}
@@ -65,7 +75,9 @@ def _adaptive(threat: ThreatModel) -> dict[str, Attack]:
     """By an attacker who knows that attention is guarded: around it, through it, and from where it moves most."""
     shift = {kind: pgd(threat, 10, 1, objective=kind) for kind in ("attention", "attention-scores")}
     return {
-        **{f"adaptive-{view}": pgd(threat, 20, 1, view=view) for view in ("detached", "softer", "sharper")},
+        **{
+            f"adaptive-{view}": pgd(threat, 20, 1, view=view) for view in ("detached", "softer", "sharper", "unbounded")
+        },
         "adaptive-start": pgd(threat, 20, 1, first=shift["attention"]),
         "adaptive-scores": pgd(threat, 20, 1, first=shift["attention-scores"]),
         **{f"adaptive-mix{w:+g}": pgd(threat, 20, 1, objective=OBJECTIVES["bce-attention"].at(w)) for w in MIXTURES},

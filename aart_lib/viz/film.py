@@ -10,7 +10,7 @@ from aart_lib.data.pictures import from_jpeg
 from aart_lib.viz import style
 
 MOST = 24  # pictures of a row; of longer films every second, third, ... is shown
-EVIDENCE, FEATURE_MAP = "#444444", "PRGn"
+FEATURE_MAP = "PRGn"
 
 
 @style.styled
@@ -34,8 +34,7 @@ def plot_film(
         attacked_frames: [T] bool or indices of the frames an attack touched, framed in red; None draws no marks.
         attacked_pictures: T pictures for the row under attack, where pixels were changed.
     """
-    fig = style.Drawing(figsize=(9, 0.5 + 2.1 * len(attention)), layout="constrained", facecolor="white")
-    fig.suptitle(title, x=0.01, ha="left", wrap=True)
+    fig = style.new_figure(title, 0.5 + 2.1 * len(attention))
     axes = fig.subplots(2 * len(attention), 1, height_ratios=[1.5, 1] * len(attention))
     top = 1.1 * max(float(np.max(line)) for line in attention.values())
     for above, below, (key, line) in zip(axes[::2], axes[1::2], attention.items(), strict=True):
@@ -77,6 +76,6 @@ def draw_pictures(ax, pictures: Sequence, attacked_frames=None, evidence=None) -
         picture = from_jpeg(pictures[t]) if isinstance(pictures[t], bytes) else pictures[t]
         ax.imshow(picture, extent=(t - 0.48, min(t + step, count) - 0.52, 1, 0), aspect="auto")
     for t in np.flatnonzero(evidence if evidence is not None else []).tolist():
-        ax.axvspan(t - 0.48, t + 0.48, -0.12, -0.03, color=EVIDENCE, lw=0, clip_on=False)
+        ax.axvspan(t - 0.48, t + 0.48, -0.12, -0.03, color=style.EVIDENCE, lw=0, clip_on=False)
     _mark_attacked(ax, count, attacked_frames, 0, 1, -0.08)
     ax.set(xlim=(-0.5, count - 0.5), ylim=(1, 0), xticks=[], yticks=[], frame_on=False)

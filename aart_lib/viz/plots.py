@@ -24,20 +24,17 @@ from matplotlib.patches import Ellipse
 from aart_lib.data.batch import LEVEL
 from aart_lib.runtime.files import replacing
 from aart_lib.viz import film, style
-from aart_lib.viz.style import ATTACKED, CLEAN, defense_style, finish, new_axes, new_figure, styled
+from aart_lib.viz.style import ATTACKED, CLEAN, EVIDENCE, defense_style, finish, new_axes, new_figure, styled
 
-EVIDENCE, NEUTRAL = "#444444", "#5B7C99"
-ATTENTION_MAP, FEATURE_MAP = "viridis", film.FEATURE_MAP
+NEUTRAL, ATTENTION_MAP, FEATURE_MAP = "#5B7C99", "viridis", film.FEATURE_MAP
 
 
 @styled
 def save(fig: Figure, path) -> None:
     """Write a figure as PNG (150 dpi, no metadata, so equal figures are equal bytes) and close it.
 
-    The file appears under its name only when it is complete. Raises: ValueError for other endings than .png.
+    The file appears under its name only when it is complete.
     """
-    if not str(path).endswith(".png"):
-        raise ValueError(f"figures are stored as PNG, got {path}; name the file *.png")
     with replacing(path) as file:
         fig.savefig(file, format="png", dpi=150, metadata={"Software": None})
     plt.close(fig)
@@ -374,7 +371,7 @@ def plot_quantization(*, start: float = 0.3, title: str = "", ax=None) -> Figure
 
 @styled
 def plot_autocorrelation(curves: Mapping[str, Mapping], *, title: str = "", ax=None) -> Figure:
-    """Autocorrelation of the frames by lag; curves: {"embedded": {lag: value}, "genuine (n=1)": …}."""
+    """Autocorrelation of the frames by lag; curves: {"synthetic": {lag: value}, "genuine (n=1)": …}."""
     ax = new_axes(ax, title)
     looks = (NEUTRAL, "-", "o"), ("#000000", "--", "s"), ("#999999", ":", "^"), ("#CC79A7", "-.", "D")
     for (name, curve), (color, line, marker) in zip(curves.items(), looks, strict=False):  # lags are text in JSON

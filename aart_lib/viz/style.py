@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.figure import Figure
 
-CLEAN, ATTACKED = "#0072B2", "#D55E00"
+CLEAN, ATTACKED, EVIDENCE = "#0072B2", "#D55E00", "#444444"
 NAMES = "standard", "adversarial", "logit-pairing", "trades", "vat", "a-art"
 DEFENSE_COLORS = dict(zip(NAMES, "#000000 #E69F00 #999999 #56B4E9 #CC79A7 #009E73".split(), strict=True))
 DEFENSE_COLORS |= {"adversarial-uniform": "#7A4B00", "adversarial-mean": "#F0E442", "attention-only": "#882255"}

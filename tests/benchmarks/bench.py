@@ -18,7 +18,7 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
     "torch numpy google-crc32c accelerate tfrecord protobuf tensorflow-cpu tensorflow scikit-learn "
-    "adversarial-robustness-toolbox foolbox torchattacks"
+    "adversarial-robustness-toolbox foolbox"
 ).split()
 
 

@@ -6,7 +6,7 @@ import models
 import torch
 import torch.nn.functional as F
 from bench import Entry, Settings, in_turns, missing, peer
-from peers_attacks import ART, Foolbox, TorchAttacks
+from peers_attacks import ART, Foolbox
 
 from aart_lib import attacks
 from aart_lib.attacks import pgd
@@ -15,11 +15,11 @@ from aart_lib.threats import ThreatModel
 STEPS, EPSILON = 10, 0.0416
 SAME = 1e-4  # relative difference of two losses that counts as equal: sums are rounded in another order
 BOUND, PASS = "10 x (forward + input gradient)", "one forward pass"
-MODULES = {"ART": "art", "foolbox": "foolbox", "torchattacks": "torchattacks"}
+MODULES = {"ART": "art", "foolbox": "foolbox"}
 
 
 def _cross_entropy(output, clean, batch):
-    """An objective for exclusive labels, the only ones that two of the peers know."""
+    """An objective for exclusive labels, the only ones that foolbox knows."""
     return F.cross_entropy(output.logits, batch.labels.argmax(1), reduction="none")
 
 
@@ -41,13 +41,10 @@ def pgd10(settings: Settings) -> list[Entry]:
     """PGD-10 from zero with the same budget and step for all, on a small and on a 300-frame model."""
     small, long = (settings.size(shape, models.TINY) for shape in (models.SMALL, models.LONG))
     entries = _duels(settings, "PGD-10, small model", *models.make(*small), "bce", {"ART": ART})
-    model, batch = models.make(*small, padded=False)  # two of the peers know no mask and one label a video
+    model, batch = models.make(*small, padded=False)  # foolbox knows no mask and one label a video
     chosen = model(batch.frames, batch.mask).logits.argmax(1)
     batch = replace(batch, labels=F.one_hot(chosen, batch.labels.shape[1]).float())
-    makers = {
-        "foolbox": lambda *given: Foolbox(*given, chosen),
-        "torchattacks": lambda *given: TorchAttacks(*given, chosen),
-    }
+    makers = {"foolbox": lambda *given: Foolbox(*given, chosen)}
     attacks.OBJECTIVES["cross-entropy"] = attacks.Objective(_cross_entropy, False, False)
     entries += _duels(settings, "PGD-10, small model, one label", model, batch, "cross-entropy", makers)
     del attacks.OBJECTIVES["cross-entropy"]

@@ -10,7 +10,7 @@ BOUNDS = {
     "stored bytes": "copy the cached bytes into batches",
     "floats": "turn bytes that lie ready into floats in new batches, and read nothing",
 }
-TARGETS = {"tfrecord": 6.0, "protobuf (upb)": None, "tf.data": 3.0}
+TARGETS = {"tfrecord": 6.0, "tf.data": 3.0}
 CACHED = {"tfrecord": 25.0}
 
 
@@ -52,7 +52,6 @@ def _jobs(path, cached, product: str) -> dict:
         jobs["ours, cached"] = lambda: readers.ours_batches(cached)
     if peer("tfrecord"):
         jobs["tfrecord"] = lambda: readers.batched(readers.tfrecord_stored(path), floats)
-        jobs["protobuf (upb)"] = lambda: readers.batched(readers.protobuf_stored(path), floats)
     if _limit_tensorflow():
         jobs["tf.data"] = lambda: readers.tf_batches(path, floats)
     return jobs

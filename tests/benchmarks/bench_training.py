@@ -1,4 +1,4 @@
-"""What a training step of A-ART costs, and what it costs to look at the attention maps."""
+"""What a training step of A-ART costs beside a standard one."""
 
 from dataclasses import fields
 
@@ -72,22 +72,3 @@ def step(settings: Settings) -> list[Entry]:
         times.entry("step", single, "fast", NAIVE, holds=apart < 1e-3, note=same),
         times.entry("step", "A-ART step, two-step attack", "two-step", "standard", note="two passes more", **more),
     ]
-
-
-def attention(settings: Settings) -> list[Entry]:
-    """A forward pass that hands out its attention maps beside the fused one."""
-    entries = []
-    for frames in settings.size((32, 128, 300), (6,)):
-        (videos, _, features, labels), options = settings.size(models.SMALL, models.TINY)
-        model, batch = models.make((videos, frames, features, labels), options, padded=False)
-
-        @torch.no_grad()
-        def forward(maps, model=model, batch=batch):
-            return model(batch.frames, batch.mask, return_attention=maps).logits
-
-        same = torch.allclose(forward(False), forward(True), atol=1e-5)
-        jobs = {"with maps": lambda run=forward: run(True), "fused": lambda run=forward: run(False)}
-        what = f"forward pass with attention maps, T = {frames}, B = {videos}"
-        times = in_turns(jobs, settings.repeats)
-        entries.append(times.entry("attention", what, "with maps", "fused", meaning="ours / peer", holds=same))
-    return entries

@@ -25,13 +25,6 @@ class Logits(nn.Module):
         return self.model(frames, self.mask).logits
 
 
-class FromUnitRange(Logits):
-    """The same for frames scaled to [0,1], which is all that torchattacks knows."""
-
-    def forward(self, frames: Tensor) -> Tensor:
-        return super().forward(frames * (BOX[1] - BOX[0]) + BOX[0])
-
-
 class SummedBCE(nn.Module):
     """A class of its own: torch's BCE losses make ART reduce the labels of a video to one."""
 
@@ -85,23 +78,3 @@ class Foolbox:
 
     def __call__(self) -> Tensor:
         return self.search.run(self.model, self.frames, self.criterion, epsilon=self.epsilon)
-
-
-class TorchAttacks:
-    """torchattacks' PGD with cross-entropy, one label a video [B]."""
-
-    def __init__(self, model, batch: Batch, attack: Attack, labels: Tensor):
-        import torchattacks
-
-        width = BOX[1] - BOX[0]
-        self.search = torchattacks.PGD(
-            FromUnitRange(model, batch.mask).eval(),
-            eps=attack.threat.epsilon / width,
-            alpha=attack.size / width,
-            steps=attack.steps,
-            random_start=False,
-        )
-        self.frames, self.labels = ((batch.frames - BOX[0]) / width).clamp(0, 1), labels
-
-    def __call__(self) -> Tensor:
-        return self.search(self.frames, self.labels) * (BOX[1] - BOX[0]) + BOX[0]

@@ -4,12 +4,10 @@
 dequantized to float32 [B,T,D]. Labels are multi-hot [B,C] in both.
 """
 
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-import google_crc32c
 import numpy as np
 
 from aart_lib.data import dataset as data
@@ -133,31 +131,6 @@ class TFRecordItems:
         self.extract(example.context, {"labels": "int"}, kinds)
         tables = _from_lists(self.extract(example.feature_lists, dict.fromkeys(LISTS, "byte"), kinds))
         return np.concatenate(tables, 1)
-
-
-def _checked_payloads(path) -> Iterator[bytes]:
-    def masked(body: bytes) -> int:
-        crc = google_crc32c.value(body)
-        return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-    with open(path, "rb") as file:
-        while header := file.read(12):
-            length, crc = struct.unpack("<QI", header)
-            payload = file.read(length)
-            assert masked(header[:8]) == crc
-            assert masked(payload) == struct.unpack("<I", file.read(4))[0]
-            yield payload
-
-
-def protobuf_stored(path) -> Iterator:
-    """Google's protobuf (upb, in C) behind the shortest reader of records that checks both checksums."""
-    from tfrecord import example_pb2
-
-    for payload in _checked_payloads(path):
-        example = example_pb2.SequenceExample.FromString(payload)
-        lists = example.feature_lists.feature_list
-        found = {name: [f.bytes_list.value[0] for f in lists[name].feature] for name in LISTS}
-        yield _from_lists(found), np.array(example.context.feature["labels"].int64_list.value)
 
 
 def tf_batches(path, floats: bool) -> Iterator:

@@ -32,7 +32,6 @@ ROWS = {
     "read": ("bench_read", "read"),
     "shuffled": ("bench_read", "shuffled"),
     "step": ("bench_training", "step"),
-    "attention": ("bench_training", "attention"),
     "pgd": ("bench_attacks", "pgd10"),
     "gap": ("bench_metrics", "gap"),
     "reproduce": ("bench_program", "reproduce"),

@@ -14,7 +14,7 @@ sys.path.append(str(HERE))
 import report  # noqa: E402
 from bench import Entry  # noqa: E402
 
-SMALL = ("step", "gap", "attention")  # they need no other package
+SMALL = ("step", "gap")  # they need no other package
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
 """batch.py, dataset.py, catalog.py: bytes to features and back, batches, stable splits, bad records that are named."""
 
+import copy
 import math
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -10,17 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Subset
 
+from aart_lib.data import batch as batching
 from aart_lib.data import dataset as data
-from aart_lib.data.batch import BOX, LEVEL, Item, collate, dequantize, quantize
+from aart_lib.data.batch import BOX, LEVEL, Batch, Item, collate, dequantize, features, quantize
 from aart_lib.data.catalog import find_shards, most_frequent, open_splits
 from aart_lib.data.dataset import VideoDataset
 from aart_lib.data.formats import SPECS, DatasetSpec
 from aart_lib.data.records import (
     RecordError,
-    decode_example,
     encode_example,
     encode_sequence_example,
-    read_records,
     write_records,
 )
 
@@ -138,6 +139,72 @@ def test_a_batch_moves_and_is_pinned_as_a_whole(monkeypatch):
     assert pinned.frames.min() == 2 and pinned.labels.min() == 1 and pinned.ids == ("a",)
 
 
+# ---------------------------------------------------------------- bytes until somebody asks
+
+
+def stored_batch() -> Batch:
+    rng = np.random.default_rng(0)
+    mask = torch.arange(7) < torch.tensor([[7], [3], [5]])
+    return Batch(torch.from_numpy(rng.integers(0, 256, (3, 7, 5), np.uint8)), mask, torch.eye(3), ("a", "b", "c"))
+
+
+@pytest.mark.parametrize("piece", [1, 2, 9, 2**16])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_stored_bytes_become_the_features_of_every_video_and_zeros(monkeypatch, piece, threads):
+    monkeypatch.setattr(batching, "PIECE", piece)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    batch = stored_batch()
+    assert batch.frames is batch.frames and batch.frames.dtype == torch.float32
+    for frames, stored, real in zip(batch.frames, batch.stored, batch.mask, strict=True):
+        assert frames[real].numpy().tobytes() == dequantize(stored[real].numpy()).tobytes()
+        assert frames[~real].numpy().tobytes() == bytes(4 * 5 * int((~real).sum()))  # no -0.0 either
+
+
+def test_the_way_of_other_devices_gives_the_same_bits():
+    batch = stored_batch()
+
+    class Elsewhere(torch.Tensor):
+        device = torch.device("cuda")
+
+    there = features(batch.stored.as_subclass(Elsewhere), batch.mask).as_subclass(torch.Tensor)
+    assert there.numpy().tobytes() == batch.frames.numpy().tobytes()
+
+
+def test_bytes_and_not_floats_are_moved_pinned_cut_and_sent(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *device: tensor)
+    batch = stored_batch()
+    assert batch.frames.dtype == torch.float32  # asked for before
+    others = batch.to("meta"), batch.pin_memory(), batch[1:], batch[torch.tensor([2, 0])], batch[1:].trimmed()
+    for other in (*others, copy.copy(batch), pickle.loads(pickle.dumps(batch))):
+        assert other.stored.dtype == torch.uint8 and other.frames.dtype == torch.float32
+    assert others[-1].stored.shape == (2, 5, 5) and torch.equal(others[-1].frames, batch.frames[1:, :5])
+    assert len(pickle.dumps(batch)) - len(pickle.dumps(replace(batch, frames=batch.frames))) < -2 * 3 * 7 * 5
+
+
+def test_floats_stay_what_they_are_and_a_changed_batch_keeps_its_frames():
+    batch, floats = stored_batch(), torch.randn(3, 7, 5)
+    other = replace(batch, frames=floats, labels=torch.ones(3, 3))
+    assert other.frames is other.stored is floats and other.labels.all()
+    assert torch.equal(replace(batch, labels=torch.ones(3, 3)).frames, batch.frames)
+
+
+def test_frames_first_seen_under_inference_can_be_trained_on():
+    batch = stored_batch()
+    with torch.inference_mode():
+        assert not batch.frames.is_inference()
+    torch.nn.Linear(5, 1)(batch.frames).sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("shared", [0, 2**20])
+def test_bytes_come_through_a_reader_process(tmp_path, monkeypatch, shared):
+    monkeypatch.setattr(data, "SHARED_BYTES", shared)
+    dataset = VideoDataset([many(tmp_path, [f"v{i}" for i in range(11)])], TINY)
+    for here, there in zip(dataset.batches(4), dataset.batches(4, workers=1), strict=True):
+        assert there.stored.dtype == torch.uint8 and torch.equal(here.stored, there.stored)
+        assert torch.equal(here.frames, there.frames)
+
+
 # ---------------------------------------------------------------- reading
 
 
@@ -148,14 +215,6 @@ def test_a_video_is_read_as_it_was_written(tmp_path, key):
     stored = np.concatenate([lists["rgb"], lists["audio"]], 1)
     np.testing.assert_array_equal(quantize(item.frames.numpy()), stored)
     assert item.labels.tolist() == [0, 1, 0, 0, 1] and item.id == "abc" and item.evidence is None
-
-
-def test_leading_dimensions_of_each_list_are_used(tmp_path):
-    lists = frame_lists(2)
-    item = VideoDataset([shard(tmp_path, record(lists=lists))], TINY.leading(rgb=2, audio=1))[0]
-    expected = np.concatenate([lists["rgb"][:, :2], lists["audio"][:, :1]], 1)
-    np.testing.assert_array_equal(quantize(item.frames.numpy()), expected)
-    assert TINY.leading(rgb=2).dims == 4 and TINY.dims == 5
 
 
 def test_long_videos_are_thinned_evenly_and_keep_first_and_last_frame(tmp_path):
@@ -233,7 +292,7 @@ def test_torchs_own_loader_gives_the_same_batches(tmp_path, workers, evidence):
     theirs = DataLoader(dataset, batch_size=4, collate_fn=collate, num_workers=workers)
     for a, b in zip(dataset.batches(4), theirs, strict=True):
         assert a.ids == b.ids and (a.evidence is None) == (b.evidence is None) == (not evidence)
-        assert all(torch.equal(vars(a)[key], vars(b)[key]) for key in ("frames", "mask", "labels"))
+        assert all(torch.equal(getattr(a, key), getattr(b, key)) for key in ("frames", "mask", "labels"))
     one = next(iter(DataLoader(Subset(dataset, [5, 2]), batch_size=2, collate_fn=collate)))
     assert one.ids == ("v5", "v2") and torch.equal(one.frames, dataset.batch([5, 2]).frames)
 
@@ -379,24 +438,11 @@ def test_shards_are_found_in_the_data_sets_own_subfolder_and_nowhere_else(tmp_pa
 # ---------------------------------------------------------------- genuine
 
 
-def test_genuine_video_level_shards_carry_labels_and_finite_features(real_data):
-    paths = find_shards(SPECS["yt8m-video"], real_data, "test")
-    dataset = VideoDataset(paths, SPECS["yt8m-video"])
-    assert len(dataset) == 1787 and all(entry.labels for entry in dataset.entries)
-    item = dataset[0]
-    assert item.frames.shape == (1, 1152) and item.frames.isfinite().all()
-    raw = decode_example(next(read_records(paths[0])))
-    assert np.flatnonzero(item.labels).tolist() == sorted(raw["labels"].tolist())
-    np.testing.assert_array_equal(item.frames[0, 1024:], raw["mean_audio"])
-
-
 def test_genuine_audioset_has_its_clips_and_the_most_frequent_labels_narrow_it(real_data):
     spec = SPECS["audioset"]
-    train, test = (VideoDataset(find_shards(spec, real_data, split), spec) for split in ("train", "test"))
-    assert (len(train), len(test)) == (22160, 10093)
-    classes = most_frequent(train, 50)
-    train.keep(classes)
-    test.keep(classes)
-    assert len(train) + train.left_out == 22160 and len(test) + test.left_out == 10093
-    counts = torch.stack([train[i].labels for i in range(0, len(train), 40)]).sum(0)
-    assert counts[0] > counts[49] and (train[0].labels.shape, train[0].frames.shape[1]) == ((50,), 128)
+    test = VideoDataset(find_shards(spec, real_data, "test"), spec)
+    assert len(test) == 10093
+    test.keep(most_frequent(test, 50))
+    assert 0 < test.left_out == 10093 - len(test)
+    counts = torch.stack([test[i].labels for i in range(0, len(test), 40)]).sum(0)
+    assert counts[0] > counts[49] and (test[0].labels.shape, test[0].frames.shape[1]) == ((50,), 128)

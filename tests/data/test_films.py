@@ -14,10 +14,10 @@ from aart_lib.data import pictures as decoding
 from aart_lib.data.films import Joins, films
 from aart_lib.data.photographs import photographs
 from aart_lib.data.pictures import from_jpeg, pictures
+from aart_lib.data.pixels import PIXEL, FilmModel, as_pictures, pixel_batch, stored_pictures
 from aart_lib.data.records import decode_strings, read_records
 from aart_lib.data.sources import Row, rows_of
 from aart_lib.model import ModelConfig, VideoTransformer
-from aart_lib.pixels import PIXEL, FilmModel, as_pictures, pixel_batch, stored_pictures
 from aart_lib.viz.film import plot_film
 
 av = pytest.importorskip("av", reason='films need the extra: pip install -e ".[films]"')

@@ -1,5 +1,6 @@
 """Input made to break the reader: refused in a sentence, in time, in little memory; or skipped, counted and told."""
 
+import copy
 import io
 import os
 import random
@@ -22,7 +23,7 @@ from accelerate import Accelerator
 from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_data import MEANS, TINY, frame_lists, many, record, shard
+from test_data import TINY, frame_lists, many, record, shard
 from test_index import rated
 from test_records import SequenceExample
 from test_training import CONFIG, SHAPE, SPEC, THREAT, write_videos
@@ -38,7 +39,6 @@ from aart_lib.data.index import Entry
 from aart_lib.data.records import (
     RecordError,
     Skipped,
-    encode_example,
     encode_sequence_example,
     scan_heads,
     scan_records,
@@ -235,11 +235,8 @@ def header(shape: str, kind: str = "<i4") -> bytes:
 
 BOMBS = {
     "a size that no memory has": header("(1152921504606846976,)") + bytes(12),
-    "a size that this file has not": header("(4294967296,)") + bytes(12),
     "zeros without end": header("(25000000,)") + bytes(100_000_000),
-    "a header that is no header": b"\x93NUMPY\x01\x00\x04\x00(((\n",
     "objects": header("(1,)", "|O") + b"cos\nsystem\n(S'false'\ntR.",
-    "not an array": b"labels",
 }
 
 
@@ -329,28 +326,11 @@ def test_behind_a_damaged_length_the_rest_of_the_file_is_skipped_and_counted_as_
     assert len(VideoDataset([path], TINY, skipped=skipped)) == 1 and skipped.files[str(path)]["bytes"] == 5
 
 
-def test_bad_segments_and_bad_means_are_skipped_too(tmp_path):
-    skipped = Skipped()
-    path = shard(tmp_path, rated([15], [1], [1], "far"), rated([5], [1], [1], "near"))
-    assert [e.id for e in VideoDataset([path], TINY, segments=True, skipped=skipped).entries] == ["near:5"]
-    assert "segment_start_times from 15 to 15 outside the 12 frames" in skipped.files[str(path)]["first"]
-    means = [{"mean_rgb": np.float32(values)} for values in ([1, np.nan, 2], [1, 2, 3])]
-    path = shard(tmp_path, *(encode_example({"id": "v", "labels": [1], **mean}) for mean in means), name="m.tfrecord")
-    assert len(VideoDataset([path], MEANS, skipped=skipped)) == 1 and skipped.files[str(path)]["records"] == 1
-
-
 def test_what_is_converted_holds_the_good_records(tmp_path):
     paths, skipped = damaged(tmp_path), Skipped()
     made = convert(paths, TINY, tmp_path / "c", skipped)
     assert [item.id for item in VideoDataset(made, TINY)] == ["v0", "v2", "v4", "w0", "w1"]
     assert skipped.files[str(paths[0])]["records"] == 2
-
-
-def test_a_folder_with_nothing_left_is_refused(tmp_path):
-    many(tmp_path, ["t0", "t1"], name="test0.tfrecord")
-    (tmp_path / "train0.tfrecord").write_bytes(bytes(100))
-    with pytest.raises(ValueError, match="0 train and 2 test videos; it takes at least 2 of each"):
-        open_splits(TINY, tmp_path, skipped=Skipped())
 
 
 def test_commands_skip_when_told_and_tell_it(tmp_path, capsys):
@@ -373,22 +353,6 @@ def test_commands_skip_when_told_and_tell_it(tmp_path, capsys):
 # ---------------------------------------------------------------- what a run left behind
 
 
-@pytest.fixture(scope="module")
-def halted(tmp_path_factory):
-    """Splits and the saved state of a run that has just begun."""
-    folder = tmp_path_factory.mktemp("videos")
-    write_videos(folder, "train", 20, 0)
-    write_videos(folder, "test", 4, 1)
-    splits = open_splits(SPEC, folder)
-    run = started(splits)
-    run.started = time.perf_counter()
-    return splits, run.state()
-
-
-def started(splits):
-    return training.Run(DEFENSES["standard"], splits, SHAPE, THREAT, CONFIG, Accelerator())
-
-
 STATES = {
     "a missing part": lambda state: state.pop("optimizer"),
     "weights of another shape": lambda state: state["model"].update(cls=state["model"]["cls"].repeat(2)),
@@ -399,14 +363,18 @@ STATES = {
 }
 
 
-@pytest.mark.parametrize("name", STATES)
-def test_a_damaged_resume_state_is_refused(halted, name):
-    splits, state = halted
-    state = state | {"model": dict(state["model"])}
-    started(splits).restore(state, "run.state")
-    STATES[name](state)
-    with pytest.raises(ValueError, match=r"run\.state is damaged; delete it to start the training anew"):
-        started(splits).restore(state, "run.state")
+def test_a_damaged_resume_state_is_refused(tmp_path):
+    write_videos(tmp_path, "train", 20, 0)
+    write_videos(tmp_path, "test", 4, 1)
+    run = training.Run(DEFENSES["standard"], open_splits(SPEC, tmp_path), SHAPE, THREAT, CONFIG, Accelerator())
+    run.started = time.perf_counter()
+    state = run.state()
+    for damage in STATES.values():
+        damaged = copy.deepcopy(state)
+        damage(damaged)
+        with pytest.raises(ValueError, match=r"run\.state is damaged; delete it to start the training anew"):
+            run.restore(damaged, "run.state")
+    run.restore(state, "run.state")
 
 
 def test_damaged_notes_of_a_run_count_as_not_there(tmp_path):

@@ -11,7 +11,7 @@ from test_data import MEANS, TINY, first_numbers, frame_lists, many, record, sha
 from aart_lib.data import convert as converting
 from aart_lib.data import dataset as data
 from aart_lib.data import index, records
-from aart_lib.data.batch import collate, quantize
+from aart_lib.data.batch import quantize
 from aart_lib.data.catalog import find_shards, open_splits
 from aart_lib.data.convert import convert
 from aart_lib.data.dataset import VideoDataset
@@ -71,13 +71,6 @@ def test_heads_of_records_hold_the_context_and_no_frames(tmp_path):
     for (_, head), (_, payload) in zip(heads, whole, strict=True):
         assert payload.startswith(head) and len(head) < len(payload)
         assert str(records.decode_example(head)) == str(records.decode_example(payload))
-
-
-def test_a_context_longer_than_the_first_read_is_read_whole(tmp_path, monkeypatch):
-    path = shard(tmp_path, record("v" * 50, (1, 3)))
-    monkeypatch.setattr(records, "HEAD", 8)
-    ((_, head),) = scan_heads(path)
-    assert records.decode_example(head)["id"] == [b"v" * 50]
 
 
 def test_a_streamed_data_set_has_the_videos_of_a_small_one(tmp_path, monkeypatch):
@@ -271,18 +264,3 @@ def test_what_is_small_has_evidence_or_one_name_twice_is_not_converted(tmp_path)
     for spec in (MEANS, SPECS["synthetic"]):
         with pytest.raises(ValueError, match="is small as it is; only frame-level shards"):
             convert([], spec, tmp_path)
-
-
-# ---------------------------------------------------------------- batches
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_the_items_side_by_side(tmp_path, workers):
-    payloads = (record(f"v{i}", (i % 5, 4), frame_lists(1 + i % 4, i)) for i in range(13))
-    dataset = VideoDataset([shard(tmp_path, *payloads)], TINY, labels=[4, 2, 0])
-    for start, batch in zip(range(0, 13, 5), dataset.batches(5, workers=workers), strict=True):
-        expected = collate([dataset[i] for i in range(start, min(start + 5, 13))])
-        assert batch.ids == expected.ids and batch.evidence is None
-        for name in ("frames", "mask", "labels"):
-            assert getattr(batch, name).equal(getattr(expected, name)), name

@@ -9,7 +9,6 @@ import struct
 
 import numpy as np
 import pytest
-import torch
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -102,29 +101,19 @@ lists = st.dictionaries(st.text(max_size=8), tables(), max_size=3)
 
 LOSSY = {
     "features": ({}, {"rgb": np.zeros((2, 3), np.float32)}, "list `rgb` must be bytes .* got float32 .*quantize"),
-    "floats that are whole": ({}, {"rgb": [[1.0, 2.0]]}, "quantize"),
     "NaN": ({}, {"rgb": [[np.nan]]}, "quantize"),
-    "bfloat16": ({}, {"rgb": torch.ones(1, 1).bfloat16()}, "quantize"),
     "above a byte": ({}, {"rgb": [[1, 256]]}, "`rgb` must be bytes .* from 1 to 256"),
     "below zero": ({}, {"rgb": np.int8([[-1]])}, "`rgb` must be bytes"),
     "booleans": ({}, {"evidence": [[True]]}, r"`evidence` must be bytes .* got bool \[1, 1\]"),
-    "one row": ({}, {"rgb": np.zeros(3, np.uint8)}, r"bytes \[T,n\].* got uint8 \[3\]"),
-    "rows of different lengths": ({}, {"rgb": [[1, 2], [3]]}, r"bytes \[T,n\]"),
-    "texts": ({}, {"rgb": [["a"]]}, r"bytes \[T,n\]"),
     "labels as floats": ({"labels": [1.0]}, {}, "`labels` must be a list of integers of 64 bits, got float64"),
     "labels as a mask": ({"labels": [True, False]}, {}, "`labels` must be a list of integers"),
     "a list of texts": ({"labels": ["a"]}, {}, "`labels` must be"),
-    "one number": ({"labels": 3}, {}, "`labels` must be a list"),
     "a mixture": ({"x": [1, 2.5]}, {}, r"`x` must be .* \[1, 2.5\]"),
-    "a truth among numbers": ({"x": [True, 2]}, {}, "`x` must be .*True"),
     "a table": ({"x": [[1.0]]}, {}, r"`x` must be a list .* \[1, 1\]"),
     "beyond 64 bits": ({"x": [2**63]}, {}, "`x` must be .*9223372036854775808"),
-    "far beyond 64 bits": ({"x": [2**70]}, {}, "`x` must be"),
     "beyond 32 bits of float": ({"x": [1e300]}, {}, "`x` must be .* floats of 32"),
     "nothing": ({"x": None}, {}, "`x` must be"),
-    "complex numbers": ({"x": [1j]}, {}, "`x` must be"),
     "a lone surrogate": ({"id": "\ud800"}, {}, "no Unicode text"),
-    "a name with a surrogate": ({"\ud800": [1]}, {}, "no Unicode text"),
 }
 
 

@@ -16,12 +16,13 @@ from aart_lib.data.batch import BOX, Batch, Item, collate
 from aart_lib.experiment import judge as evaluation
 from aart_lib.experiment import suites
 from aart_lib.experiment.flags import flags
-from aart_lib.experiment.judge import _WorstCase, evaluate, judge
+from aart_lib.experiment.judge import _WorstCase, evaluate, judge, violation
+from aart_lib.experiment.presets import calibrate
 from aart_lib.losses import bce
 from aart_lib.metrics import average_precision_per_video, gap
 from aart_lib.model import MODELS, ModelConfig, Output, VideoTransformer
-from aart_lib.scoring import calibrate, generator_for, score
-from aart_lib.threats import NORMS, ThreatModel, violation
+from aart_lib.scoring import generator_for, score
+from aart_lib.threats import NORMS, ThreatModel
 
 D, C, T = 8, 6, 5
 THREAT = ThreatModel("linf", 0.15)
@@ -360,6 +361,15 @@ def test_an_honest_model_raises_no_flag(strong, name):
 def test_a_broken_defense_raises_its_flags(strong, broken):
     assert raised(strong[broken]) >= FRAUDS[broken][1]
     assert ("flat-attention" in raised(strong[broken])) == (broken is flattened)
+
+
+def test_one_frame_that_may_be_anything_is_the_worst_of_several_searches(strong):
+    for row in strong.values():
+        if "splice" in row["other"]:
+            tried = [found["gap"] for key, found in row["other"].items() if key.startswith("splice-")]
+            assert len(tried) == 3 and row["other"]["splice"]["gap"] <= min(tried)
+    other = strong["fitted"]["other"]
+    assert other["splice"]["gap"] <= other["frames-1"]["gap"] and other["splice"]["threat"]["max_frames"] == 1
 
 
 def test_no_single_attack_is_worse_than_the_worst_case(strong):

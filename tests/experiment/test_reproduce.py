@@ -181,13 +181,6 @@ def test_ours_is_compared_with_all_others_on_scores_that_are_kept(strong):
     assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
 
 
-def test_a_resumed_strong_run_repeats_nothing(strong, folder, monkeypatch):
-    results, out = strong
-    for name in ("train", "judge", "calibrate"):
-        monkeypatch.setattr(reproduction, name, lambda *a, name=name, **o: pytest.fail(f"{name} ran again"))
-    assert json.loads(json.dumps(strong_run(folder, out))) == json.loads(json.dumps(results))
-
-
 def test_the_three_worst_are_the_lowest_beside_what_every_row_meets():
     low = {"noise": 0.1, "fgsm": 0.1, "pgd": 0.1, "gradient-free": 0.1, "pgd-100": 0.1}
     gaps = low | {"apgd": 0.4, "pgd-margin": 0.3, "transfer-x": 0.6, "adaptive-start": 0.35, "label-free": 0.5}

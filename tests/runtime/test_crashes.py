@@ -42,8 +42,8 @@ def training_of(tiny, out, *more) -> list[str]:
     return ["train", "--data-dir", str(tiny), "--defense", "standard", "--epochs", "2", "--out", str(out), *more]
 
 
-def started(*command, **options) -> subprocess.Popen:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def started(*command, path=(ROOT,), **options) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path)), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, *map(str, command)], env=environment, text=True, **options)
 
 
@@ -59,6 +59,11 @@ def answer(capsys, arguments) -> str:
 def names(folder: Path) -> list[str]:
     """All files of a folder, hidden ones too."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def same_models(one: Path, other: Path) -> bool:
+    weights = [checkpoint.load(path)[0].state_dict() for path in (one, other)]
+    return all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 # ---------------------------------------------------------------- killed
@@ -195,6 +200,17 @@ def test_a_signal_after_the_last_step_is_heard(tiny, tmp_path, monkeypatch):
     assert main(training_of(tiny, tmp_path, "--resume")) == 0
 
 
+def test_a_signal_while_modules_load_ends_with_a_sentence(tmp_path):
+    (tmp_path / "torch.py").write_text("import time; print('loading', flush=True); time.sleep(60)")
+    command = ["-m", "aart_lib", "train", "--out", tmp_path / "out"]
+    process = started(*command, path=(tmp_path, ROOT), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == "loading\n"
+    process.terminate()
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and said == "\naart: stopped; the same command with --resume goes on from there\n"
+    assert not (tmp_path / "out").exists()
+
+
 # ---------------------------------------------------------------- full disks
 
 
@@ -310,14 +326,11 @@ def test_processes_of_one_run_share_its_folder(tiny, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_names_the_last_good_state(splits, tmp_path, monkeypatch):  # noqa: F811
-    wild = TrainConfig(epochs=3, batch_size=8, rate=1e30)
-    for state, kept in ((None, "no state was saved"), (tmp_path / "run.state", f"the last good state is {tmp_path}")):
-        monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
-        with pytest.raises(
-            TrainingStopped, match=rf"in epoch \d, step \d: the loss is not finite \(task=.*\); lower .*; {kept}"
-        ):
-            train(DEFENSES["standard"], splits, SHAPE, THREAT, wild, state=state, progress=None)
-    assert files.load_state(tmp_path / "run.state")["step"] >= 1
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    wild, state = TrainConfig(epochs=3, batch_size=8, rate=1e30), tmp_path / "run.state"
+    with pytest.raises(TrainingStopped, match=f"the loss is not finite .*; the last good state is {state}"):
+        train(DEFENSES["standard"], splits, SHAPE, THREAT, wild, state=state, progress=None)
+    assert files.load_state(state)["step"] >= 1
 
 
 def test_gradients_are_clipped(splits, monkeypatch):  # noqa: F811
@@ -334,16 +347,3 @@ def test_gradients_are_clipped(splits, monkeypatch):  # noqa: F811
         config = replace(CONFIG, epochs=1, clip=clip)
         train(DEFENSES["a-art"], splits, SHAPE, THREAT, config, progress=None)
         assert len(norms) == 4 and (max(norms) <= 0.01 * 1.0001 if clip == 0.01 else min(norms) > 0.01)
-
-
-def same_models(one: Path, other: Path) -> bool:
-    weights = [checkpoint.load(path)[0].state_dict() for path in (one, other)]
-    return all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-
-
-def test_a_seed_gives_the_same_bits_with_any_number_of_readers(tiny, tmp_path):
-    for name, workers, seed in (("one", 0, 0), ("same", 2, 0), ("other", 0, 1)):
-        more = ["--workers", str(workers), "--seed", str(seed), "--defense", "a-art"]
-        assert main(training_of(tiny, tmp_path / name, *more)) == 0
-    one, same, other = (tmp_path / name / "model.safetensors" for name in ("one", "same", "other"))
-    assert same_models(one, same) and not same_models(one, other)
