@@ -6,6 +6,7 @@ SEEDS ?=
 PRESET ?=
 
 KEPT := notebooks/checkpoints
+FILMED := standard,a-art
 STORED := standard,adversarial,trades,a-art,adversarial-uniform
 HEADLINE := standard,adversarial,logit-pairing,trades,a-art,adversarial-uniform
 CREDIT := a-art,trades,a-art-all-layers,a-art-all-rows,adversarial,adversarial-steps,attention-only,attention-noise,$\
@@ -19,7 +20,7 @@ ROWS ?=  # of the benchmarks: make bench ROWS="--only gap --only step"
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lab figures checkpoints headline credit explore plan colab bench lint
+.PHONY: help reproduce test lab figures checkpoints headline credit explore films plan colab bench lint
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -49,6 +50,13 @@ headline: $(STAMP) ## the strong suite on five seeds, as in figures/report-synth
 
 credit: $(STAMP) ## which part of A-ART earns what, as in figures/report-credit.md: twenty minutes; resumes
 	$(BIN) -m aart_lib reproduce --data synthetic --defenses $(CREDIT) --out runs/credit --resume
+
+films: $(STAMP) ## make the films of photographs and their models anew, notebooks/films: half an hour; resumes
+	$(BIN) -m aart_lib films photographs --out runs/films
+	$(BIN) -m aart_lib reproduce --data films --data-dir runs/films --out runs/films-models --resume --defenses $(FILMED)
+	mkdir -p notebooks/films/checkpoints
+	cp runs/films/*.tfrecord runs/films/*.csv runs/films/extractor.* notebooks/films
+	cp runs/films-models/checkpoints/*.safetensors notebooks/films/checkpoints
 
 plan: $(STAMP) ## measure a step and write what the full run would cost, figures/scale-plan.md: a minute
 	OMP_NUM_THREADS=1 $(BIN) tests/benchmarks/plan.py --out figures

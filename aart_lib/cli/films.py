@@ -25,10 +25,12 @@ from aart_lib.viz.film import plot_film
 def make(options) -> str:
     """Write the films; returns what is there. Videos that are left out are told on standard error."""
     left_out: list[ValueError] = []
-    how: dict = {"dims": options.dims, "fitted": options.fitted}
+    how: dict = {"dims": options.dims}
     how |= {"bad": left_out.append} if options.on_bad_video == "skip" else {}
     if str(options.source) == "photographs" and not options.source.exists():
-        return photographs(options.out, **how)
+        if (options.fps, options.size, options.join, options.background) != (1.0, 224, None, None):
+            raise ValueError("films of photographs have their own size, rate and times; leave these options out")
+        return photographs(options.out, **how | {"dims": min(options.dims, 48)})
     names = tuple(name.strip() for name in (options.background or "").split(",") if name.strip())
     if names and not options.join:
         raise ValueError("--background is for joined clips; add --join N")

@@ -98,7 +98,6 @@ def parser() -> argparse.ArgumentParser:
     )
     add.add_argument("--dims", type=int, default=256, metavar="D", help="numbers a frame, at most (default 256)")
     add.add_argument("--size", type=int, default=224, metavar="P", help="pixels of a picture's side (default 224)")
-    add.add_argument("--fitted", type=Path, metavar="DIR", help="films whose components and classes are taken over")
     about = "stop (default), or skip: leave out videos that cannot be used, and tell how many"
     add.add_argument("--on-bad-video", default="stop", choices=("stop", "skip"), help=about)
 

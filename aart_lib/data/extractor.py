@@ -11,6 +11,7 @@ import io
 from collections.abc import Iterable
 from contextlib import redirect_stdout
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -77,13 +78,9 @@ class Extractor(nn.Module):
 @torch.inference_mode()
 def network_features(network: nn.Module, pictures: Iterable[np.ndarray]) -> np.ndarray:
     """Features [N,F] of pictures, uint8 [H,W,3] each, some at a time. The same pictures give the same bits."""
-    found, waiting = [], list[np.ndarray]()
-    for picture in (*pictures, None):
-        if picture is not None:
-            waiting.append(picture)
-        if waiting and (picture is None or len(waiting) == FRAMES):
-            found.append(network(as_tensor(np.stack(waiting))))
-            waiting.clear()
+    found, left = [], iter(pictures)
+    while some := list(islice(left, FRAMES)):
+        found.append(network(as_tensor(np.stack(some))))
     return torch.cat(found).numpy()
 
 
@@ -117,9 +114,9 @@ def weights_of(network: nn.Module) -> dict:
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    package = getattr(network, "package", type(network).__name__)
-    number = version(package) if isinstance(network, EfficientNet) else None
-    return {"package": package, "version": number, "sha256": digest.hexdigest()}
+    package = getattr(network, "package", None)
+    about = {"network": type(network).__name__, "package": package, "version": package and version(package)}
+    return about | {"sha256": digest.hexdigest()}
 
 
 def save(extractor: Extractor, folder) -> None:

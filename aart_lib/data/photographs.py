@@ -20,7 +20,7 @@ SIZE = 112  # pixels of a picture's side
 # goes through the middle of what is shown, so that both halves show it.
 CLASSES = {
     "astronaut": ("astronaut", (0.08, 0.43, 0.75), (0.0, 0.72)),
-    "photographer": ("camera", (0.05, 0.38, 0.75), (0.05, 0.75)),
+    "camera": ("camera", (0.05, 0.38, 0.75), (0.05, 0.75)),
     "cat": ("chelsea", (0.0, 0.55, 1.0), (0.0, 1.0)),
     "coffee": ("coffee", (0.1, 0.53, 0.88), (0.0, 0.95)),
     "coins": ("coins", (0.0, 0.5, 1.0), (0.0, 1.0)),
@@ -30,7 +30,7 @@ CLASSES = {
     "tissue": ("immunohistochemistry", (0.0, 0.5, 1.0), (0.0, 1.0)),
 }
 BACKGROUNDS = ("brick", "grass", "gravel")
-FILMS = {"train": 1000, "test": 48}
+FILMS = {"train": 1000, "test": 24}
 FRAMES, LABELS, SHOWN = (10, 16), (1, 3), (1, 3)  # of a film; of a label: frames in a row
 
 
@@ -43,19 +43,18 @@ def _halves(name: str, columns=(0.0, 0.5, 1.0), rows=(0.0, 1.0)) -> dict[str, np
     return {"train": whole[top:bottom, left:middle], "test": whole[top:bottom, middle:right]}
 
 
-def _scene(rng: np.random.Generator, photograph: np.ndarray, count: int, *, mirrored=True) -> list[np.ndarray]:
+def _scene(rng: np.random.Generator, photograph: np.ndarray, count: int) -> list[np.ndarray]:
     """Frames [SIZE,SIZE,3] of a camera that moves over a photograph: pan, zoom, mirror, brightness."""
     height, width = photograph.shape[:2]
     sides = min(height, width) * np.sort(rng.uniform(0.55, 1.0, 2))[:: rng.choice([1, -1])]
     corners = rng.random((2, 2))  # share of the way that a crop may move; from the first to the last frame
-    flip, light = mirrored and rng.random() < 0.5, rng.uniform(0.75, 1.2)
+    flip, light = rng.random() < 0.5, rng.uniform(0.75, 1.2)
     frames = []
     for way in np.linspace(0, 1, count) if count > 1 else [0.0]:
         side = sides[0] + way * (sides[1] - sides[0])
-        left, top = (corners[0] + way * (corners[1] - corners[0]) * 0.5) % 1 * (width - side, height - side)
-        image = Image.fromarray(photograph).resize(
-            (SIZE, SIZE), Image.Resampling.BILINEAR, (left, top, left + side, top + side)
-        )
+        left, top = (corners[0] + way * (corners[1] - corners[0]) * 0.5) * (width - side, height - side)
+        crop = (left, top, left + side, top + side)
+        image = Image.fromarray(photograph).resize((SIZE, SIZE), Image.Resampling.BILINEAR, crop)
         picture = np.clip(np.asarray(image) * light, 0, 255).astype(np.uint8)
         frames.append(picture[:, ::-1] if flip else picture)
     return frames
@@ -77,10 +76,11 @@ def photograph_film(split: str, index: int, halves: dict) -> tuple[list[np.ndarr
     return frames, shown
 
 
-def photographs(out, *, dims: int = 48, videos=None, **options) -> str:
+def photographs(out, *, dims: int = 48, videos: dict[str, int] | None = None, **options) -> str:
     """Write the video files, OUT/videos, and the films made of them, OUT. Returns a line that tells what is there.
 
     videos: {"train", "test"}: how many, by default `FILMS`; options: as in `films`.
+    Only test films keep their pictures.
     """
     halves = {name: _halves(*about) for name, about in CLASSES.items()}
     halves |= {name: _halves(name) for name in BACKGROUNDS}
@@ -97,19 +97,17 @@ def photographs(out, *, dims: int = 48, videos=None, **options) -> str:
             bar.update()
     with open(folder / "manifest.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("path", "labels", "start", "end", "split"), *rows])
-    return films(folder, out, dims=dims, size=SIZE, **options)
+    return films(folder, out, dims=dims, size=SIZE, pictured=("test",), **options)
 
 
 def write_video(path: Path, frames: list[np.ndarray]) -> None:
     """One frame a second as MPEG-4; the file appears under its name when it is complete."""
-    part = path.with_name(f".{path.name}")
-    with needed("av").open(str(part), "w", format="mp4") as container:
+    part, av = path.with_name(f".{path.name}"), needed("av")
+    with av.open(str(part), "w", format="mp4") as container:
         stream = container.add_stream("mpeg4", rate=1)
         stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
         stream.codec_context.qmin = stream.codec_context.qmax = 2  # nearly without loss
         for frame in frames:
-            container.mux(
-                stream.encode(needed("av").VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"))
-            )
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode(None))
     part.replace(path)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from aart_lib import ThreatModel, collate, open_data, perturb, pgd
+from aart_lib import ThreatModel, checkpoint, collate, open_data, perturb, pgd
 from aart_lib.cli.parser import main
 from aart_lib.data import extractor as extracting
 from aart_lib.data import pictures as decoding
 from aart_lib.data.films import Joins, films
+from aart_lib.data.photographs import photographs
 from aart_lib.data.pictures import from_jpeg, pictures
 from aart_lib.data.pixels import PIXEL, FilmModel, as_pictures, pixel_batch, stored_pictures
 from aart_lib.data.records import decode_strings, read_records
@@ -218,12 +219,10 @@ def test_joined_films_show_their_labels_where_they_say_and_keep_groups_apart(vid
     assert len(sides[0] | sides[1]) == 4 and not sides[0] & sides[1]
 
 
-def test_a_model_understands_films_that_take_over_its_components(videos, tmp_path):
-    films(videos, tmp_path / "out", size=32, dims=6, network=Tiny())
+def test_one_video_alone_becomes_a_film(tmp_path):
     one = write(tmp_path / "one.avi", still(COLORS["green"], noise=3))
-    films(one, tmp_path / "new", fitted=tmp_path / "out", network=Tiny())
-    kept = [(tmp_path / name / "extractor.safetensors").read_bytes() for name in ("out", "new")]
-    assert kept[0] == kept[1] and len(list(read_records(tmp_path / "new" / "test-00000-of-00001.tfrecord"))) == 1
+    assert "0 training and 1 test films of 1 videos, 0 labels" in films(one, tmp_path / "new", size=32, network=Tiny())
+    assert len(list(read_records(tmp_path / "new" / "test-00000-of-00001.tfrecord"))) == 1
 
 
 def test_what_is_wrong_with_a_source_is_told_with_the_file_or_line(videos, tmp_path):
@@ -268,6 +267,32 @@ def test_frames_of_a_row_are_those_between_its_times():
     row = Row(Path("a"), "a", ("x",), 1.2, 5.0)
     assert row.frames(10, 1.0) == (2, 5) and row.frames(4, 1.0) == (2, 4)
     assert Row(Path("a"), "a", ("x",), 1.2, 1.6).frames(10, 1.0) == (1, 2)
+
+
+def test_films_of_photographs_show_each_label_in_its_frames_only(tmp_path):
+    pytest.importorskip("skimage", reason='films of photographs need the extra: pip install -e ".[films]"')
+    photographs(tmp_path, videos={"train": 8, "test": 4}, network=Tiny())
+    splits = open_data("films", tmp_path)
+    for item in (splits.test[i] for i in range(4)):
+        saturation = np.array([np.ptp(from_jpeg(jpeg).astype(int), axis=2).mean() for jpeg in item.pictures])
+        colored = saturation > 12  # backgrounds are gray, so are three of the photographs
+        assert not (colored & ~item.evidence.any(1).numpy()).any() and (item.evidence.any(0) == (item.labels > 0)).all()
+    assert splits.train[0].pictures is None
+
+
+def test_look_draws_one_video_clean_and_attacked(videos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(extracting, "EfficientNet", Tiny)
+    films(videos, tmp_path / "out", size=32, dims=6, network=Tiny())
+    notes = {"data": "films", "labels": [0, 1, 2], "defense": "standard", "seed": 0}
+    notes["threat"] = {"norm": "linf", "epsilon": 0.1}
+    checkpoint.save(tmp_path / "out" / "models" / "m", VideoTransformer(ModelConfig(6, 3, 3, width=16)), notes)
+    for attack in ("pgd", "frame", "pixels"):
+        picture = tmp_path / f"{attack}.png"
+        command = ["look", str(tmp_path / "out" / "models" / "m"), str(videos / "red" / "0.mp4"), "--out", str(picture)]
+        assert main([*command, "--attack", attack]) == 0 and picture.stat().st_size > 5000
+        assert "clean: " in capsys.readouterr().out
+    (tmp_path / "out" / "extractor.json").unlink()
+    assert main(command) == 2 and "give --data-dir" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- pixels
