@@ -5,7 +5,7 @@ from itertools import combinations
 import pytest
 
 from aart_lib.experiment.suites import CURVE, FREE_QUERIES, FREE_VIDEOS, SUITES, suite
-from aart_lib.threats import NORMS, ThreatModel, few_frames_epsilon
+from aart_lib.threats import NORMS, ThreatModel
 
 THREAT = ThreatModel("linf", 0.1)
 
@@ -55,6 +55,6 @@ def test_names_tell_the_budget():
         if kind.startswith("splice-"):
             expected = THREAT.spliced()
         elif kind.startswith("frames-"):
-            expected = ThreatModel("linf", few_frames_epsilon(THREAT), int(kind.split("-")[1]))
+            expected = ThreatModel("linf", THREAT.few().epsilon, int(kind.split("-")[1]))
         assert attack.threat == expected, name
     assert {name for name in beyond if name.startswith("curve@")} == {f"curve@{x:g}" for x in CURVE["strong"]}
