@@ -187,6 +187,7 @@ DEFENSES = {
     # The paper's staircase as image papers would build it: the test's ε, half clean, half attacked; and with the term.
     "adversarial-simple": _SIMPLE,
     "adversarial-relu": replace(_SIMPLE, model={"activation": "relu"}),
+    "adversarial-simple-uniform": replace(_SIMPLE, model={"attention": "uniform"}),
     "a-art-simple": replace(_SIMPLE, weights=_SIMPLE.weights | {"attention": 1.0}),
     # Scores of attention that are bounded, so that no single frame can draw it all; trained on such frames too.
     "standard-bounded": Defense({"task": 1.0}, model=_BOUNDED),

@@ -18,11 +18,11 @@ def test_bundled_films_have_pictures_times_and_models_that_know_them():
     assert vocabulary(splits.spec, BUNDLED).names[2] == "cat"
     for path in sorted((BUNDLED / "checkpoints").glob("*.safetensors")):
         model, notes = checkpoint.load(path)
-        assert notes["labels"] == splits.labels and score(model, splits.test)["gap"] > 0.9
+        assert notes["labels"] == splits.labels and score(model, splits.test)["gap"] > 0.85
 
 
 def test_bundled_films_and_their_models_are_small():
-    assert sum(path.stat().st_size for path in BUNDLED.rglob("*") if path.is_file()) < 3e6
+    assert sum(path.stat().st_size for path in BUNDLED.rglob("*") if path.is_file()) < 4.3e6
 
 
 def test_batches_keep_pictures_through_selection_and_training_batches_have_none():
