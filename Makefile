@@ -6,7 +6,7 @@ SEEDS ?=
 PRESET ?=
 
 KEPT := notebooks/checkpoints
-FILMED := standard,a-art
+FILMED := standard,adversarial-simple,trades,a-art,adversarial-simple-uniform
 STORED := standard,adversarial,trades,a-art,adversarial-uniform
 HEADLINE := standard,adversarial,logit-pairing,trades,a-art,adversarial-uniform
 CREDIT := a-art,trades,a-art-all-layers,a-art-all-rows,adversarial,adversarial-steps,attention-only,attention-noise,$\
@@ -20,7 +20,7 @@ ROWS ?=  # of the benchmarks: make bench ROWS="--only gap --only step"
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lab figures checkpoints headline credit explore films plan colab bench lint
+.PHONY: help reproduce test lab figures checkpoints headline credit explore films page plan colab bench lint
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -60,6 +60,9 @@ films: $(STAMP) ## make the films of photographs and their models anew, notebook
 	$(BIN) -m aart_lib look notebooks/films/checkpoints/standard-seed0.safetensors runs/films/videos/test-0000.mp4 \
 	    --attack pixels --out figures/film-under-attack.png
 
+page: $(STAMP) ## write the explorer that needs no kernel anew, figures/explorer.html: ten minutes
+	$(BIN) -m aart_lib page --out figures/explorer.html
+
 plan: $(STAMP) ## measure a step and write what the full run would cost, figures/scale-plan.md: a minute
 	OMP_NUM_THREADS=1 $(BIN) tests/benchmarks/plan.py --out figures
 
@@ -76,6 +79,7 @@ lint: $(STAMP) ## style of code and notebooks, types of the library
 	$(BIN) -m ruff check .
 	$(BIN) -m ruff format --check .
 	$(BIN) -m mypy
+	if command -v node >/dev/null; then node --check aart_lib/viz/page.js; fi
 
 # The path is relative, so that a folder name with spaces never reaches make.
 $(STAMP): requirements.txt pyproject.toml

@@ -30,7 +30,7 @@ ORDER = (
     "data.vocabulary data.catalog data.convert data.describe data.download "
     "data.pictures data.extractor data.pixels data.sources data.films data.photographs "
     "metrics model attention losses threats objectives attacks scoring checkpoint steps training "
-    "viz.style viz.film viz.plots viz.explorer "
+    "viz.style viz.film viz.plots viz.explorer viz.page "
     "experiment.recipes experiment.presets experiment.suites experiment.judge experiment.flags experiment.uncertainty "
     "experiment.ceiling experiment.summary experiment.reproduce experiment.tune experiment.figures experiment.report "
     "cli.options cli.films cli.commands cli.parser"

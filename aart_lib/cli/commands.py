@@ -34,6 +34,7 @@ from aart_lib.runtime import jobs, processes
 from aart_lib.runtime.files import reserved, write_json
 from aart_lib.steps import TrainConfig
 from aart_lib.threats import ThreatModel
+from aart_lib.viz.page import page
 
 SMALL = 2**20  # bytes: reports and figures
 
@@ -227,6 +228,10 @@ def run_films(options) -> None:
 
 def run_look(options) -> None:
     print(film_commands.look(options))
+
+
+def run_page(options) -> None:
+    print(page(options.out))
 
 
 def run_describe(options) -> None:

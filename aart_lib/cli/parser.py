@@ -110,6 +110,9 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--epsilon", type=float, metavar="E", help="instead of the model's own; of pixels 1/255")
     add.add_argument("--data-dir", type=Path, metavar="DIR", help="the films it was trained on (default: near it)")
 
+    add = _command(commands, "page", "write the explorer as one file that needs no kernel and no network")
+    add.add_argument("--out", type=Path, required=True, metavar="FILE", help="an .html")
+
     add = _command(commands, "report", "draw report.md and the figures from results.json")
     add.add_argument("results", type=Path, metavar="RESULTS", help="a results.json")
     add.add_argument("--out", type=Path, metavar="DIR", help="default: beside it")
