@@ -26,7 +26,7 @@ help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 	@echo "Variables: PYTHON=$(PYTHON) OUT=$(OUT) SEEDS=$(SEEDS) PRESET=$(PRESET) (quick, small, full)"
 
-reproduce: $(STAMP) ## train, attack and compare all defenses on the embedded data; resumes what was begun
+reproduce: $(STAMP) ## train, attack and compare all defenses on the synthetic data; resumes what was begun
 	$(BIN) -m aart_lib reproduce --data synthetic --out "$(OUT)" --resume \
 	    $(if $(SEEDS),--seeds "$(SEEDS)") $(if $(PRESET),--preset "$(PRESET)")
 

@@ -25,8 +25,7 @@ _HOME = {
     "experiment.judge": "evaluate judge",
     "experiment.reproduce": "reproduce",
 }
-_MODULES = {"checkpoint", "data", "runtime", "viz", "experiment", "cli", "objectives"}
-_MODULES |= {module for module in _HOME if "." not in module}
+_MODULES = {"checkpoint", "runtime", "viz", "experiment", "cli", "objectives", *(m for m in _HOME if "." not in m)}
 _ORIGIN = {name: module for module, names in _HOME.items() for name in names.split()}
 __all__ = sorted({*_ORIGIN, *_MODULES})
 

@@ -9,27 +9,14 @@ that know the defense).
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
-from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
 
 from aart_lib.data.batch import Batch, Part, drawn
 from aart_lib.data.exact import one_of
-from aart_lib.model import (
-    DetachedAttention,
-    Output,
-    VideoTransformer,
-    evaluating,
-    precision,
-    predict,
-    tempered,
-    unbounded,
-    wide,
-)
+from aart_lib.model import VIEWS, Output, VideoTransformer, evaluating, precision, predict, wide
 from aart_lib.objectives import OBJECTIVES, Objective
 from aart_lib.threats import NORMS, ThreatModel, store
 
@@ -38,18 +25,10 @@ class AttackFailed(ValueError):
     """An attack that could not be searched: what it found must not count as robustness."""
 
 
-# What the attacker's gradients are taken from, made of the model. The perturbation is for the model itself.
-VIEWS: dict[str, Callable | None] = {
-    "own": None,
-    "detached": DetachedAttention,  # past the attention
-    "softer": partial(tempered, temperature=2.0),  # where the softmax is saturated, its gradient vanishes
-    "sharper": partial(tempered, temperature=0.5),
-    "unbounded": unbounded,  # where a bounded score no longer moves
-}
 # How far from the clean frames a search begins, in units of ε: {start: (L∞, L2)}. "near" is anywhere in the L∞ ball; on
 # the L2 sphere, where "random" begins, twenty steps do not turn a perturbation all the way to the gradient.
 STARTS = {"zero": (0.0, 0.0), "tiny": (0.01, 0.01), "near": (1.0, 0.25), "random": (1.0, 1.0)}
-# By the size of the clean gradient, by what one full step in each frame alone does, by attention, at random.
+# How few frames are ranked: by the clean gradient, by one full step in that frame alone, by attention, at random.
 CHOICES = ("gradient", "trial", "attention", "random")
 
 
@@ -128,34 +107,30 @@ def perturb(model, batch: Batch, attack: Attack, *, generator: torch.Generator |
     if attack.threat.epsilon == 0:
         return batch.frames.clone()
     if isinstance(model, nn.Module) and any(weight.is_inference() for weight in model.parameters()):
-        raise AttackFailed(
-            f"the weights of {type(model).__name__} were made under inference_mode; make or load it outside"
-        )
+        raise AttackFailed(f"weights of {type(model).__name__} were made under inference_mode; make or load it outside")
     with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
         attack.threat.check(batch.frames[batch.mask])
         attacked = _search(model, _in_full(batch), attack, generator)
-        coarser = min((batch.frames.dtype, precision(model) or torch.float64), key=attrgetter("itemsize"))
+        coarser = min((batch.frames.dtype, precision(model) or torch.float64), key=lambda dtype: dtype.itemsize)
         return store(attacked, wide(batch.frames), coarser).to(batch.frames.dtype)
 
 
 def _in_full(batch: Batch) -> Batch:
     """The batch as tensors that gradients may be taken through, in single precision or better."""
-    parts: dict = {name: getattr(batch, name) for name in ("frames", "mask", "labels")}
-    parts = {name: value.clone() if value.is_inference() else value for name, value in parts.items()}
-    frames = wide(parts["frames"])
-    return replace(batch, **parts | {"frames": frames, "labels": parts["labels"].to(frames)})
+    frames = wide(batch.frames.clone())  # a clone of an inference tensor is a normal one
+    return replace(batch, frames=frames, mask=batch.mask.clone(), labels=batch.labels.clone().to(frames))
 
 
 def _search(model, batch: Batch, attack: Attack, generator) -> Tensor:
-    view, own = VIEWS[attack.view], model
-    model = view(model) if view else model
+    own, model = model, VIEWS[attack.view](model)
     if attack.labels == "predicted":
         batch = replace(batch, labels=_predicted(own, batch))
     first = _search(own, batch, attack.first, generator) - batch.frames if attack.first else None
     clean = None
     if attack.aim.needs_clean or attack.frames == "attention":
         with torch.no_grad():
-            # Our own model rounds otherwise without maps, and trainings are to repeat to the bit.
+            # Maps are asked for even if not needed: explicit softmax rounds otherwise than the fused kernel, and seeded
+            # results must stay.
             looked = attack.aim.needs_maps or attack.frames == "attention" or isinstance(model, VideoTransformer)
             clean = predict(model, batch.frames, batch.mask, return_attention=looked)
     importance = _importance(model, batch, attack, clean, generator)
@@ -170,13 +145,15 @@ def _search(model, batch: Batch, attack: Attack, generator) -> Tensor:
         if first is not None:
             begin = attack.threat.project(first * open_, batch.frames)
         for delta, loss in search(model, batch, turn, open_, clean, begin, generator):
-            better = loss > best_loss
-            if better.all() or not attack.keep_best:  # nearly every step of an ascent: nothing to copy
-                best, best_loss = delta, loss
-            else:
-                best = torch.where(better[:, None, None], delta, best)
-                best_loss = torch.where(better, loss, best_loss)
+            better = (loss > best_loss) | (not attack.keep_best)
+            best, best_loss = _chosen(better, (delta, loss), (best, best_loss))
     return batch.frames + best
+
+
+def _chosen(videos: Tensor, these: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Tensors [B,...] that hold ``these`` for the videos where the mask [B] is True, and ``others`` elsewhere."""
+    pairs = zip(these, others, strict=True)
+    return tuple(torch.where(videos.view(-1, *[1] * (one.ndim - 1)), one, other) for one, other in pairs)
 
 
 def _predicted(model, batch: Batch) -> Tensor:
@@ -188,8 +165,7 @@ def _predicted(model, batch: Batch) -> Tensor:
 
 def one_step(batch: Batch, gradient: Tensor, threat: ThreatModel) -> Tensor:
     """Attacked frames one full step along a gradient [B,T,D] that is there already: FGSM without a pass of its own."""
-    ascent = NORMS[threat.norm].ascend(gradient * batch.mask[..., None])
-    return batch.frames + threat.project(threat.epsilon * ascent, batch.frames)
+    return batch.frames + threat.full_step(gradient * batch.mask[..., None], batch.frames)
 
 
 def loss_and_gradient(model, batch: Batch, attack: Attack, delta: Tensor, clean: Output | None = None):
@@ -198,8 +174,13 @@ def loss_and_gradient(model, batch: Batch, attack: Attack, delta: Tensor, clean:
         delta = delta.detach().requires_grad_()
         loss = _objective(model, batch, attack, delta, clean)
         gradient = torch.autograd.grad(loss.sum(), delta, allow_unused=True)[0] if loss.requires_grad else None
+    if gradient is None and attack.aim.needs_maps and getattr(model, "fixed_attention", False):
+        return loss.detach(), torch.zeros_like(batch.frames)  # maps that cannot move, on purpose
     if gradient is None:
-        return loss.detach(), _no_gradient(model, batch, attack)
+        raise AttackFailed(
+            f"no gradient of the objective {_called(attack)} comes back to the frames through {type(model).__name__}: "
+            f"its forward runs under no_grad or inference_mode, or detaches; {_SEARCHED_BLIND}"
+        )
     if not math.isfinite(gradient.sum()):
         raise AttackFailed(f"the gradient of the objective {_called(attack)} is not finite; {_SEARCHED_BLIND}")
     return loss.detach(), gradient
@@ -208,18 +189,8 @@ def loss_and_gradient(model, batch: Batch, attack: Attack, delta: Tensor, clean:
 _SEARCHED_BLIND = 'attack with search="random", which needs no gradient, or mend the model'
 
 
-def _no_gradient(model, batch: Batch, attack: Attack) -> Tensor:
-    """Zero for maps that cannot move, on purpose. Raises: AttackFailed."""
-    if getattr(model, "fixed_attention", False) and attack.aim.needs_maps:
-        return torch.zeros_like(batch.frames)
-    raise AttackFailed(
-        f"no gradient of the objective {_called(attack)} comes back to the frames through {type(model).__name__}: its "
-        f"forward runs under no_grad or inference_mode, or detaches; {_SEARCHED_BLIND}"
-    )
-
-
 def _called(attack: Attack) -> str:
-    return repr(attack.objective if isinstance(attack.objective, str) else attack.aim.of.__name__.strip("_"))
+    return repr(attack.aim.of.__name__.strip("_").replace("_", "-"))
 
 
 def _uniform(batch: Batch, generator) -> Tensor:
@@ -227,9 +198,7 @@ def _uniform(batch: Batch, generator) -> Tensor:
 
 
 def _noise(batch: Batch, attack: Attack, open_: Tensor, generator) -> Tensor:
-    drawn = _uniform(batch, generator)
-    drawn = drawn.sign() if attack.threat.norm == "linf" else drawn
-    return attack.threat.project(NORMS[attack.threat.norm].start(drawn * open_, attack.threat.epsilon), batch.frames)
+    return attack.threat.full_step(_uniform(batch, generator) * open_, batch.frames)
 
 
 def _importance(model, batch: Batch, attack: Attack, clean, generator) -> Tensor | None:
@@ -249,8 +218,8 @@ def _importance(model, batch: Batch, attack: Attack, clean, generator) -> Tensor
     for frame in range(real.shape[1]):
         alone = torch.zeros_like(gradient)
         alone[:, frame] = gradient[:, frame]
-        step = attack.threat.epsilon * NORMS[attack.threat.norm].ascend(alone * real[..., None])
-        gained.append(_value(model, batch, plain, attack.threat.project(step, batch.frames), None))
+        step = attack.threat.full_step(alone * real[..., None], batch.frames)
+        gained.append(_value(model, batch, plain, step, None))
     return torch.stack(gained, 1)
 
 
@@ -268,18 +237,18 @@ def _start(batch: Batch, attack: Attack, open_: Tensor, generator) -> Tensor:
     if attack.start == "zero":
         return torch.zeros_like(batch.frames)
     radius = attack.threat.epsilon * STARTS[attack.start][attack.threat.norm != "linf"]
-    drawn = NORMS[attack.threat.norm].start(_uniform(batch, generator) * open_, radius)
-    return attack.threat.project(drawn, batch.frames)
+    begin = NORMS[attack.threat.norm].start(_uniform(batch, generator) * open_, radius)
+    return attack.threat.project(begin, batch.frames)
 
 
 def _ascend(model, batch: Batch, attack: Attack, open_: Tensor, clean, delta: Tensor, generator):
     """Yields (perturbation, objective) of every iterate."""
     threat, norm = attack.threat, NORMS[attack.threat.norm]
-    project = threat.projection(batch.frames)
+    bounds = threat.bounds(batch.frames)
     for _ in range(attack.steps):
         loss, gradient = loss_and_gradient(model, batch, attack, delta, clean)
         yield delta, loss
-        delta = project(norm.ascend(gradient * open_).mul_(attack.size).add_(delta))
+        delta = threat.project(norm.ascend(gradient * open_).mul_(attack.size).add_(delta), batch.frames, bounds)
     yield delta, _value(model, batch, attack, delta, clean) if attack.keep_best else loss
 
 
@@ -293,9 +262,9 @@ def _ascend_auto(model, batch: Batch, attack: Attack, open_: Tensor, clean, delt
     threat, norm = attack.threat, NORMS[attack.threat.norm]
     loss, gradient = loss_and_gradient(model, batch, attack, delta, clean)
     yield delta, loss
-    best, best_delta, best_gradient, before = loss, delta, gradient, delta
-    size = torch.full_like(loss, 2 * threat.epsilon)
-    rises, halved, best_then = torch.zeros_like(loss), torch.zeros_like(loss, dtype=torch.bool), best
+    best: tuple[Tensor, ...] = (loss, delta, gradient)
+    before, size = delta, torch.full_like(loss, 2 * threat.epsilon)
+    rises, halved, best_then = torch.zeros_like(loss), torch.zeros_like(loss, dtype=torch.bool), loss
     checks, last = _checkpoints(attack.steps), 0
     for step in range(1, attack.steps + 1):
         reached = threat.project(delta + size[:, None, None] * norm.ascend(gradient * open_), batch.frames)
@@ -305,16 +274,12 @@ def _ascend_auto(model, batch: Batch, attack: Attack, open_: Tensor, clean, delt
         loss, gradient = loss_and_gradient(model, batch, attack, delta, clean)
         yield delta, loss
         rises += loss > old
-        better = loss > best
-        best, best_delta = torch.where(better, loss, best), torch.where(better[:, None, None], delta, best_delta)
-        best_gradient = torch.where(better[:, None, None], gradient, best_gradient)
+        best = _chosen(loss > best[0], (loss, delta, gradient), best)
         if step in checks:
-            stuck = (rises < 0.75 * (step - last)) | (~halved & (best == best_then))
-            back = stuck[:, None, None]
+            stuck = (rises < 0.75 * (step - last)) | (~halved & (best[0] == best_then))
             size = torch.where(stuck, size / 2, size)
-            delta, before = torch.where(back, best_delta, delta), torch.where(back, best_delta, before)
-            gradient, loss = torch.where(back, best_gradient, gradient), torch.where(stuck, best, loss)
-            rises, halved, best_then, last = torch.zeros_like(rises), stuck, best, step
+            loss, delta, gradient, before = _chosen(stuck, (*best, best[1]), (loss, delta, gradient, before))
+            rises, halved, best_then, last = torch.zeros_like(rises), stuck, best[0], step
 
 
 def _checkpoints(steps: int) -> set[int]:
@@ -336,9 +301,7 @@ def _objective(model, batch: Batch, attack: Attack, delta: Tensor, clean) -> Ten
     return loss
 
 
-def _value(model, batch: Batch, attack: Attack, delta: Tensor, clean) -> Tensor:
-    with torch.no_grad():
-        return _objective(model, batch, attack, delta, clean)
+_value = torch.no_grad()(_objective)  # without a graph
 
 
 def _random_search(model, batch: Batch, attack: Attack, open_: Tensor, clean, delta: Tensor, generator):
@@ -356,6 +319,5 @@ def _random_search(model, batch: Batch, attack: Attack, open_: Tensor, clean, de
         tried = torch.where(block, fresh, delta) if attack.threat.norm == "linf" else delta + fresh * share**0.5
         tried = attack.threat.project(tried * open_, batch.frames)
         loss = _value(model, batch, attack, tried, clean)
-        better = loss > best
-        delta, best = torch.where(better[:, None, None], tried, delta), torch.where(better, loss, best)
+        delta, best = _chosen(loss > best, (tried, loss), (delta, best))
         yield delta, best

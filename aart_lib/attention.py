@@ -5,7 +5,6 @@ explain; the measures are this project's.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,9 +40,9 @@ def rollout(attention: tuple[Tensor, ...]) -> Tensor:
 
     Heads are averaged, half of each token is taken to pass by the residual. Source: Abnar & Zuidema 2020, eq. 1.
     """
-    flow = torch.eye(attention[0].shape[-1]).to(attention[0])
+    flow = residual = torch.eye(attention[0].shape[-1]).to(attention[0])
     for layer in attention:
-        flow = (layer.mean(1) + torch.eye(layer.shape[-1]).to(layer)) / 2 @ flow  # [B,T+1,T+1]
+        flow = (layer.mean(1) + residual) / 2 @ flow  # [B,T+1,T+1]
     return flow[:, 0, 1:]
 
 
@@ -98,15 +97,13 @@ def attention_divergence(
     Summed, not averaged, over keys: an entry of a 300-frame map is about 1/300, and a mean of squares vanishes.
     """
     distance = DIVERGENCES[kind]
-    pairs = list(zip(clean, attacked, strict=True))
-    total: Any = 0.0  # [B] from the first layer on
-    for p, q in pairs[-1:] if layers == "last" else pairs:
-        if rows == "cls":
-            total = total + distance(p[:, :, 0], q[:, :, 0]).mean(1)
-        else:
-            real = F.pad(mask, (1, 0), value=True)[:, None]  # [B,1,T+1]
-            total = total + (distance(p, q) * real).sum(2).mean(1) / real.sum((1, 2))
-    return total / (1 if layers == "last" else len(pairs))
+    pairs = list(zip(clean, attacked, strict=True))[-1 if layers == "last" else 0 :]
+    if rows == "cls":
+        moved = [distance(p[:, :, 0], q[:, :, 0]).mean(1) for p, q in pairs]  # [B] a layer
+    else:
+        real = F.pad(mask, (1, 0), value=True)[:, None]  # [B,1,T+1]
+        moved = [(distance(p, q) * real).sum(2).mean(1) / real.sum((1, 2)) for p, q in pairs]
+    return sum(moved[1:], moved[0]) / len(moved)
 
 
 def attention_entropy(attention: tuple[Tensor, ...], mask: Tensor) -> Tensor:

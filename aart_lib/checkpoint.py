@@ -15,7 +15,7 @@ from aart_lib.runtime.files import replacing
 
 VERSION = 1
 LARGEST_HEADER = 2**22  # bytes; descriptions are a few kB, tensors a line each
-FORMER = {"head": "logistic", "experts": 2, "dropout": 0.0}  # choices that a model had, as all of ours made them
+FORMER = {"head": "logistic", "experts": 2, "dropout": 0.0}  # options of older files, read only with these values
 REQUIRED = {"data": str, "labels": list, "defense": str, "seed": int, "threat": dict, "version": int}
 
 
@@ -26,8 +26,7 @@ def save(path, model: VideoTransformer, notes: dict) -> None:
         notes: JSON-able; at least data, labels (class indices), defense, seed and threat {"norm", "epsilon"}.
     """
     notes = {"version": VERSION} | notes
-    missing = [key for key in REQUIRED if key not in notes]
-    if missing:
+    if missing := [key for key in REQUIRED if key not in notes]:
         raise ValueError(f"notes of a checkpoint must hold {', '.join(REQUIRED)}; missing: {', '.join(missing)}")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     description = json.dumps({"config": asdict(model.config), "notes": notes})
@@ -54,12 +53,10 @@ def load(path) -> tuple[VideoTransformer, dict]:
     model, notes = _build(path, description)
     kind = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), torch.float32)
     expected, found = ({k: (v.shape, v.dtype) for k, v in s.items()} for s in (model.to(kind).state_dict(), tensors))
-    wrong = sorted(name for name, _ in expected.items() ^ found.items())
-    if wrong:
+    if wrong := sorted(name for name, _ in expected.items() ^ found.items()):
         raise ValueError(f"{path}: tensor {wrong[0]!r} is not what the model of its description has")
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{path}: tensor {name!r} holds NaN or infinity")
+    if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        raise ValueError(f"{path}: tensor {broken[0]!r} holds NaN or infinity")
     model.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
     return model.eval(), notes
 
@@ -82,8 +79,7 @@ def _build(path: Path, description) -> tuple[VideoTransformer, dict]:
             raise ValueError(f"sizes {sizes} that no model has")
         if config.layers > 1000 or notes["version"] != VERSION:
             raise ValueError(f"version {notes['version']} or a size that this version does not read")
-        missing = [key for key, kind in REQUIRED.items() if not isinstance(notes.get(key), kind)]
-        if missing:
+        if missing := [key for key, kind in REQUIRED.items() if not isinstance(notes.get(key), kind)]:
             raise KeyError(*missing)
         if len(notes["labels"]) != config.labels or {type(label) for label in notes["labels"]} != {int}:
             raise ValueError(f"labels {str(notes['labels'])[:80]} for a model of {config.labels}")

@@ -39,62 +39,6 @@ def bernoulli_kl(logits: Tensor, other: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Defense:
-    """How a model is trained.
-
-    Weights name the terms: ``task`` (BCE, clean), ``robust`` (BCE, attacked), ``pairing`` (squared difference of
-    logits), ``consistency`` (Bernoulli KL of clean from attacked), ``attention`` (`attention_divergence`).
-    """
-
-    weights: dict[str, float]
-    objective: str = "bce"  # of the training attack; controls: "noise", "shuffled" (frames in another order)
-    steps: int = 1
-    start: str = "zero"
-    epsilon_scale: float = 1.0  # training ε over test ε
-    two_sided: bool = False  # gradients flow through the clean side of a pair too
-    fixed_maps: bool = True  # but not through clean attention: maps that may give way to each other become flat
-    kind: str = "symmetric-kl"
-    layers: str = "last"
-    rows: str = "cls"
-    few: float = 0.0  # share of the videos whose attacker in training has one frame, see `few_frames_epsilon`
-    splice: bool = False  # that one frame may then become anything in the box
-    model: dict[str, Any] = field(default_factory=dict)  # what the model does differently, see `MODELS`
-
-    def __post_init__(self):
-        for name in self.weights:
-            one_of("loss term", name, TERMS)
-        if not all(math.isfinite(weight) and weight >= 0 for weight in self.weights.values()):
-            raise ValueError(f"weights must be numbers of at least 0, got {dict(self.weights)}")
-        if not self.weights:
-            raise ValueError(f"a defense needs at least one loss term; known: {', '.join(TERMS)}")
-        one_of("kind", self.kind, DIVERGENCES)
-        one_of("layers", self.layers, ("last", "all"))
-        one_of("rows", self.rows, ("cls", "all"))
-
-    @property
-    def pairs(self) -> bool:
-        """Whether training needs attacked frames at all."""
-        return any(term(name).needs_attacked for name in self.weights)
-
-    @property
-    def needs_maps(self) -> bool | str:
-        """What a forward pass must give for the terms: False, True (all maps) or "cls" (no more rows than are read)."""
-        wanted = {term(name).needs_maps for name in self.weights}
-        return True if True in wanted else "rows" in wanted and ("cls" if self.rows == "cls" else True)
-
-    @property
-    def shares_clean_pass(self) -> bool:
-        """Whether the clean pass's own gradient serves as the attack's, so that a step costs two passes, not three."""
-        single = self.steps == 1 and self.start == "zero" and self.objective == "bce"
-        return single and self.weights.get("task", 0) > 0 and self.clean_terms == ["task"]
-
-    @property
-    def clean_terms(self) -> list[str]:
-        """The terms that are learned on clean frames alone."""
-        return [name for name in self.weights if not term(name).needs_attacked]
-
-
-@dataclass(frozen=True)
 class Term:
     """A part of the loss: ``of(defense, clean, attacked, labels, mask)`` -> [B], from two `Output`s, [B,C] and [B,T].
 
@@ -107,31 +51,27 @@ class Term:
     needs_maps: bool | str = True
 
 
-def _attention(defense: Defense, clean: Output, attacked: Output, labels: Tensor, mask: Tensor) -> Tensor:
-    maps = tuple(m.detach() for m in _of(clean)) if defense.fixed_maps else _of(clean)
-    how: dict = {"kind": defense.kind, "layers": defense.layers, "rows": defense.rows}
-    return attention_divergence(maps, _of(attacked), mask, **how)
-
-
-def _of(output: Output) -> tuple[Tensor, ...]:
-    assert output.attention is not None
-    return output.attention
-
-
-def _task(defense: Defense, clean: Output, attacked: None, labels: Tensor, mask: Tensor) -> Tensor:
+def _task(defense, clean: Output, attacked, labels: Tensor, mask) -> Tensor:
     return bce(clean.logits, labels)
 
 
-def _robust(defense: Defense, clean: Output, attacked: Output, labels: Tensor, mask: Tensor) -> Tensor:
+def _robust(defense, clean, attacked: Output, labels: Tensor, mask) -> Tensor:
     return bce(attacked.logits, labels)
 
 
-def _pairing(defense: Defense, clean: Output, attacked: Output, labels: Tensor, mask: Tensor) -> Tensor:
+def _pairing(defense, clean: Output, attacked: Output, labels, mask) -> Tensor:
     return (clean.logits - attacked.logits).square().sum(1)
 
 
-def _consistency(defense: Defense, clean: Output, attacked: Output, labels: Tensor, mask: Tensor) -> Tensor:
+def _consistency(defense, clean: Output, attacked: Output, labels, mask) -> Tensor:
     return bernoulli_kl(clean.logits, attacked.logits)
+
+
+def _attention(defense: "Defense", clean: Output, attacked: Output, labels, mask: Tensor) -> Tensor:
+    assert clean.attention is not None and attacked.attention is not None
+    maps = tuple(m.detach() for m in clean.attention) if defense.fixed_maps else clean.attention
+    how: dict = {"kind": defense.kind, "layers": defense.layers, "rows": defense.rows}
+    return attention_divergence(maps, attacked.attention, mask, **how)
 
 
 # A plain function may stand here too: it is given everything.
@@ -150,9 +90,66 @@ def term(name: str) -> Term:
     return found if isinstance(found, Term) else Term(found)
 
 
-def terms(defense: Defense, clean: Output, attacked: Output | None, labels: Tensor, mask: Tensor, names) -> dict:
+def terms(defense: "Defense", clean: Output, attacked: Output | None, labels: Tensor, mask: Tensor, names) -> dict:
     """The named loss terms, unweighted, each the mean over the batch."""
     return {name: term(name).of(defense, clean, attacked, labels, mask).mean() for name in names}
+
+
+@dataclass(frozen=True)
+class Defense:
+    """How a model is trained.
+
+    Weights name the terms: ``task`` (BCE, clean), ``robust`` (BCE, attacked), ``pairing`` (squared difference of
+    logits), ``consistency`` (Bernoulli KL of clean from attacked), ``attention`` (`attention_divergence`).
+    """
+
+    weights: dict[str, float]
+    objective: str = "bce"  # of the training attack; controls: "noise", "shuffled" (frames in another order)
+    steps: int = 1
+    start: str = "zero"
+    epsilon_scale: float = 1.0  # training ε over test ε
+    two_sided: bool = False  # gradients flow through the clean side of a pair too
+    fixed_maps: bool = True  # clean maps never get a gradient: two maps that may both move agree by becoming flat
+    kind: str = "symmetric-kl"
+    layers: str = "last"
+    rows: str = "cls"
+    few: float = 0.0  # share of the videos whose attacker in training has one frame, see `ThreatModel.few`
+    splice: bool = False  # that one frame may then become anything in the box
+    model: dict[str, Any] = field(default_factory=dict)  # what the model does differently, see `MODELS`
+
+    def __post_init__(self):
+        for name in self.weights:
+            one_of("loss term", name, TERMS)
+        if not all(math.isfinite(weight) and weight >= 0 for weight in self.weights.values()):
+            raise ValueError(f"weights must be numbers of at least 0, got {dict(self.weights)}")
+        if not self.weights:
+            raise ValueError(f"a defense needs at least one loss term; known: {', '.join(TERMS)}")
+        one_of("kind", self.kind, DIVERGENCES)
+        one_of("layers", self.layers, ("last", "all"))
+        one_of("rows", self.rows, ("cls", "all"))
+
+    @property
+    def needs_attacked(self) -> bool:
+        """Whether training needs attacked frames at all."""
+        return any(term(name).needs_attacked for name in self.weights)
+
+    @property
+    def needs_maps(self) -> bool | str:
+        """What a forward pass must give for the terms: False, True (all maps) or "cls" (no more rows than are read)."""
+        wanted = {term(name).needs_maps for name in self.weights} - {False}
+        return "cls" if wanted == {"rows"} and self.rows == "cls" else bool(wanted)
+
+    @property
+    def shares_clean_pass(self) -> bool:
+        """Whether the clean pass's own gradient serves as the attack's, so that a step costs two passes, not three."""
+        single = self.steps == 1 and self.start == "zero" and self.objective == "bce"
+        alone = self.clean_terms == ["task"] and self.weights["task"] > 0
+        return single and alone and self.needs_attacked and not self.few
+
+    @property
+    def clean_terms(self) -> list[str]:
+        """The terms that are learned on clean frames alone."""
+        return [name for name in self.weights if not term(name).needs_attacked]
 
 
 _TRADES = Defense(
@@ -186,7 +183,7 @@ DEFENSES = {
     "a-art-all-rows": replace(_AART, layers="all", rows="all"),
     "a-art-fixed-maps": replace(_AART, fixed_maps=True),
     "a-art-few": replace(_AART, few=0.5),
-    "trades-few": replace(_AART, weights=_TRADES.weights, few=0.5),
+    "trades-few": replace(_AART, weights=_TRADES.weights, few=0.5),  # a-art-few without its attention term
     # The paper's staircase as image papers would build it: the test's ε, half clean, half attacked; and with the term.
     "adversarial-simple": _SIMPLE,
     "adversarial-relu": replace(_SIMPLE, model={"activation": "relu"}),

@@ -20,6 +20,7 @@ What a model of your own must offer, as a module or any other callable:
 """
 
 import inspect
+from collections.abc import Callable
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -80,11 +81,8 @@ def predict(model, frames: Tensor, mask: Tensor, *, return_attention: bool | str
     """
     asked = {"return_attention": return_attention} if return_attention else {}
     asked |= {} if held is None else {"held": held}
-    for option in asked:
-        if not _takes(model, option):
-            raise ValueError(
-                f"{_name(model)} takes no `{option}=`, which this needs; `aart_lib.model` says what to offer"
-            )
+    if missing := [option for option in asked if not _takes(model, option)]:
+        raise ValueError(f"{_name(model)} takes no `{missing[0]}=`, which this needs; see `aart_lib.model`")
     found = model(frames.to(precision(model) or frames.dtype), mask, **asked)
     logits = found if isinstance(found, Tensor) else getattr(found, "logits", None)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(frames):
@@ -207,14 +205,12 @@ class VideoTransformer(nn.Module):
         self._check(frames, mask)
         x = self.embed(frames)
         x = torch.cat([self.cls.expand(len(x), 1, -1), x], 1) + self.positions[: x.shape[1] + 1]  # [B,T+1,d]
-        bias = torch.zeros_like(x[:, None, None, :, 0])  # [B,1,1,T+1]
-        bias[:, 0, 0, 1:].masked_fill_(~mask, -torch.inf)
+        bias = F.pad(torch.zeros_like(x[:, 1:, 0]).masked_fill(~mask, -torch.inf), (1, 0))[:, None, None]  # [B,1,1,T+1]
         maps = []
         for i, block in enumerate(self.blocks):
-            last = i == len(self.blocks) - 1 and self.config.pooling == "cls"
-            options = {"cls_only": last, "maps": return_attention, "held": held[i] if held else None}
+            cls_only = self.config.pooling == "cls" and i == len(self.blocks) - 1
             run = partial(checkpoint, block, use_reentrant=False) if self.recompute and x.requires_grad else block
-            x, attention = run(x, bias, **options)
+            x, attention = run(x, bias, cls_only=cls_only, maps=return_attention, held=held[i] if held else None)
             maps.append(attention)
         return Output(self.head(self.norm(self._pool(x, mask))), tuple(maps) if return_attention else None)
 
@@ -238,7 +234,7 @@ class VideoTransformer(nn.Module):
 
 
 class DetachedAttention(nn.Module):
-    """The same model to an attacker who looks past its attention: same output, no gradient through the maps."""
+    """The same outputs, but gradients take the attention maps for constants."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -261,9 +257,8 @@ def tempered(model: nn.Module, temperature: float) -> nn.Module:
     blocks = [module for module in changed.modules() if isinstance(module, Block)]
     if not blocks:
         raise ValueError(f"{_name(model)} has attention of its own; it needs `tempered(temperature)` for this view")
-    for block in blocks:
-        for parameter in block.query.parameters():
-            parameter.data /= temperature
+    for parameter in (parameter for block in blocks for parameter in block.query.parameters()):
+        parameter.data /= temperature
     return changed
 
 
@@ -274,3 +269,13 @@ def unbounded(model: nn.Module) -> nn.Module:
         if isinstance(block, Block):
             block.bound = None
     return changed
+
+
+# What the attacker's gradients are taken from, made of the model. The perturbation is for the model itself.
+VIEWS: dict[str, Callable] = {
+    "own": lambda model: model,
+    "detached": DetachedAttention,  # past the attention
+    "softer": partial(tempered, temperature=2.0),  # where the softmax is saturated, its gradient vanishes
+    "sharper": partial(tempered, temperature=0.5),
+    "unbounded": unbounded,  # where a bounded score no longer moves
+}

@@ -79,7 +79,7 @@ def _attention(output: Output, clean: Output, batch: Batch) -> Tensor:
     return attention_divergence(clean.attention, output.attention, batch.mask)
 
 
-def _scores(output: Output, clean: Output, batch: Batch) -> Tensor:
+def _attention_scores(output: Output, clean: Output, batch: Batch) -> Tensor:
     """How far the [CLS] row moved before the softmax, where a saturated map still has a gradient."""
 
     def centered(maps):  # the log of a softmax is its score up to a constant a row
@@ -90,7 +90,7 @@ def _scores(output: Output, clean: Output, batch: Batch) -> Tensor:
     return (centered(output.attention) - centered(clean.attention)).square().sum(-1).mean(1)
 
 
-def _mixed(output: Output, clean: Output, batch: Batch, weight: float) -> Tensor:
+def _bce_attention(output: Output, clean: Output, batch: Batch, weight: float) -> Tensor:
     return _bce(output, clean, batch) + weight * _attention(output, clean, batch)
 
 
@@ -101,6 +101,6 @@ OBJECTIVES: dict[str, Objective] = {
     "gap": Objective(_gap, needs_clean=False, needs_maps=False, value=0.0),  # the logit that it pushes across
     "kl": Objective(_kl, needs_maps=False),
     "attention": Objective(_attention),
-    "attention-scores": Objective(_scores),
-    "bce-attention": Objective(_mixed, value=1.0),  # the weight of the attention; negative keeps attention still
+    "attention-scores": Objective(_attention_scores),
+    "bce-attention": Objective(_bce_attention, value=1.0),  # the attention's weight; negative keeps attention still
 }

@@ -2,6 +2,8 @@
 
 import zlib
 from collections.abc import Iterator
+from functools import reduce
+from itertools import islice
 
 import torch
 
@@ -31,9 +33,7 @@ def score(model, dataset: VideoDataset, attack: Attack | None = None, *, seed: i
     """GAP, mAP, Hit@1 and PERR of a model on a data set, attacked if an attack is given; processes share the work."""
     total = Accumulator()
     with evaluating(model):
-        for index, batch in enumerate(batches(dataset, model)):
-            if index % processes.count() != processes.rank():
-                continue
+        for index, batch in islice(enumerate(batches(dataset, model)), processes.rank(), None, processes.count()):
             frames = batch.frames
             if attack is not None:
                 frames = perturb(model, batch, attack, generator=generator_for(seed, index))
@@ -42,9 +42,7 @@ def score(model, dataset: VideoDataset, attack: Attack | None = None, *, seed: i
 
 
 def merged(parts: list[Accumulator]) -> Accumulator:
-    for part in parts[1:]:
-        parts[0].merge(part)
-    return parts[0]
+    return reduce(Accumulator.merge, parts)
 
 
 def device_of(model) -> torch.device:

@@ -1,7 +1,7 @@
 """One training step, for every defense: make attacked frames, learn from them, update the weights.
 
 With a single-step attack the clean forward pass is shared: its backward pass fills the gradients of the parameters
-and of the frames, the latter make the attack, and one more forward and backward pass learns from it.
+and of the frames, the attack steps along the frames', and one more forward and backward pass learns from it.
 
 A batch may be cut into parts, over processes and over smaller steps one after another, and that changes no result but
 for rounding: gradients are added up, weighted so that they are those of the whole batch, and what is drawn for a video,
@@ -20,7 +20,7 @@ from aart_lib.attacks import Attack, AttackFailed, noise, one_step, perturb
 from aart_lib.data.batch import Batch, Part, drawn
 from aart_lib.data.exact import one_of
 from aart_lib.data.formats import SAMPLINGS
-from aart_lib.losses import Defense, terms
+from aart_lib.losses import Defense, bce, terms
 from aart_lib.model import ModelConfig, Output, VideoTransformer
 from aart_lib.runtime import processes
 from aart_lib.threats import ThreatModel
@@ -64,19 +64,15 @@ class Hardware:
 class Learner:
     """A model, its optimizer, and the step that a defense takes with a batch."""
 
-    def __init__(
-        self, defense: Defense, model: ModelConfig, config: TrainConfig, steps: int, accelerator, hardware=None
-    ):
+    def __init__(self, defense: Defense, model: ModelConfig, config: TrainConfig, steps, accelerator, hardware=None):
         self.defense, self.config, self.accelerator = defense, config, accelerator
         self.hardware = hardware = hardware or Hardware()
         torch.manual_seed(config.seed)
         self.network = VideoTransformer(replace(model, **defense.model))
         self.network.recompute = hardware.recompute
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(), config.rate, weight_decay=config.weight_decay, fused=True
-        )
+        adam = torch.optim.AdamW(self.network.parameters(), config.rate, weight_decay=config.weight_decay, fused=True)
         self.model = accelerator.prepare_model(self.network, evaluation_mode=True)  # `update` adds up the gradients
-        self.optimizer = accelerator.prepare(optimizer)
+        self.optimizer = accelerator.prepare(adam)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, config.rate, total_steps=max(steps, 2))
         self.parts = max(hardware.accumulate, accelerator.gradient_accumulation_steps)
         accelerator.gradient_accumulation_steps = 1  # they are counted here
@@ -92,16 +88,17 @@ class Learner:
         terms first, and stands still while the attacked side is drawn to it.
         """
         defense, share = self.defense, len(batch) / part.videos
-        fixed, shared = not (defense.pairs and defense.two_sided), defense.shares_clean_pass
-        attacked = self.attacked(batch, threat, part) if defense.pairs and not shared else None
+        one_sided, shared = not (defense.needs_attacked and defense.two_sided), defense.shares_clean_pass
+        attacked = self.attacked(batch, threat, part) if defense.needs_attacked and not shared else None
         frames = batch.frames.detach().requires_grad_() if shared else batch.frames
         clean = self.forward(frames, batch)  # [B,C], and the maps
         losses: dict[str, Tensor] = {}
-        if fixed:
+        if one_sided:
             losses, clean = self.backward(clean, None, batch, defense.clean_terms, share), _detached(clean)
         if shared:  # one clean pass for the loss and for the attack, whose single step follows the task's gradient
-            gradient = self._of_task(clean, frames, batch) if not fixed else frames.grad
-            attacked = one_step(batch, gradient, threat)  # type: ignore[arg-type]  # `backward` has filled it
+            if not one_sided:
+                bce(clean.logits, batch.labels).mean().backward(inputs=[frames], retain_graph=True)
+            attacked = one_step(batch, frames.grad, threat)  # type: ignore[arg-type]  # a backward pass has filled it
         if attacked is None:
             return losses
         rest = [name for name in defense.weights if name not in losses]
@@ -119,19 +116,14 @@ class Learner:
             self.accelerator.backward(share * total, **only)
         return losses
 
-    def _of_task(self, clean: Output, frames: Tensor, batch: Batch) -> Tensor:
-        task = terms(self.defense, clean, None, batch.labels, batch.mask, ["task"])["task"]
-        return torch.autograd.grad(task, frames, retain_graph=True)[0]
-
     def attacked(self, batch: Batch, threat: ThreatModel, part: Part) -> Tensor:
         """Attacked frames [B,T,D]; the last videos of the whole batch meet an attacker of one frame, where wanted."""
-        defense, size = self.defense, 1.0 if self.defense.steps == 1 else None
+        defense = self.defense
         if defense.objective == "shuffled":
             return _shuffled(batch, part)
         attack = noise(threat)
         if defense.objective != "noise":
-            how: dict = {"start": defense.start, "step_size": size, "keep_best": False}
-            attack = Attack(threat, defense.objective, defense.steps, **how)
+            attack = Attack(threat, defense.objective, defense.steps, start=defense.start, keep_best=False)
         few = threat.spliced() if defense.splice else threat.few().times(1 / defense.epsilon_scale)
         one = replace(attack, threat=few)
         many = max(0, part.videos - round(defense.few * part.videos) - part.first)  # of this part, at most all
@@ -139,7 +131,7 @@ class Learner:
         try:
             return torch.cat([perturb(self.model, some, how, generator=own) for some, how, own in turns if len(some)])
         except AttackFailed as error:
-            raise TrainingStopped(f"{error}; lower the rate or β") from error
+            raise TrainingStopped(f"{error}; lower the rate or the weights of the terms") from error
 
     # ---------------------------------------------------------------- the same for a batch cut into parts
 
@@ -170,7 +162,7 @@ class Learner:
         norm = self.accelerator.clip_grad_norm_(weights, self.config.clip)
         if not math.isfinite(float(norm)) and self.accelerator.scaler is None:  # half precision skips such a step
             shown = ", ".join(f"{name}={value:g}" for name, value in values.items())
-            raise TrainingStopped(f"the loss is not finite ({shown}); lower the rate or β")
+            raise TrainingStopped(f"the loss is not finite ({shown}); lower the rate or the weights of the terms")
         self.optimizer.step()
         self.schedule.step()
         return values

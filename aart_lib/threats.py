@@ -5,7 +5,6 @@ sequences.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +16,7 @@ from aart_lib.data.exact import one_of
 
 
 class LInf:
-    """Each number by at most ε. A norm is three functions of tensors [B,T,D] that are zero on closed frames."""
+    """Each number by at most ε. A norm is three functions of tensors [B,T,D], zero in frames that may not change."""
 
     def start(self, noise: Tensor, epsilon: float) -> Tensor:
         """A random perturbation inside the ball, from noise in [-1,1]."""
@@ -87,8 +86,11 @@ class ThreatModel:
         return replace(self, epsilon=self.epsilon * factor)
 
     def few(self, frames: int = 1) -> "ThreatModel":
-        """An attacker of so many frames only, with more to spend on each: `few_frames_epsilon`."""
-        return replace(self, epsilon=few_frames_epsilon(self), max_frames=frames)
+        """An attacker of so many frames only, with more to spend on each: eight times ε (L∞, L2 a frame).
+
+        L2 a clip is a budget for the clip already.
+        """
+        return replace(self, epsilon=self.epsilon * (1 if self.norm == "l2-clip" else 8), max_frames=frames)
 
     def spliced(self) -> "ThreatModel":
         """An attacker who replaces one frame by anything in the box. Raises: ValueError if there is no box."""
@@ -117,42 +119,30 @@ class ThreatModel:
                 "yours, ThreatModel(..., box=(lowest, highest)), or box=None"
             )
 
-    def project(self, delta: Tensor, frames: Tensor) -> Tensor:
-        """The perturbation [B,T,D] brought back into the ball and, with the frames, into the box."""
-        return self.projection(frames)(delta)
-
     def bounds(self, frames: Tensor) -> tuple[Any, Any]:
         """The lowest and highest values allowed beside clean frames; one outside the box may stay where it is."""
         low, high = self.box or (-torch.inf, torch.inf)
         inside = low <= frames.min() <= frames.max() <= high
         return (low, high) if inside else (frames.clamp_max(low), frames.clamp_min(high))
 
-    def projection(self, frames: Tensor) -> Callable:
-        """`project` as a function of the perturbation alone, for many of the same frames."""
-        ball, bounds = NORMS[self.norm].project, self.bounds(frames)
+    def project(self, delta: Tensor, frames: Tensor, bounds: tuple[Any, Any] | None = None) -> Tensor:
+        """The perturbation [B,T,D] brought back into the ball and, with the frames, into the box.
 
-        def project(delta: Tensor) -> Tensor:
-            inside = ball(delta, self.epsilon)
-            return inside.add_(frames).clamp_(*bounds).sub_(frames) if self.box else inside
+        ``bounds`` are those of the frames, if they are known: a search asks many times for the same frames.
+        """
+        inside = NORMS[self.norm].project(delta, self.epsilon)
+        return inside.add_(frames).clamp_(*bounds or self.bounds(frames)).sub_(frames) if self.box else inside
 
-        return project
+    def full_step(self, direction: Tensor, frames: Tensor) -> Tensor:
+        """The perturbation [B,T,D] of one step of size ε from clean frames along a direction, inside ball and box."""
+        return self.project(self.epsilon * NORMS[self.norm].ascend(direction), frames)
 
 
 def store(frames: Tensor, clean: Tensor, dtype: torch.dtype) -> Tensor:
     """Attacked frames as ``dtype`` can hold them, rounded toward the clean ones, so that rounding leaves no ball."""
     if torch.finfo(dtype).bits >= 32:
         return frames
-    nearest = frames.to(dtype)
+    moved, nearest = (frames - clean).abs(), frames.to(dtype)
     inward = torch.nextafter(nearest, clean.to(dtype)).to(clean)
-    stored = torch.where(_beyond(nearest.to(clean), frames, clean), inward, nearest.to(clean))
-    return torch.where(_beyond(stored, frames, clean), clean, stored)
-
-
-def _beyond(stored: Tensor, frames: Tensor, clean: Tensor) -> Tensor:
-    return (stored - clean).abs() > (frames - clean).abs()
-
-
-def few_frames_epsilon(threat: ThreatModel) -> float:
-    """ε for an attacker of few frames: eight times the budget of one who may touch all (L∞, L2 a frame); L2 a clip
-    is a budget for the clip already."""
-    return threat.epsilon * (1 if threat.norm == "l2-clip" else 8)
+    stored = torch.where((nearest.to(clean) - clean).abs() > moved, inward, nearest.to(clean))
+    return torch.where((stored - clean).abs() > moved, clean, stored)

@@ -75,7 +75,8 @@ def fingerprint(defense: Defense, splits: Splits, model: ModelConfig, threat: Th
     videos = "\n".join(f"{entry.id} {entry.labels}" for entry in splits.train.entries)
     videos = hashlib.sha256(videos.encode()).hexdigest()
     parts = [_changed(part) for part in (defense, model, threat, config)]
-    spec = {key: value for key, value in asdict(splits.spec).items() if value is not None}  # as before there were these
+    # What is not set does not count, so that options that come later leave fingerprints as they were.
+    spec = {key: value for key, value in asdict(splits.spec).items() if value is not None}
     text = json.dumps([parts, spec, splits.labels, videos], sort_keys=True, default=dict)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -92,13 +93,10 @@ class Run(Learner):
     def __init__(self, defense, splits, model, threat, config, accelerator, hardware=None):
         self.steps_per_epoch = math.ceil(len(splits.train) / config.batch_size)
         super().__init__(defense, model, config, config.epochs * self.steps_per_epoch, accelerator, hardware)
-        self.splits, self.threat, self.shape = splits, threat, model
+        self.splits, self.threat, self.mark = splits, threat, fingerprint(defense, splits, model, threat, config)
         self.checked = splits.validation.select(range(min(CHECK_VIDEOS, len(splits.validation))))
         self.epoch, self.step, self.history, self.seconds = 0, 0, [], 0.0
         self.sums = Counter[str]()
-
-    def fingerprint(self) -> str:
-        return fingerprint(self.defense, self.splits, self.shape, self.threat, self.config)
 
     def stop(self, number, frame) -> None:
         """The first SIGINT or SIGTERM ends the run after its step, with its state saved; the next one at once."""
@@ -108,7 +106,7 @@ class Run(Learner):
 
     def state(self) -> dict:
         return {
-            "fingerprint": self.fingerprint(),
+            "fingerprint": self.mark,
             "epoch": self.epoch,
             "step": self.step,
             "sums": dict(self.sums),
@@ -123,7 +121,7 @@ class Run(Learner):
         }
 
     def restore(self, state: dict, path) -> None:
-        if state.get("fingerprint") != self.fingerprint():
+        if state.get("fingerprint") != self.mark:
             raise ValueError(f"{path} belongs to a run with other settings; use another --out, or delete it")
         try:
             self.network.load_state_dict(state["model"])
@@ -141,10 +139,9 @@ class Run(Learner):
 
     def one_epoch(self, bar, state: Path | None = None) -> None:
         """Train to the end of the epoch, from wherever the run stands in it."""
-        seed = self._seed()
         if self.step == 0:
-            self.generator.manual_seed(seed)
-        loader = iter(self._loader(seed))
+            self.generator.manual_seed(self._seed())
+        loader = iter(self._loader())
         self.model.train()
         self.started = saved = time.perf_counter()
         while self.step < self.steps_per_epoch:
@@ -168,7 +165,7 @@ class Run(Learner):
                 saved = time.perf_counter()
             if self.ending:
                 raise KeyboardInterrupt
-        self._finish_epoch()  # its last step may be one that was taken before a kill
+        self._finish_epoch()  # also when a resumed run had no step left in this epoch
         self._save(state)
 
     def _rising(self, step: int) -> ThreatModel:
@@ -180,12 +177,12 @@ class Run(Learner):
         """Of this epoch's order and noise, the same in every process, so that a resumed run sees the same."""
         return self.config.seed * 100_003 + self.epoch
 
-    def _loader(self, seed: int):
+    def _loader(self):
         """This process's parts of the epoch's batches, from the step where the run stands."""
         own = processes.rank() * self.parts, (processes.rank() + 1) * self.parts
         cut: dict = {"first": self.step, "pieces": processes.count() * self.parts, "own": own}
         how: dict = {"sampling": self.config.sampling, "workers": self.hardware.workers}
-        return self.splits.train.batches(self.config.batch_size, seed=seed, **how, **cut)
+        return self.splits.train.batches(self.config.batch_size, seed=self._seed(), **how, **cut)
 
     def _save(self, state: Path | None) -> None:
         if state and processes.is_main():
@@ -204,11 +201,10 @@ class Run(Learner):
 
     def _check(self, entry: dict) -> None:
         """Validate; stop if FGSM and PGD part, the mark of an overfitted single-step attack (Wong et al. 2020)."""
-        entry["clean"] = score(self.model, self.checked)["gap"]
-        entry["attacked"] = score(self.model, self.checked, pgd(self.threat, steps=7, restarts=1))["gap"]
-        entry["fgsm"] = score(self.model, self.checked, fgsm(self.threat))["gap"]
+        attacks = {"clean": None, "attacked": pgd(self.threat, steps=7, restarts=1), "fgsm": fgsm(self.threat)}
+        entry |= {name: score(self.model, self.checked, attack)["gap"] for name, attack in attacks.items()}
         best = max((past["attacked"] for past in self.history), default=0.0)
-        if self.defense.pairs and entry["attacked"] < best - 0.15 and entry["fgsm"] > entry["attacked"] + 0.25:
+        if self.defense.needs_attacked and entry["attacked"] < best - 0.15 and entry["fgsm"] > entry["attacked"] + 0.25:
             raise TrainingStopped(
                 f"catastrophic overfitting in epoch {self.epoch}: GAP under FGSM {entry['fgsm']:.3f}, under PGD "
                 f"{entry['attacked']:.3f}; train with a smaller ε, a random start or more steps"

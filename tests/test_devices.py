@@ -310,7 +310,8 @@ def trained(videos, kept: dict, stop=None, accelerator=Accelerator) -> dict[str,
     file = {"save_state": lambda _, state: kept.update(copied(state)), "load_state": lambda _: kept}
     with (
         mock.patch.multiple(loop, Accelerator=accelerator, Path=lambda state: state, **file),
-        mock.patch.multiple(Run, learn=step, fingerprint=lambda self: "same"),
+        mock.patch.object(Run, "learn", step),
+        mock.patch("aart_lib.training.fingerprint", return_value="same"),
     ):
         go = {"state": SimpleNamespace(exists=lambda: bool(kept)), "progress": None}
         model, _ = train(DEFENSES["a-art"], splits, shape, THREAT, config, **go)

@@ -208,7 +208,7 @@ def test_a_art_is_trades_with_the_attention_term():
     assert dict(a_art.weights) == dict(trades.weights) | {"attention": a_art.weights["attention"]}
     assert replace(trades, weights=a_art.weights, epsilon_scale=a_art.epsilon_scale, fixed_maps=False) == a_art
     assert set(SIX) <= set(DEFENSES)
-    assert [name for name in DEFENSES if not DEFENSES[name].pairs] == ["standard", "standard-bounded"]
+    assert [name for name in DEFENSES if not DEFENSES[name].needs_attacked] == ["standard", "standard-bounded"]
 
 
 @pytest.mark.parametrize("data", TUNED)
@@ -219,5 +219,5 @@ def test_tuning_changes_weights_and_training_epsilon_and_nothing_else(data):
         assert set(recipe.weights) == set(DEFENSES[name].weights) and set(settings) <= {"rate", "weight_decay"}
         same = {"weights": recipe.weights, "epsilon_scale": recipe.epsilon_scale}
         assert replace(DEFENSES[name], **same) == recipe
-    for name in DEFENSES:  # data without trials: what the embedded ones chose, for every defense alike
+    for name in DEFENSES:  # data without trials: what the synthetic ones chose, for every defense alike
         assert tuned("no such data", name) == tuned("synthetic", name)

@@ -22,7 +22,7 @@ from aart_lib.data.formats import SPECS
 from aart_lib.model import VideoTransformer
 
 CHECKPOINTS = Path(__file__).parent.parent / "notebooks" / "checkpoints"
-# The ε of the embedded results and that of the results on AudioSet.
+# The ε of the synthetic results and that of the results on AudioSet.
 THREATS = {"linf": ThreatModel("linf", 0.0416), "l2-clip": ThreatModel("l2-clip", 0.704)}
 ORDERS = {"linf": np.inf, "l2-clip": 2}  # ART knows no norm of single frames
 DUELS = (("standard", "linf"), ("standard", "l2-clip"), ("a-art", "linf"))

@@ -29,14 +29,14 @@ ORDER = (
     "data.batch data.exact data.foreign data.records data.formats data.index data.tensors data.dataset data.synthetic "
     "data.vocabulary data.catalog data.convert data.describe data.download "
     "data.pictures data.extractor data.pixels data.sources data.films data.photographs "
-    "metrics model attention losses threats objectives attacks pixels scoring checkpoint steps training "
+    "metrics model attention losses threats objectives attacks scoring checkpoint steps training "
     "viz.style viz.film viz.plots viz.explorer "
     "experiment.recipes experiment.presets experiment.suites experiment.judge experiment.flags experiment.uncertainty "
     "experiment.ceiling experiment.summary experiment.reproduce experiment.tune experiment.figures experiment.report "
     "cli.options cli.films cli.commands cli.parser"
 ).split()
 FREE = {"__main__", *(name for name in NAMES.values() if name.endswith("__init__"))}  # they hand names on
-FILE_LIMIT, LIBRARY_LIMIT = 250, 5590  # lines of code
+FILE_LIMIT, CORE_LIMIT, LIBRARY_LIMIT = 250, 1300, 6320  # lines of code
 NOT_CODE = {"COMMENT", "NL", "NEWLINE", "INDENT", "DEDENT", "ENCODING", "ENDMARKER"}
 
 
@@ -138,6 +138,7 @@ def test_modules_import_only_modules_above_them():
 def test_library_and_files_keep_their_line_budget():
     sizes = {name: code_lines(path.read_text(encoding="utf-8")) for path, name in NAMES.items()}
     assert sum(sizes.values()) <= LIBRARY_LIMIT, sizes
+    assert sum(size for name, size in sizes.items() if "." not in name) <= CORE_LIMIT, sizes
     assert {name: size for name, size in sizes.items() if size > FILE_LIMIT} == {}
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aart_lib.data.batch import BOX, LEVEL
-from aart_lib.threats import NORMS, ThreatModel, few_frames_epsilon
+from aart_lib.threats import NORMS, ThreatModel
 
 DUAL = {
     "linf": lambda x: x.abs().sum((1, 2)),
@@ -62,9 +62,9 @@ def test_a_threat_is_spoken_of_in_byte_steps():
 
 
 def test_a_few_frame_attacker_has_more_a_frame_but_not_a_clip():
-    assert few_frames_epsilon(ThreatModel("linf", 0.1)) == pytest.approx(0.8)
-    assert few_frames_epsilon(ThreatModel("l2-frame", 0.1)) == pytest.approx(0.8)
-    assert few_frames_epsilon(ThreatModel("l2-clip", 0.9)) == 0.9
+    assert ThreatModel("linf", 0.1).few().epsilon == pytest.approx(0.8)
+    assert ThreatModel("l2-frame", 0.1).few().epsilon == pytest.approx(0.8)
+    assert ThreatModel("l2-clip", 0.9).few().epsilon == 0.9
 
 
 def test_a_spliced_frame_may_be_anything_in_the_box_and_nothing_else_changes():

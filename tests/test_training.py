@@ -22,7 +22,7 @@ from aart_lib.data.records import encode_sequence_example, write_records
 from aart_lib.losses import DEFENSES, TERMS, Defense, Term, terms
 from aart_lib.model import ModelConfig, Output
 from aart_lib.steps import Hardware
-from aart_lib.threats import ThreatModel, few_frames_epsilon
+from aart_lib.threats import ThreatModel
 from aart_lib.training import TrainConfig, TrainingStopped, fingerprint, train
 
 SPEC = DatasetSpec("tiny", {"rgb": (6, 6)}, 3, ("train*.tfrecord",), ("test*.tfrecord",), max_frames=5)
@@ -88,7 +88,7 @@ def test_a_term_of_clean_frames_alone_is_learned_without_an_attack(splits, monke
 
     monkeypatch.setitem(TERMS, "flat", Term(flat, needs_attacked=False))
     defense, found = Defense({"task": 1.0, "flat": 0.0}), []
-    assert not defense.pairs and not Defense({"task": 0.5, "robust": 0.5, "flat": 1.0}).shares_clean_pass
+    assert not defense.needs_attacked and not Defense({"task": 0.5, "robust": 0.5, "flat": 1.0}).shares_clean_pass
     for weight in (0.0, 5.0):
         weights = {"task": 1.0, "flat": weight}
         found.append(train(replace(defense, weights=weights), splits, SHAPE, THREAT, CONFIG, progress=None)[1])
@@ -182,7 +182,7 @@ def test_a_share_of_the_videos_can_meet_a_one_frame_attacker(splits):
     assert (touched[:half] == batch.mask[:half].sum(1)).all() and (touched[half:] == 1).all()
     assert delta[:half].abs().max() == pytest.approx(scale * THREAT.epsilon)
     # The one frame's attacker is the one of the test: its ε is not scaled.
-    assert delta[half:].abs().max() == pytest.approx(few_frames_epsilon(THREAT))
+    assert delta[half:].abs().max() == pytest.approx(THREAT.few().epsilon)
 
 
 # ---------------------------------------------------------------- training

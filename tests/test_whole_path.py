@@ -27,7 +27,7 @@ def video_level(real_data, tmp_path_factory):
 def test_genuine_video_level_shards_show_no_effect_of_attention(video_level, tmp_path):
     """One frame a video: there is nothing to attend to, so the attention term must not matter."""
     options = ["--data", "yt8m-video", "--data-dir", video_level, "--labels", "10"]
-    run = ["--epochs", "4", "--test-videos", "300", "--defenses", "standard,trades,a-art"]
+    run = ["--preset", "quick", "--epochs", "4", "--test-videos", "300", "--defenses", "standard,trades,a-art"]
     command("reproduce", *options, *run, "--out", tmp_path / "r")
     results = json.loads((tmp_path / "r/results.json").read_text())
     assert results["data"]["videos"]["test"] > 100

@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
-from operator import itemgetter
+from functools import cached_property, partial
+from operator import attrgetter, itemgetter
 
 import numpy as np
 import torch
@@ -49,6 +49,10 @@ class Batch:
     pictures: tuple[list[bytes] | None, ...] | None = None  # of B videos
     stored: Tensor = field(init=False, repr=False, compare=False)  # [B,T,D] uint8 or floats
 
+    @cached_property
+    def floats(self) -> Tensor:
+        return features(self.stored, self.mask)
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -62,7 +66,8 @@ class Batch:
         """The same videos without the padding that none of them needs."""
         longest = int(self.mask.sum(1).max())
         evidence = None if self.evidence is None else self.evidence[:, :longest]
-        return replace(self, frames=self.stored[:, :longest], mask=self.mask[:, :longest], evidence=evidence)
+        frames = self.stored[:, :longest].contiguous()  # products of strided frames end in other last digits
+        return replace(self, frames=frames, mask=self.mask[:, :longest], evidence=evidence)
 
     def to(self, device) -> "Batch":
         return self._each(partial(Tensor.to, device=device))
@@ -80,8 +85,7 @@ class Batch:
         return state | {key: state[key].numpy() for key in bare}
 
     def __setstate__(self, state: dict) -> None:
-        found = {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in state.items()}
-        vars(self).update(found)
+        vars(self).update({key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in state.items()})
 
     def _each(self, change: Callable, **more) -> "Batch":
         """Every tensor changed, the frames as they are stored."""
@@ -89,19 +93,12 @@ class Batch:
         return replace(self, **{name: change(t) for name, t in tensors.items() if t is not None}, **more)
 
 
-def _floats(batch: Batch) -> Tensor:
-    kept = vars(batch)
-    if "floats" not in kept:
-        kept["floats"] = features(batch.stored, batch.mask)
-    return kept["floats"]
-
-
 def _keep(batch: Batch, frames: Tensor) -> None:
     vars(batch)["stored"] = frames
 
 
 # type: a field whose value is given in one form and read in another
-Batch.frames = property(_floats, _keep)  # type: ignore[assignment]
+Batch.frames = property(attrgetter("floats"), _keep)  # type: ignore[assignment]
 
 
 def collate(items: Sequence[Item]) -> Batch:

@@ -29,11 +29,10 @@ def convert(paths: Sequence[Path], spec: DatasetSpec, out: Path, skipped: Skippe
             continue
         videos, row = [], 0
         dataset = VideoDataset([path], spec, max_frames=2**31 - 1, skipped=skipped)
-        dataset._cache.left = 0
         with replacing(target) as file:
             for entry in dataset.entries:
-                stored, _ = dataset._stored(entry)
-                file.write(stored.tobytes())
+                stored = np.concatenate(dataset.read(entry)[0], 1)
+                file.write(stored.data)
                 videos.append(replace(entry, path=str(target), offset=row, frames=len(stored)))
                 row += len(stored)
         save_converted(target, spec, Entries.of(videos))

@@ -1,4 +1,4 @@
-"""From record files to batches: which videos belong to which split, padding, masks, order.
+"""From record files to batches: reading, padding, masks, order.
 
 Frames are read from the file when they are asked for; in memory stay some bytes a video and a bounded cache. Data sets
 beyond `STREAM_BYTES` are not cached, and are shuffled window by window: the shards in random order, a few at a time,
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from aart_lib.data.batch import Batch, Item, dequantize
 from aart_lib.data.exact import integers, one_of
-from aart_lib.data.formats import SAMPLINGS, DatasetSpec, chosen_frames, features_of
+from aart_lib.data.formats import SAMPLINGS, DatasetSpec, chosen_frames, tables_of
 from aart_lib.data.index import CONVERTED, Entries, Entry, converted_rows, index
 from aart_lib.data.records import RecordError, Skipped, decode_strings, read_record
 from aart_lib.data.tensors import Given, given
@@ -114,8 +114,9 @@ class VideoDataset(Dataset):
 
     def __getitem__(self, index: int) -> Item:
         entry = self.entries[index]
-        stored, evidence = self._stored(entry)
-        frames = dequantize(stored) if stored.dtype == np.uint8 else stored.copy()
+        parts, evidence = self._stored(entry)
+        stored = np.concatenate(parts, 1)
+        frames = dequantize(stored) if stored.dtype == np.uint8 else stored
         shown = torch.from_numpy(evidence[:, self.labels] > 0) if evidence is not None else None
         pictures = self._pictures(entry) if self.spec.pictured else None
         return Item(torch.from_numpy(frames), self._labels([entry])[0], entry.id, shown, pictures)
@@ -128,12 +129,12 @@ class VideoDataset(Dataset):
         if not len(indices):
             return None
         entries = [self.entries[i] for i in indices]
-        tables, evidence = zip(*map(self._stored, entries), strict=True)
-        lengths = torch.tensor([len(table) for table in tables])
-        stored = _room_for((len(tables), int(lengths.max()), tables[0].shape[1]), tables[0].dtype)
-        for row, table in zip(stored.numpy(), tables, strict=True):
-            row[: len(table)] = table
-            row[len(table) :] = 0
+        videos, evidence = zip(*map(self._stored, entries), strict=True)
+        lengths = torch.tensor([len(parts[0]) for parts in videos])
+        stored = _room_for((len(videos), int(lengths.max()), self.spec.dims), videos[0][0].dtype)
+        for row, parts, length in zip(stored.numpy(), videos, lengths.tolist(), strict=True):
+            np.concatenate(parts, 1, out=row[:length])
+            row[length:] = 0
         mask = torch.arange(stored.shape[1]) < lengths[:, None]
         shown = None
         if all(part is not None for part in evidence):
@@ -147,26 +148,39 @@ class VideoDataset(Dataset):
             row[[self._column[label] for label in entry.labels if label in self._column]] = 1
         return labels
 
-    def _stored(self, entry: Entry):
-        """Bytes (or floats) [T,D] and evidence or None, from the cache, the file or the tensors given."""
-        key = entry.path, entry.offset, entry.start
-        if key in self._cache and self._sampling == "uniform":
-            return self._cache[key]
+    def read(self, entry: Entry) -> tuple[list[np.ndarray], np.ndarray | None]:
+        """A video's frames as they are stored, in parts [T,·] side by side, and its evidence [T,classes] or None."""
         if entry.path.endswith(CONVERTED):
-            rows = entry.offset + self._frames(entry, entry.frames)
+            places = entry.offset + self._frames(entry, entry.frames)
             if self._given:
-                return self._given.rows(rows)
-            return converted_rows(entry.path, rows, self.spec.dims), None
+                frames, evidence = self._given.rows(places)
+                return [frames], evidence
+            return [converted_rows(entry.path, places, self.spec.dims)], None
         payload = _read(entry)
         try:
-            found = features_of(payload, self.spec, lambda total: self._frames(entry, total))
+            tables = tables_of(payload, self.spec)
+            total = len(next(iter(tables.values())))
+            chosen = self._frames(entry, total)
         except ValueError as error:
             raise RecordError(entry.path, entry.offset, f"video {entry.id!r}: {error}") from error
-        size = sum(part.nbytes for part in found if part is not None)
-        if size <= self._cache.left and self._sampling == "uniform" and get_worker_info() is None:
-            self._cache[key] = found
+        rows = chosen if len(chosen) < total else np.s_[:]  # no copy
+        parts = [tables[name][rows, :used] for name, (_, used) in self.spec.features.items()]
+        return parts, tables["evidence"][rows] if "evidence" in tables else None
+
+    def _stored(self, entry: Entry) -> tuple[list[np.ndarray], np.ndarray | None]:
+        """The same, from the cache if it is there."""
+        key = entry.path, entry.offset, entry.start
+        if self._sampling != "uniform" or entry.path.endswith(CONVERTED):
+            return self.read(entry)
+        if key in self._cache:
+            return self._cache[key]
+        parts, evidence = self.read(entry)
+        size = sum(part.nbytes for part in (*parts, evidence) if part is not None)
+        if size <= self._cache.left and get_worker_info() is None:
+            parts = [np.concatenate(parts, 1)]  # a copy of its own, without the rest of the record
+            self._cache[key] = parts, None if evidence is None else evidence.copy()
             self._cache.left -= size
-        return found
+        return parts, evidence
 
     def _pictures(self, entry: Entry) -> list[bytes] | None:
         """What the frames look like that are used of a video, if its record says."""

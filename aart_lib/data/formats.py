@@ -3,7 +3,6 @@
 Source: github.com/google/youtube-8m, utils.Dequantize and readers.py; research.google.com/{youtube8m,audioset}.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -139,20 +138,6 @@ def tables_of(payload: bytes, spec: DatasetSpec) -> dict[str, np.ndarray]:
     if len(set(counts.values())) != 1 or not min(counts.values()):
         raise ValueError(f"feature lists must have the same number of frames, at least one, got {counts}")
     return tables
-
-
-def features_of(payload: bytes, spec: DatasetSpec, choose: Callable[[int], np.ndarray]):
-    """Features [T,D] of a record, the leading dimensions of its lists side by side, and evidence [T,classes] or None.
-
-    choose: from the number of a video's frames to the indices of those wanted.
-    Raises: ValueError if the record is not what the spec says.
-    """
-    tables = tables_of(payload, spec)
-    total = len(next(iter(tables.values())))
-    rows = choose(total)
-    wanted = slice(None) if len(rows) == total else rows  # no copy
-    parts = [tables[name][wanted, :used] for name, (_, used) in spec.features.items()]
-    return np.concatenate(parts, 1), tables["evidence"][wanted] if "evidence" in tables else None
 
 
 def _lists(payload: bytes, spec: DatasetSpec) -> dict[str, np.ndarray]:

@@ -61,7 +61,7 @@ def attack(batch: Batch, threat: ThreatModel, factor=1.0, *, search="PGD, 10 ste
     """An attack of the menu, ``factor`` times as large as ``threat``.
 
     In another norm ε is as long as a change by the L∞ ε in every number; an attacker of ``few`` frames only may change
-    these by more (`few_frames_epsilon`).
+    these by more (`ThreatModel.few`).
     """
     norm = norm or threat.norm
     count, dims = batch.frames.shape[1:]

@@ -9,6 +9,8 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import torch
+from torch.utils.data import DataLoader
 
 from aart_lib.data import dataset as data
 from aart_lib.data import records
@@ -80,15 +82,15 @@ def ours_opened(path, *, cached: bool = False):
         return data.VideoDataset([path], SPEC)
 
 
-def ours_batches(dataset) -> Iterator:
+def ours_batches(dataset, workers: int = 0) -> Iterator:
     """Float batches as training sees them."""
-    for batch in dataset.batches(BATCH):
+    for batch in dataset.batches(BATCH, workers=workers):
         yield batch.frames.numpy(), batch.labels.numpy()
 
 
 def ours_cached(dataset) -> Iterator:
     """(tables, labels) of every video from the data set's cache."""
-    return (([dataset._stored(entry)[0]], entry.labels) for entry in dataset.entries)
+    return ((dataset._stored(entry)[0], entry.labels) for entry in dataset.entries)
 
 
 # ---------------------------------------------------------------- peers
@@ -108,6 +110,35 @@ def tfrecord_stored(path) -> Iterator:
         yield _from_lists(lists), context["labels"]
 
 
+def tfrecord_batches(path, workers: int) -> Iterator:
+    """Float batches by the package's data set in torch's loader, each of whose processes reads a part of the file."""
+    from tfrecord.torch.dataset import TFRecordDataset
+
+    names = dict.fromkeys(LISTS, "byte")
+    index = indexed(path)
+    dataset = TFRecordDataset(str(path), str(index), {"labels": "int"}, sequence_description=names, transform=_listed)
+    yield from DataLoader(dataset, BATCH, num_workers=workers, collate_fn=_float_batch)
+
+
+def _listed(found) -> tuple:
+    return _from_lists(found[1]), found[0]["labels"]
+
+
+def _float_batch(videos: list) -> tuple:
+    frames, labels = next(batched(iter(videos), floats=True))
+    return torch.from_numpy(frames), torch.from_numpy(labels)
+
+
+def indexed(path) -> Path:
+    """The file of the byte offsets of a shard, by the package's own tool."""
+    from tfrecord.tools.tfrecord2idx import create_index
+
+    index = Path(f"{path}.idx")
+    if not index.exists():
+        create_index(str(path), str(index))
+    return index
+
+
 class TFRecordItems:
     """Single videos with the package's index and its parser.
 
@@ -116,10 +147,8 @@ class TFRecordItems:
 
     def __init__(self, path):
         from tfrecord import example_pb2, reader
-        from tfrecord.tools.tfrecord2idx import create_index
 
-        create_index(str(path), f"{path}.idx")
-        self.index = np.loadtxt(f"{path}.idx", dtype=np.int64, ndmin=2)  # (offset, length) of every record [N,2]
+        self.index = np.loadtxt(indexed(path), dtype=np.int64, ndmin=2)  # (offset, length) of every record [N,2]
         self.parse, self.extract = example_pb2.SequenceExample.FromString, reader.extract_feature_dict
         self.file = open(path, "rb")
 
@@ -133,8 +162,8 @@ class TFRecordItems:
         return np.concatenate(tables, 1)
 
 
-def tf_batches(path, floats: bool) -> Iterator:
-    """tf.data with one thread, as everything here; it checks both checksums."""
+def tf_batches(path, floats: bool, threads: int = 1) -> Iterator:
+    """tf.data with so many threads; it checks both checksums."""
     import tensorflow as tf
 
     context = {"labels": tf.io.VarLenFeature(tf.int64)}
@@ -149,7 +178,8 @@ def tf_batches(path, floats: bool) -> Iterator:
         return frames, tf.reduce_max(tf.one_hot(numbers, SPEC.classes), 0)
 
     options = tf.data.Options()
-    options.threading.private_threadpool_size = 1
-    dataset = tf.data.TFRecordDataset(str(path)).map(parse).batch(BATCH).with_options(options)
+    options.threading.private_threadpool_size = threads
+    dataset = tf.data.TFRecordDataset(str(path)).map(parse, threads if threads > 1 else None).batch(BATCH)
+    dataset = dataset.prefetch(2).with_options(options) if threads > 1 else dataset.with_options(options)
     for frames, labels in dataset:
         yield frames.numpy(), labels.numpy()

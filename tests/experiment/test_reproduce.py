@@ -153,7 +153,7 @@ def test_seed_0_meets_every_attack_and_every_other_model(strong):
         others = ["other-seed", *(name for name in NAMES if name != row["defense"])]
         within, beyond = suite("strong", ThreatModel("linf", 0.05), surrogates=others)
         assert row["seed"] == 0 and set(row["attacked"]) == set(within)
-        assert set(row["other"]) == {*beyond, "worst@2", "pgd-stored"}
+        assert set(row["other"]) == {*beyond, "worst@2", "pgd-stored", "splice"}
 
 
 def test_seed_1_meets_the_standard_attacks_and_the_three_worst_of_seed_0(strong):

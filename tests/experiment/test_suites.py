@@ -1,11 +1,11 @@
 """suites.py: what counts as the worst case stays within the threat model, and a stronger suite leaves nothing out."""
 
-from itertools import combinations, pairwise
+from itertools import combinations
 
 import pytest
 
 from aart_lib.experiment.suites import CURVE, FREE_QUERIES, FREE_VIDEOS, SUITES, suite
-from aart_lib.threats import NORMS, ThreatModel, few_frames_epsilon
+from aart_lib.threats import NORMS, ThreatModel
 
 THREAT = ThreatModel("linf", 0.1)
 
@@ -21,9 +21,9 @@ def test_only_attacks_within_the_threat_model_count_and_all_others_are_beyond_it
 
 
 def test_each_suite_holds_the_one_before():
-    names = [[set(part) for part in suite(name, THREAT)] for name in SUITES]
-    for (within, beyond), (more, farther) in pairwise(names):
-        assert within <= more and beyond <= farther
+    names = {name: [set(part) for part in suite(name, THREAT)] for name in SUITES}
+    for held, holder in (("quick", "standard"), ("standard", "strong"), ("quick", "splice"), ("splice", "strong")):
+        assert all(few <= many for few, many in zip(names[held], names[holder], strict=True)), (held, holder)
     standard, strong = suite("standard", THREAT), suite("strong", THREAT)
     for few, many in zip(standard, strong, strict=True):
         assert few.items() <= many.items()
@@ -52,7 +52,9 @@ def test_names_tell_the_budget():
     for name, attack in beyond.items():
         kind, _, factor = name.partition("@")
         expected = THREAT.times(float(factor or 0))
-        if kind.startswith("frames-"):
-            expected = ThreatModel("linf", few_frames_epsilon(THREAT), int(kind.split("-")[1]))
+        if kind.startswith("splice-"):
+            expected = THREAT.spliced()
+        elif kind.startswith("frames-"):
+            expected = ThreatModel("linf", THREAT.few().epsilon, int(kind.split("-")[1]))
         assert attack.threat == expected, name
     assert {name for name in beyond if name.startswith("curve@")} == {f"curve@{x:g}" for x in CURVE["strong"]}

@@ -200,8 +200,16 @@ def test_a_signal_after_the_last_step_is_heard(tiny, tmp_path, monkeypatch):
     assert main(training_of(tiny, tmp_path, "--resume")) == 0
 
 
+SLOW_TORCH = """
+import os, sys, time
+print("loading", flush=True), time.sleep(2)
+sys.path.remove(os.path.dirname(__file__)), sys.modules.pop("torch")
+import torch  # the real one, which takes this one's place
+"""
+
+
 def test_a_signal_while_modules_load_ends_with_a_sentence(tmp_path):
-    (tmp_path / "torch.py").write_text("import time; print('loading', flush=True); time.sleep(60)")
+    (tmp_path / "torch.py").write_text(SLOW_TORCH)
     command = ["-m", "aart_lib", "train", "--out", tmp_path / "out"]
     process = started(*command, path=(tmp_path, ROOT), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.readline() == "loading\n"
@@ -254,7 +262,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_trained(tiny, tmp_pat
     for command in (training_of(tiny, tmp_path / "out"), ["reproduce", "--data-dir", tiny, "--out", tmp_path / "out"]):
         said = answer(capsys, command)
         assert f"{tmp_path / 'out'} has room for 0.9 MB, and about " in said
-        assert said.endswith("MB will be written in all; make room, or choose another --out")
+        assert said.endswith("MB will be written; make room, or choose another --out")
     assert names(tmp_path) == []
     (tmp_path / "written").write_bytes(bytes(1_500_000))  # by the run that is gone on with
     with files.reserved(tmp_path, 2_000_000):

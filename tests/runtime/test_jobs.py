@@ -17,9 +17,6 @@ from kill import outcome
 from aart_lib import losses
 from aart_lib.cli.parser import main
 from aart_lib.data import synthetic
-from aart_lib.data.catalog import open_data
-from aart_lib.experiment.presets import PRESETS, default_threat
-from aart_lib.experiment.reproduce import Experiment
 from aart_lib.runtime import files, jobs
 from aart_lib.runtime.jobs import side_by_side
 from aart_lib.runtime.processes import ProcessLost
@@ -165,7 +162,7 @@ if __name__ == '__main__':
 def test_no_job_outlives_its_parent(tmp_path, number):
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     parent = subprocess.Popen([sys.executable, str(script), str(tmp_path)], env=environment, stderr=subprocess.PIPE)
     notes = [tmp_path / "begun0", tmp_path / "begun1"]
     until(lambda: all(note.exists() and note.read_text() for note in notes))
@@ -200,6 +197,10 @@ def test_the_table_is_the_same_side_by_side(data, tmp_path, capsys, monkeypatch)
 
 
 def test_the_strong_suite_trains_what_it_borrows_first(data, tmp_path):
+    from aart_lib.data.catalog import open_data  # here, so that the processes of the jobs above need not load them
+    from aart_lib.experiment.presets import PRESETS, default_threat
+    from aart_lib.experiment.reproduce import Experiment
+
     preset = replace(PRESETS["quick"], suite="strong")
     experiment = Experiment(open_data("synthetic", data), preset, tmp_path, names=["standard", "a-art"])
     (train, models), (judge, first), (_, others) = experiment.stages(2, default_threat(experiment.splits))

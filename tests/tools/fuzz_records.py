@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from aart_lib.data import index, records
-from aart_lib.data.formats import SPECS, DatasetSpec, chosen_frames, features_of
+from aart_lib.data.formats import SPECS, DatasetSpec, tables_of
 from aart_lib.data.index import Entries
 from aart_lib.data.records import RecordError, encode_example, encode_sequence_example
 
@@ -132,9 +132,10 @@ def read_payload(spec: DatasetSpec, payload: bytes) -> None:
     for segments in (False, True):
         try:
             entries = Entries.of(list(index._scan(Path("x"), spec, [(0, payload)], segments, True)))
-            first = features_of(payload, spec, lambda total: chosen_frames(total, spec.max_frames))[0]
-            if not (first.ndim == 2 and first.shape[1] == spec.dims and 0 < len(first) <= spec.max_frames):
-                raise Finding(f"features of shape {first.shape}")
+            for name, table in tables_of(payload, spec).items():
+                width = spec.classes if name == "evidence" else spec.features[name][0]
+                if not (table.ndim == 2 and table.shape[1] == width and len(table)):
+                    raise Finding(f"{name} of shape {table.shape}")
             for entry in entries:
                 if not (0 <= entry.start < 2**31 and all(0 <= k < spec.classes for k in entry.labels)):
                     raise Finding("an entry with numbers that cannot be")
