@@ -29,7 +29,7 @@ def stepped(name: str, splits, accumulate: int = 1, size: int = 7) -> dict[str, 
     made = training.Run(DEFENSES[name], splits, SHAPE, ThreatModel("linf", 0.2), config, Accelerator(), hardware)
     made.model.double().train()
     made.generator.manual_seed(3)
-    loader = iter(made._loader(3))
+    loader = iter(made._loader())
     for first in range(0, len(splits.train), size):
         parts = [next(loader) for _ in range(accumulate)]
         double = [p and replace(p, frames=p.frames.double(), labels=p.labels.double()) for p in parts]
