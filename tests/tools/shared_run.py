@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from aart_lib import scoring, training
 from aart_lib.data.catalog import open_splits
 from aart_lib.data.formats import DatasetSpec
+from aart_lib.experiment import suites
 from aart_lib.experiment.judge import judge
 from aart_lib.losses import DEFENSES
 from aart_lib.model import ModelConfig, VideoTransformer
@@ -72,6 +73,7 @@ def main(folder: str, out: str, name: str, **options) -> None:
     except KeyboardInterrupt:
         sys.exit(f"stopped after {len(losses)} steps")
     scoring.BATCH = options.get("batch", scoring.BATCH)
+    suites.FREE_QUERIES, suites.SPLICE_STEPS = 20, (0.1,)  # what takes longest
     row, scores = judge(model, splits.test, threat, name=options.get("suite", "quick"), progress=False)
     found = {"losses": losses, "history": history, "row": row}
     found["scores"] = {key: value.tolist() for key, value in scores.items()}
