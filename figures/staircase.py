@@ -62,7 +62,8 @@ def plot_frontier(rows: list[dict]) -> Figure:
     """GAP at ε across, against a spliced frame up; a curve a method, a point a bound."""
     looks = {"trades": ("#0072B2", "o", "-"), "a-art": ("#009E73", "s", "-")}
     looks |= {f"{name}-splice": (color, mark, "--") for name, (color, mark, _) in looks.items()}
-    ax = style.new_axes(None, "A bound on attention scores guards against one spliced frame, for a few points at ε", 4.6)
+    title = "A bound on attention scores guards against one spliced frame, for a few points at ε"
+    ax = style.new_axes(None, title, 4.6)
     for method, (color, marker, line) in looks.items():
         points = []
         for row in rows:
@@ -70,7 +71,7 @@ def plot_frontier(rows: list[dict]) -> Figure:
             if name == method and "block" not in bound:
                 points.append((row["worst"]["gap"], row["other"]["splice"]["gap"], bound))
         points.sort(key=lambda point: point[1])
-        label = method.removesuffix("-splice").upper().replace("A-ART", "A-ART")
+        label = method.removesuffix("-splice").upper()
         label += ", trained on spliced frames too" if method.endswith("-splice") else ""
         ax.plot(*zip(*[point[:2] for point in points], strict=True), line, color=color, marker=marker, label=label)
         for across, up, bound in points:
