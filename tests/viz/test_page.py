@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import time
 from dataclasses import replace
-from itertools import count
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -39,6 +39,17 @@ def shown() -> dict:
 
 
 # ---------------------------------------------------------------- the numbers
+
+opened_once = lru_cache(open_data)
+
+
+def behind(film: dict):
+    """Where a video of the page comes from: its source, the test video itself, the names of the C labels."""
+    source = next(source for source in module.SOURCES if source.about == film["about"])
+    splits = opened_once(source.data)
+    item = next(item for item in map(splits.test.__getitem__, source.videos) if item.id.startswith(film["id"]))
+    known = module.vocabulary(splits.spec, module.BUNDLED).names
+    return source, item, [known[label] for label in splits.labels]
 
 
 def read(film: dict, model: dict, kind: str, eps: int, frame: int) -> dict:
@@ -83,9 +94,8 @@ def test_a_state_picked_at_random_equals_a_fresh_computation(shown, seed):
     film = shown["videos"][rng.integers(len(shown["videos"]))]
     about, kind = film["models"][rng.integers(len(film["models"]))], ("all", "one", "box")[seed % 3]
     eps, frame = int(rng.integers(len(module.FACTORS))), int(rng.integers(len(film["pictures"])))
-    source = next(source for source in module.SOURCES if source.about == film["about"])
-    test = open_data(source.data).test
-    batch = collate([next(item for item in map(test.__getitem__, count()) if item.id.startswith(film["id"]))])
+    source, item, names = behind(film)
+    batch = collate([item])
     model, notes = checkpoint.load(source.checkpoints / f"{about['name']}-seed0.safetensors")
     threat, found = ThreatModel(**notes["threat"]), read(film, about, kind, eps, frame)
 
@@ -97,8 +107,7 @@ def test_a_state_picked_at_random_equals_a_fresh_computation(shown, seed):
     if kind != "all":
         assert {*(frames != batch.frames).any(2)[0].nonzero()[:, 0].tolist()} <= {frame}
     weights = torch.stack([layer[0, :, 0, 1:] for layer in output.attention]).numpy()
-    columns = [module.vocabulary(open_data(source.data).spec, module.BUNDLED).names[c] for c in notes["labels"]]
-    columns = [columns.index(name) for name in film["names"]]
+    columns = [names.index(name) for name in film["names"]]
     assert np.abs(found["attention"] - weights).max() < 0.02  # bytes are exact to 0.004
     assert np.abs(found["scores"] - output.logits.sigmoid()[0, columns].numpy()).max() < 0.02
     assert np.abs(found["steady"] - held.logits.sigmoid()[0, columns].numpy()).max() < 0.02
@@ -106,15 +115,8 @@ def test_a_state_picked_at_random_equals_a_fresh_computation(shown, seed):
 
 def test_true_labels_come_first_with_the_frames_that_show_them(shown):
     for film in shown["videos"]:
-        source = next(source for source in module.SOURCES if source.about == film["about"])
-        splits = open_data(source.data)
-        item = next(item for item in map(splits.test.__getitem__, count()) if item.id.startswith(film["id"]))
-        names = module.vocabulary(splits.spec, module.BUNDLED).names
-        true = {
-            names[c]: item.evidence[:, i].nonzero()[:, 0].tolist()
-            for i, c in enumerate(splits.labels)
-            if item.labels[i]
-        }
+        source, item, names = behind(film)
+        true = {names[c]: item.evidence[:, c].nonzero()[:, 0].tolist() for c in item.labels.nonzero()[:, 0].tolist()}
         assert dict(zip(film["names"], film["evidence"], strict=False)) == true
         assert [model["name"] for model in film["models"]] == [*source.defenses]
 
