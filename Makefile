@@ -57,6 +57,8 @@ films: $(STAMP) ## make the films of photographs and their models anew, notebook
 	mkdir -p notebooks/films/checkpoints
 	cp runs/films/*.tfrecord runs/films/*.csv runs/films/extractor.* notebooks/films
 	cp runs/films-models/checkpoints/*.safetensors notebooks/films/checkpoints
+	$(BIN) -m aart_lib look notebooks/films/checkpoints/standard-seed0.safetensors runs/films/videos/test-0000.mp4 \
+	    --attack pixels --out figures/film-under-attack.png
 
 plan: $(STAMP) ## measure a step and write what the full run would cost, figures/scale-plan.md: a minute
 	OMP_NUM_THREADS=1 $(BIN) tests/benchmarks/plan.py --out figures
