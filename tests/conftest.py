@@ -14,6 +14,7 @@ settings.load_profile("ci")
 def pytest_configure():
     """The models are tiny, and tests run side by side (pytest-xdist): more threads would only wait for each other."""
     os.environ["OMP_NUM_THREADS"] = "1"  # of the notebooks' kernels and of commands that tests start
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what they compare with lies on the CPU, and so shall the trainings
     torch.set_num_threads(1)
 
 

@@ -19,15 +19,13 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 try:
     import google_crc32c  # noqa: F401 (the library reads files with it, this program reads none)
 except ImportError:
     sys.modules["google_crc32c"] = types.ModuleType("google_crc32c")
-
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from aart_lib.data.batch import Batch, features
 from aart_lib.experiment.presets import PRESETS
@@ -86,18 +84,13 @@ def learner(name: str, size: dict, precision: str, device: torch.device) -> Lear
     return made
 
 
-class _NoModules(nullcontext):
-    """In place of the counter's look at modules, whose hooks stumble at a gradient that is taken within a step."""
-
-    parents = frozenset({"Global"})
-
-
-def counted(call) -> int:
-    """Operations, as PyTorch counts them; fused attention is taken apart, since it is not counted."""
+def counted(step) -> int:
+    """FLOPs as PyTorch counts them, two for a multiplication and an addition; not by module, which hooks gradients."""
     counter = FlopCounterMode(display=False)
-    counter.mod_tracker = _NoModules()
-    with counter, sdpa_kernel(SDPBackend.MATH):
-        call()
+    counter.mod_tracker = nullcontext()
+    counter.mod_tracker.parents = {"Global"}
+    with counter:
+        step()
     return counter.get_total_flops()
 
 
@@ -110,7 +103,7 @@ def measure(name: str, precision: str, floats: bool, size: dict, device: torch.d
     turns = cycle(ready)
     spent = seconds(device, lambda: own.learn([next(turns)], size["videos"], threat), size["steps"])
     moved = sum(tensor.nbytes for tensor in (ready[0].stored, ready[0].mask, ready[0].labels))
-    flops = counted(lambda: own.learn([next(turns)], size["videos"], threat))
+    flops = counted(lambda: own.learn([ready[0]], size["videos"], threat))
     bounds = moved / known["bus_bytes_per_second"], flops / known[f"flops_per_second_{precision}"]
     kind = "floats" if floats else "bytes"
     print(f"{name:12} {precision:5} {kind:7} {1 / spent:7.2f} steps/s, bound {1 / sum(bounds):.2f}", flush=True)
