@@ -45,7 +45,8 @@ def _halves(name: str, columns=(0.0, 0.5, 1.0), rows=(0.0, 1.0)) -> dict[str, np
 
 def photograph_halves() -> dict[str, dict[str, np.ndarray]]:
     """{class or background: {"train", "test": a part of its photograph, uint8 [H,W,3]}}."""
-    return {name: _halves(*about) for name, about in {**CLASSES, **{name: (name,) for name in BACKGROUNDS}}.items()}
+    known = {name: _halves(*about) for name, about in CLASSES.items()}
+    return known | {name: _halves(name) for name in BACKGROUNDS}
 
 
 def _scene(rng: np.random.Generator, photograph: np.ndarray, count: int) -> list[np.ndarray]:
