@@ -11,6 +11,7 @@ STORED := standard,adversarial,trades,a-art,adversarial-uniform
 HEADLINE := standard,adversarial,logit-pairing,trades,a-art,adversarial-uniform
 CREDIT := a-art,trades,a-art-all-layers,a-art-all-rows,adversarial,adversarial-steps,attention-only,attention-noise,$\
     attention-shuffled,adversarial-uniform,adversarial-mean
+STAIRS := standard,adversarial-relu,adversarial-simple,a-art-simple,adversarial,trades,a-art,a-art-fixed-maps
 BIN := .venv/bin/python
 STAMP := .venv/.installed
 PEERS := .venv-peers
@@ -20,7 +21,7 @@ ROWS ?=  # of the benchmarks: make bench ROWS="--only gap --only step"
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lab figures checkpoints headline credit explore films plan colab bench lint
+.PHONY: help reproduce test lab figures checkpoints headline credit staircase explore films plan colab bench lint
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -37,8 +38,8 @@ lab: $(STAMP) ## open the notebooks in JupyterLab
 	$(BIN) -m jupyterlab --notebook-dir=notebooks
 
 figures: $(STAMP) ## draw the committed figures and tables anew from the committed results and checkpoints
-	$(BIN) -m aart_lib report figures/results-synthetic.json --out figures --readme README.md --checkpoints $(KEPT)
-	$(BIN) -m aart_lib report figures/results-audioset.json --out figures --readme README.md
+	$(BIN) -m aart_lib report figures/results-synthetic.json --out figures --readme figures/README.md --checkpoints $(KEPT)
+	$(BIN) -m aart_lib report figures/results-audioset.json --out figures --readme figures/README.md
 	for name in credit short long; do $(BIN) -m aart_lib report figures/results-$$name.json --out figures; done
 
 checkpoints: $(STAMP) ## train the notebooks' small checkpoints anew
@@ -59,6 +60,12 @@ films: $(STAMP) ## make the films of photographs and their models anew, notebook
 	cp runs/films-models/checkpoints/*.safetensors notebooks/films/checkpoints
 	$(BIN) -m aart_lib look notebooks/films/checkpoints/standard-seed0.safetensors runs/films/videos/test-0000.mp4 \
 	    --attack pixels --out figures/film-under-attack.png
+
+staircase: $(STAMP) ## the paper's staircase taken apart, as in figures/staircase.png: an hour; resumes
+	$(BIN) -m aart_lib reproduce --data synthetic --suite splice --seeds 3 --epsilon 0.0416 --test-videos 1000 \
+	    --defenses $(STAIRS) --out runs/staircase --resume
+	cp runs/staircase/results.json figures/results-staircase.json
+	$(BIN) figures/staircase.py
 
 plan: $(STAMP) ## measure a step and write what the full run would cost, figures/scale-plan.md: a minute
 	OMP_NUM_THREADS=1 $(BIN) tests/benchmarks/plan.py --out figures

@@ -386,15 +386,15 @@ def test_a_model_from_a_checkpoint_goes_where_the_run_computes(tmp_path):
 
 def test_a_run_in_half_precision_keeps_whole_weights():
     program = """
-from types import SimpleNamespace
+from dataclasses import replace
 from aart_lib.data import open_data
 from aart_lib.losses import DEFENSES
 from aart_lib.model import ModelConfig
 from aart_lib.steps import TrainConfig
 from aart_lib.threats import ThreatModel
 from aart_lib.training import train
-videos = open_data("synthetic").test
-splits = SimpleNamespace(train=videos.select(range(64)), validation=videos.select(range(8)))
+splits = open_data("synthetic")
+splits = replace(splits, train=splits.test.select(range(64)), validation=splits.test.select(range(8)))
 shape, config = ModelConfig(320, 40, width=8, heads=2, layers=1), TrainConfig(epochs=1, batch_size=16)
 model, _ = train(DEFENSES["a-art"], splits, shape, ThreatModel("linf", 0.1), config, progress=None)
 print(*{str(p.dtype) for p in model.parameters()}, all(bool(p.isfinite().all()) for p in model.parameters()))

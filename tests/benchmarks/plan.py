@@ -189,17 +189,19 @@ counted: validation while training, starting the processes.
 
 ## Measured on a GPU
 
-{GPU["card"]}, PyTorch {GPU["torch"]}, `python tests/benchmarks/gpu.py --out figures/gpu.json`: {GPU["size"]["steps"]} steps of
-each kind after some that warm up, batches of random bytes in pinned memory. The bus moved {bus:.0f} GB/s, a large
-multiplication ran at {single:.0f} TFLOP/s in float32 and {half:.0f} in bfloat16. `a-art-fast` attacks in one step, `a-art` in two.
+{GPU["card"]}, PyTorch {GPU["torch"]}, `python tests/benchmarks/gpu.py --out figures/gpu.json`: {GPU["size"]["steps"]}
+steps of each kind after some that warm up, batches of random bytes in pinned memory. The bus moved {bus:.0f} GB/s, a
+large multiplication ran at {single:.0f} TFLOP/s in float32 and {half:.0f} in bfloat16. `a-art-fast` attacks in one
+step, `a-art` in two.
 
 {gpu_table()}
 
 Bytes reach the card and become features in half the time that floats take. It is a small part of a step: this model is
 too narrow for the card, which waits for the start of small operations (in float32 a step of A-ART reaches
-{card.flops / 1e12:.0f} TFLOP/s, {card.flops / 1e12 / single:.0%} of a large multiplication), and bfloat16 gains little. Larger
-batches would use it better. One training of four epochs on this card, stopped by SIGINT in the second and resumed,
-ended with the same weights as one that was not stopped, to the bit. One card was at hand: two processes were run on CPUs alone.
+{card.flops / 1e12:.0f} TFLOP/s, {card.flops / 1e12 / single:.0%} of a large multiplication), and bfloat16 gains little.
+Larger batches would use it better. One training of four epochs on this card, stopped by SIGINT in the second and
+resumed, ended with the same weights as one that was not stopped, to the bit. One card was at hand: two processes were
+run on CPUs alone.
 
 ## Counted and measured
 

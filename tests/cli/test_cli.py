@@ -239,7 +239,7 @@ def test_empty_and_missing_folders_are_named(tmp_path, capsys):
         (["train", "--data", "synthetic:tall"], "unknown variant of the synthetic data 'tall'; known: default, short"),
         (["reproduce", "--data", "audioset:short"], "audioset has no variants, got 'short'"),
         (["reproduce", "--preset", "huge"], "unknown preset 'huge'; known: quick, small, full"),
-        (["reproduce", "--suite", "huge"], "unknown suite 'huge'; known: quick, standard, strong"),
+        (["reproduce", "--suite", "huge"], "unknown suite 'huge'; known: quick, standard, splice, strong"),
         (["reproduce", "--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["train", "--epochs", "0"], "epochs"),
         (["train", "--labels", "41"], "--labels must be between 1 and the"),

@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from aart_lib import ThreatModel, checkpoint, collate, open_data, perturb, pgd
+from aart_lib import checkpoint, collate, open_data
 from aart_lib.cli.parser import main
 from aart_lib.data import extractor as extracting
 from aart_lib.data import pictures as decoding
 from aart_lib.data.films import Joins, films
 from aart_lib.data.photographs import photographs
 from aart_lib.data.pictures import from_jpeg, pictures
-from aart_lib.data.pixels import PIXEL, FilmModel, as_pictures, pixel_batch, stored_pictures
-from aart_lib.data.records import decode_strings, read_records
+from aart_lib.data.records import read_records
 from aart_lib.data.sources import Row, rows_of
 from aart_lib.model import ModelConfig, VideoTransformer
 from aart_lib.viz.film import plot_film
@@ -295,56 +294,9 @@ def test_look_draws_one_video_clean_and_attacked(videos, tmp_path, capsys, monke
     assert main(command) == 2 and "give --data-dir" in capsys.readouterr().err
 
 
-# ---------------------------------------------------------------- pixels
-
-
-@pytest.fixture
-def film_model():
-    torch.manual_seed(0)
-    rng = np.random.default_rng(0)
-    mean, components = extracting.fit([rng.random((60, 12))], 6)
-    extractor = extracting.Extractor(Tiny(), mean, components * 0.2, {"size": 4, "dims": 6})
-    films = [list(rng.integers(0, 256, (length, 4, 4, 3), dtype=np.uint8)) for length in (5, 3)]
-    batch = pixel_batch(films, torch.tensor([[1.0, 0, 1], [0, 1, 0]]))
-    return FilmModel(extractor, VideoTransformer(ModelConfig(6, 3, max_frames=5, width=16))).eval(), batch
-
-
-def test_the_gradient_of_the_pixels_is_that_of_finite_differences(film_model):
-    model, batch = film_model[0].double(), film_model[1]
-    frames = batch.frames.double().requires_grad_()
-    loss = lambda frames: (model(frames, batch.mask).logits * torch.tensor([[1.0, -2, 3], [2, 1, -1]])).sum()  # noqa: E731
-    (gradient,) = torch.autograd.grad(loss(frames), frames)
-    assert not gradient[1, 3:].any()  # padding
-    for place in [(0, 0, 0), (0, 4, 47), (1, 2, 20)]:
-        step = torch.zeros_like(frames)
-        step[place] = 1e-5
-        with torch.no_grad():
-            slope = (loss(frames + step) - loss(frames - step)) / 2e-5
-        assert abs(float(slope) - float(gradient[place])) < 1e-6 * max(1.0, abs(float(slope)))
-
-
-@pytest.mark.parametrize("few", [None, 1])
-def test_attacks_on_pixels_stay_in_the_ball_and_the_box_of_the_stored_picture(film_model, few):
-    model, batch = film_model
-    threat = ThreatModel("linf", 2 * PIXEL, max_frames=few, box=(0, 1))
-    attacked = perturb(model, batch, pgd(threat, 5, 1), generator=torch.Generator().manual_seed(0))
-    stored = stored_pictures(attacked, batch.frames)
-    for found, clean, real in zip(stored, batch.frames, batch.mask, strict=True):
-        was, now = (np.stack(as_pictures(table[real], 4)).astype(int) for table in (clean, found))
-        assert np.abs(now - was).max() == 2 and (now != was).any((1, 2, 3)).sum() == (few or len(was))
-    assert 0 <= stored.min() and stored.max() <= 1 and not stored[1, 3:].any()
-    assert (stored - attacked).abs().max() <= PIXEL / 2 + 1e-6
-
-
-def test_pictures_of_another_size_are_refused(film_model):
-    with pytest.raises(ValueError, match="3 x 4 x 4"):
-        film_model[0](torch.zeros(1, 2, 27), torch.ones(1, 2, dtype=torch.bool))
-
-
 def test_a_film_is_drawn_with_its_pictures(videos):
     film = list(pictures(videos / "red" / "0.mp4", size=32))
     drawn = plot_film(
         film, {"clean": [0.2, 0.3, 0.5], "attacked": [0.6, 0.2, 0.2]}, attacked_frames=[0], evidence=[0, 1, 0]
     )
     assert sum(len(ax.images) for ax in drawn.axes) == 6
-    assert decode_strings(b"", "picture") == []

@@ -46,7 +46,7 @@ def test_every_trial_of_the_grid_was_run_and_the_best_was_kept(data):
 
 @pytest.mark.parametrize("data", DATA)
 def test_readme_shows_the_stored_results(data):
-    results, readme = stored("results", data), (ROOT / "README.md").read_text(encoding="utf-8")
+    results, readme = stored("results", data), (ROOT / "figures" / "README.md").read_text(encoding="utf-8")
     intervals = {name: summary["ci95"] for name, summary in results["summary"].items()}
     assert results["summary"] == summarize(results["rows"], intervals)
     assert heading(results) in readme

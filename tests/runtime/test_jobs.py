@@ -69,7 +69,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def until(condition, seconds: float = 60) -> None:
+def until(condition, seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it took too long"

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from aart_lib import scoring, training
 from aart_lib.data.catalog import open_splits
 from aart_lib.data.formats import DatasetSpec
+from aart_lib.experiment import suites
 from aart_lib.experiment.judge import judge
 from aart_lib.losses import DEFENSES
 from aart_lib.model import ModelConfig, VideoTransformer
@@ -29,7 +30,7 @@ def stepped(name: str, splits, accumulate: int = 1, size: int = 7) -> dict[str, 
     made = training.Run(DEFENSES[name], splits, SHAPE, ThreatModel("linf", 0.2), config, Accelerator(), hardware)
     made.model.double().train()
     made.generator.manual_seed(3)
-    loader = iter(made._loader(3))
+    loader = iter(made._loader())
     for first in range(0, len(splits.train), size):
         parts = [next(loader) for _ in range(accumulate)]
         double = [p and replace(p, frames=p.frames.double(), labels=p.labels.double()) for p in parts]
@@ -72,6 +73,7 @@ def main(folder: str, out: str, name: str, **options) -> None:
     except KeyboardInterrupt:
         sys.exit(f"stopped after {len(losses)} steps")
     scoring.BATCH = options.get("batch", scoring.BATCH)
+    suites.FREE_QUERIES, suites.SPLICE_STEPS = 20, (0.1,)  # what takes longest
     row, scores = judge(model, splits.test, threat, name=options.get("suite", "quick"), progress=False)
     found = {"losses": losses, "history": history, "row": row}
     found["scores"] = {key: value.tolist() for key, value in scores.items()}
