@@ -99,7 +99,7 @@ def tidy(notebook):
 def _tidy_output(output):
     """An output worth storing, or None."""
     if output.output_type == "stream":
-        if output.name == "stderr" and "\r" in output.text:  # progress bars
+        if output.name == "stderr" and ("\r" in output.text or "%|" in output.text):  # progress bars
             return None
         output.text = _without_places(output.text)
     elif "data" in output:

@@ -19,6 +19,8 @@ PATHS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 LONGEST_CELL = 25  # lines
 PLACE = re.compile(r"(?<![\w.:/~-])/(?:root|home|Users|work|tmp|var|usr|opt|mnt|private|content)/|[A-Z]:\\+Users")
 SOLUTION = re.compile(r"```python\n(.*?)\n```", re.DOTALL)
+SEEN = re.compile(r"^(.*)<!-- seen -->$", re.MULTILINE)  # a sentence whose bold numbers stand in the stored outputs
+NUMBER = re.compile(r"\*\*[^*]*?(\d[\d.,]*\d|\d)[^*]*\*\*")
 SETTING = re.compile(r'^REPOSITORY = ".*?"', re.MULTILINE)  # in the setup cell
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 
@@ -26,11 +28,16 @@ _spec = importlib.util.spec_from_file_location("execute", FOLDER / "execute.py")
 execute = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(execute)
 
+SHORT, LONG = ("00", "08"), ("01", "02", "03", "04", "05", "06", "07")  # by their setup cells
 every_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
 
 def read(path: Path):
     return nbformat.read(path, as_version=4)
+
+
+def numbered(number: str):
+    return read(next(FOLDER.glob(f"{number}_*.ipynb")))
 
 
 def code_cells(notebook) -> list:
@@ -60,6 +67,24 @@ def warnings_of(cell) -> str:
 
 def setup_cell(notebook) -> str:
     return code_cells(notebook)[0].source
+
+
+def seen_sentences(notebook) -> list[tuple[str, str]]:
+    """(sentence, what the cells of its section have printed so far) for each sentence that ends with the mark."""
+    found, printed = [], ""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            printed += "".join(output.text for output in cell.outputs if output.output_type == "stream")
+            continue
+        found += [(sentence, printed) for sentence in SEEN.findall(cell.source)]
+        printed = "" if re.search("^## ", cell.source, re.MULTILINE) else printed
+    return found
+
+
+def missing_numbers(sentence: str, printed: str) -> list[str]:
+    """Bold numbers of a sentence that were not printed; all of it if it has none."""
+    numbers = NUMBER.findall(sentence) or [sentence]
+    return [number for number in numbers if not re.search(rf"(?<![\d.]){re.escape(number)}(?!\.?\d)", printed)]
 
 
 # ---------------------------------------------------------------- what is stored
@@ -92,6 +117,20 @@ def test_stored_outputs_can_be_seen_without_running_and_name_no_folder(path):
     assert described >= pictures, "every figure has a text"
 
 
+@every_notebook
+def test_marked_sentences_say_the_numbers_that_their_section_printed(path):
+    sentences = seen_sentences(read(path))
+    for sentence, printed in sentences:
+        assert not missing_numbers(sentence, printed), f"{sentence}\nis not what was printed:\n{printed}"
+    assert len(sentences) >= (3 if path.stem[:2] in SHORT else 0)
+
+
+def test_a_number_that_drifted_is_found():
+    assert missing_numbers("**40 %** of .9, and **0.559**.", "40 % and 0.559 and 0.5591") == []
+    assert missing_numbers("**40 %** and **0.559**.", "140 %, 40.1 and 0.5591") == ["40", "0.559"]
+    assert missing_numbers("No number.", "1") and missing_numbers("**two**", "2")
+
+
 def test_a_kernel_is_given_nothing_that_could_change_an_output(monkeypatch):
     for name in ("AART_REAL_DATA", "AART_QUICK", "AART_CACHE", "MPLBACKEND", "PYTHONWARNINGS", "LC_ALL", "IPYTHONDIR"):
         monkeypatch.setenv(name, "x")
@@ -107,13 +146,16 @@ def test_stored_outputs_at_scale_come_from_generated_videos_as_the_text_says():
     assert not re.search(r"genuine videos in|genuine, this notebook", said)
 
 
-def test_the_instructors_minutes_are_the_notebooks_own():
+def test_minutes_of_instructors_and_overview_are_the_notebooks_own():
     text = (FOLDER / "INSTRUCTORS.md").read_text(encoding="utf-8")
     planned: dict[str, int] = {}
     for minutes, number in re.findall(r"^\| (\d+) \| (\d\d)", text, re.MULTILINE):
         planned[number] = planned.get(number, 0) + int(minutes)
     time = re.compile(r"\*\*Time:\*\* (?:about )?(\d+) min")
-    assert planned == {path.stem[:2]: int(time.search(read(path).cells[0].source)[1]) for path in PATHS}
+    told = {path.stem[:2]: int(time.search(read(path).cells[0].source)[1]) for path in PATHS}
+    overview = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert planned == told
+    assert {n: int(m) for n, m in re.findall(r"^\| \[(\d\d) .* \| (\d+) \|$", overview, re.MULTILINE)} == told
     hours = round(sum(planned.values()) / 60)
     assert f"about {['no', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight'][hours]} hours" in text
 
@@ -133,7 +175,9 @@ def test_cells_are_short_and_links_lead_to_files(path):
 
 @every_notebook
 def test_setup_cell_and_badge_are_the_same_everywhere(path):
-    assert setup_cell(read(path)) == setup_cell(read(PATHS[0]))
+    (group,) = (numbers for numbers in (SHORT, LONG) if path.stem[:2] in numbers)
+    assert setup_cell(read(path)) == setup_cell(numbered(group[0]))
+    assert group == LONG or sum(map(bool, setup_cell(read(path)).splitlines())) <= 8
     first = read(path).cells[0]
     assert first.cell_type == "markdown" and first.source.startswith("[![Open in Colab](")
     assert f"/notebooks/{path.name})" in first.source.splitlines()[0]
@@ -143,7 +187,7 @@ def test_setup_cell_and_badge_are_the_same_everywhere(path):
 def test_exercises_have_stub_check_and_one_solution(path):
     notebook = read(path)
     parts = [tagged(notebook, f"exercise-{part}") for part in ("stub", "check", "solution")]
-    assert len({len(part) for part in parts}) == 1 and len(parts[0]) >= 2
+    assert len({len(part) for part in parts}) == 1 and len(parts[0]) >= (0 if path.stem[:2] == "00" else 2)
     for stub, check, solution in zip(*parts, strict=True):
         places = [notebook.cells.index(cell) for cell in (stub, check, solution)]
         assert places == sorted(places) and solution.cell_type == "markdown" and "<details>" in solution.source
@@ -188,7 +232,7 @@ def test_runs_from_an_empty_kernel_and_exercises_can_be_solved(path, copy):
     for cell in code_cells(notebook):
         assert not warnings_of(cell), cell.source
     stubs, solved = tagged(notebook, "exercise-check"), tagged(notebook, "solved")
-    assert len(stubs) == len(solved) >= 2
+    assert len(stubs) == len(solved)
     for before, after in zip(stubs, solved, strict=True):
         assert "not yet" in texts(before) and "correct" not in texts(before), before.source
         assert "correct" in texts(after) and "not yet" not in texts(after), f"{before.source}\n{texts(after)}"
@@ -216,15 +260,15 @@ def refuse(*command, **options):
     raise AssertionError(f"nothing must be run, got {command}")
 
 
-@pytest.fixture
-def setup(monkeypatch):
-    """A function that runs the setup cell in a folder, naming a repository or none; returns where it ends."""
+@pytest.fixture(params=["00", "01"])
+def setup(monkeypatch, request):
+    """A function that runs a setup cell in a folder, naming a repository or none; returns where it ends."""
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.setattr(subprocess, "run", refuse)
 
     def run(folder: Path, repository: str = "") -> Path:
         monkeypatch.chdir(folder)
-        exec(SETTING.sub(f'REPOSITORY = "{repository}"', setup_cell(read(PATHS[0])), count=1), names := {})
+        exec(SETTING.sub(f'REPOSITORY = "{repository}"', setup_cell(numbered(request.param)), count=1), names := {})
         assert names["DEVICE"] in ("cpu", "cuda") and callable(names["display"])
         return Path.cwd()
 
@@ -240,6 +284,7 @@ def colab(monkeypatch, tmp_path):
         git.runs.append(" ".join(map(str, command)))
         if command[0] == "git" and git.online and not Path("aart").exists():
             shutil.copytree(FOLDER, "aart/notebooks", ignore=shutil.ignore_patterns("*.ipynb", "*.safetensors"))
+            Path("aart/aart_lib").mkdir()
             return subprocess.CompletedProcess(command, 0)
         return subprocess.CompletedProcess(command, 128 if command[0] == "git" else 0)
 
@@ -266,10 +311,17 @@ def test_colab_clones_once_and_needs_no_network_after_a_restart(setup, colab, mo
         assert setup(start, "owner/name") == notebooks
     assert setup(colab.folder, "") == notebooks
     assert sum(run.startswith("git ") for run in colab.runs) == 1 and str(notebooks.parent) in sys.path
-    assert not [run for run in colab.runs if "torch" in run or "numpy" in run], "Colab's own must stay"
-    assert setup(ROOT) == FOLDER and sys.path[0] == str(ROOT)  # a clone whose library is not installed
+    assert not [run for run in colab.runs if {"torch", "numpy"} & {*run.split()}], "Colab's own must stay"
+    assert setup(ROOT) == FOLDER and str(ROOT) in sys.path  # a clone whose library is not installed
 
 
+def test_a_setup_cell_without_the_library_says_what_to_do(tmp_path):
+    (tmp_path / "setup.py").write_text(setup_cell(numbered("00")), encoding="utf-8")
+    done = subprocess.run([sys.executable, "-I", "-S", "setup.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode and "Set REPOSITORY above, or start Jupyter in the project" in done.stderr
+
+
+@pytest.mark.parametrize("setup", ["01"], indirect=True)
 @pytest.mark.parametrize(
     "repository, in_colab, words",
     [("", True, "Set REPOSITORY in"), ("o/n", True, "o/n was not cloned"), ("o/n", False, "start Jupyter in it")],

@@ -43,6 +43,12 @@ def _halves(name: str, columns=(0.0, 0.5, 1.0), rows=(0.0, 1.0)) -> dict[str, np
     return {"train": whole[top:bottom, left:middle], "test": whole[top:bottom, middle:right]}
 
 
+def photograph_halves() -> dict[str, dict[str, np.ndarray]]:
+    """{class or background: {"train", "test": a part of its photograph, uint8 [H,W,3]}}."""
+    known = {name: _halves(*about) for name, about in CLASSES.items()}
+    return known | {name: _halves(name) for name in BACKGROUNDS}
+
+
 def _scene(rng: np.random.Generator, photograph: np.ndarray, count: int) -> list[np.ndarray]:
     """Frames [SIZE,SIZE,3] of a camera that moves over a photograph: pan, zoom, mirror, brightness."""
     height, width = photograph.shape[:2]
@@ -61,7 +67,10 @@ def _scene(rng: np.random.Generator, photograph: np.ndarray, count: int) -> list
 
 
 def photograph_film(split: str, index: int, halves: dict) -> tuple[list[np.ndarray], list[tuple[str, int, int]]]:
-    """Frames of film number ``index``, uint8 [SIZE,SIZE,3] each, and (label, first frame, the one behind the last)."""
+    """Frames of film number ``index``, uint8 [SIZE,SIZE,3] each, and (label, first frame, the one behind the last).
+
+    halves: `photograph_halves`.
+    """
     rng = np.random.default_rng([SPLITS.index(split), index])
     total = int(rng.integers(FRAMES[0], FRAMES[1] + 1))
     frames = _scene(rng, halves[str(rng.choice(BACKGROUNDS))][split], total)
@@ -82,8 +91,7 @@ def photographs(out, *, dims: int = 48, videos: dict[str, int] | None = None, **
     videos: {"train", "test"}: how many, by default `FILMS`; options: as in `films`.
     Only test films keep their pictures.
     """
-    halves = {name: _halves(*about) for name, about in CLASSES.items()}
-    halves |= {name: _halves(name) for name in BACKGROUNDS}
+    halves = photograph_halves()
     folder, rows = Path(out) / "videos", []
     folder.mkdir(parents=True, exist_ok=True)
     counts = videos or FILMS
