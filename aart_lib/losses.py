@@ -115,7 +115,7 @@ class Defense:
     rows: str = "cls"
     few: float = 0.0  # share of the videos whose attacker in training has one frame, see `ThreatModel.few`
     splice: bool = False  # that one frame may then become anything in the box
-    model: dict[str, Any] = field(default_factory=dict)  # what the model does differently, see `MODELS`
+    model: dict[str, Any] = field(default_factory=dict)  # choices of `ModelConfig` that differ
 
     def __post_init__(self):
         for name in self.weights:
@@ -160,7 +160,6 @@ _AART = replace(_TRADES, weights=_TRADES.weights | {"attention": 0.3}, fixed_map
 _ADVERSARIAL = Defense({"task": 0.2, "robust": 0.8}, epsilon_scale=4.0)
 _PAIRED = Defense({"task": 0.5, "robust": 0.5, "pairing": 0.03}, epsilon_scale=3.0, two_sided=True)
 _SIMPLE = Defense({"task": 0.5, "robust": 0.5})
-_BOUNDED = {"bound": 1.0}
 _ATTENTION = replace(_AART, weights={"task": 1.0, "attention": 0.3})
 # Each is what is trained on synthetic data, as trials chose it; `experiment/recipes.py` holds what trials on other data
 # chose otherwise.
@@ -189,13 +188,6 @@ DEFENSES = {
     "adversarial-relu": replace(_SIMPLE, model={"activation": "relu"}),
     "adversarial-simple-uniform": replace(_SIMPLE, model={"attention": "uniform"}),
     "a-art-simple": replace(_SIMPLE, weights=_SIMPLE.weights | {"attention": 1.0}),
-    # Scores of attention that are bounded, so that no single frame can draw it all; trained on such frames too.
-    "standard-bounded": Defense({"task": 1.0}, model=_BOUNDED),
-    "trades-bounded": replace(_TRADES, model=_BOUNDED),
-    "a-art-bounded": replace(_AART, model=_BOUNDED),
-    "trades-splice": replace(_TRADES, few=0.5, splice=True),
-    "trades-bounded-splice": replace(_TRADES, few=0.5, splice=True, model=_BOUNDED),
-    "a-art-bounded-splice": replace(_AART, few=0.5, splice=True, model=_BOUNDED),
     # The attention term without any other defense: on attacked, noisy and reordered frames.
     "attention-only": _ATTENTION,
     "attention-noise": replace(_ATTENTION, objective="noise", steps=1, start="zero"),

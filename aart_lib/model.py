@@ -35,8 +35,6 @@ from torch.utils.checkpoint import checkpoint
 from aart_lib.data.exact import one_of
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
-# What a model does differently from the default: the controls that take attention away.
-MODELS = {"transformer": {}, "uniform": {"attention": "uniform"}, "mean": {"pooling": "mean"}}
 
 
 @dataclass(frozen=True)

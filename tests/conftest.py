@@ -1,6 +1,8 @@
 """What all tests share: genuine data where it is there, one thread for torch, and repeatable property tests."""
 
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,3 +29,29 @@ def real_data() -> Path:
     if not Path(folder).is_dir():
         pytest.skip(f"AART_REAL_DATA names {folder!r}, which is not a folder; set it to one with genuine shards")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory):
+    """A function that writes a few synthetic videos of the default kind, with changes; returns their folder."""
+    from aart_lib.data import synthetic
+
+    def write(**changes) -> Path:
+        folder = tmp_path_factory.mktemp("written") / "data"
+        synthetic.write(replace(synthetic.SETTINGS["default"], **changes), folder)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium; skips where there is none, or no Playwright."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("no Chromium is installed; nothing is tested in a browser")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs the `browser` extra: playwright")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=found, args=["--headless", "--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()

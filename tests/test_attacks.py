@@ -24,7 +24,7 @@ from aart_lib.attacks import (
 )
 from aart_lib.data.batch import BOX, LEVEL, Batch
 from aart_lib.losses import bce, bernoulli_kl
-from aart_lib.model import MODELS, ModelConfig, Output, VideoTransformer
+from aart_lib.model import ModelConfig, Output, VideoTransformer
 from aart_lib.threats import NORMS, ThreatModel
 
 D, C = 5, 4
@@ -335,7 +335,7 @@ def test_predicted_labels_are_those_above_a_half_and_at_least_the_likeliest():
 
 def test_past_the_attention_the_loss_is_the_same_and_the_gradient_another():
     batch, attack = videos(), fgsm(ThreatModel("linf", 0.1))
-    for model, same in ((network(), False), (network(**MODELS["uniform"]), True)):
+    for model, same in ((network(), False), (network(attention="uniform"), True)):
         zero = torch.zeros_like(batch.frames)
         loss, gradient = loss_and_gradient(model, batch, attack, zero)
         past, other = loss_and_gradient(VIEWS["detached"](model), batch, attack, zero)

@@ -208,7 +208,7 @@ def test_a_art_is_trades_with_the_attention_term():
     assert dict(a_art.weights) == dict(trades.weights) | {"attention": a_art.weights["attention"]}
     assert replace(trades, weights=a_art.weights, epsilon_scale=a_art.epsilon_scale, fixed_maps=False) == a_art
     assert set(SIX) <= set(DEFENSES)
-    assert [name for name in DEFENSES if not DEFENSES[name].needs_attacked] == ["standard", "standard-bounded"]
+    assert [name for name in DEFENSES if not DEFENSES[name].needs_attacked] == ["standard"]
 
 
 @pytest.mark.parametrize("data", TUNED)

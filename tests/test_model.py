@@ -8,11 +8,11 @@ import torch
 
 from aart_lib.attention import SteadyAttention, rollout
 from aart_lib.attention import cls_attention as cls_rows
-from aart_lib.model import MODELS, ModelConfig, VideoTransformer, unbounded
+from aart_lib.model import ModelConfig, VideoTransformer, unbounded
 
 CONFIG = ModelConfig(features=6, labels=5, max_frames=8, width=16, heads=4, layers=3)
 LENGTHS = (7, 1, 4)
-VARIANTS = {"default": {}, "uniform": MODELS["uniform"], "mean": MODELS["mean"], "one-layer": {"layers": 1}}
+VARIANTS = {"default": {}, "uniform": {"attention": "uniform"}, "mean": {"pooling": "mean"}, "one-layer": {"layers": 1}}
 
 
 def build(**changes) -> VideoTransformer:
@@ -138,7 +138,7 @@ def test_held_attention_ignores_queries_and_keys_and_stays_when_frames_change():
 
 
 def test_uniform_attention_weighs_all_real_tokens_alike():
-    model, (frames, mask) = build(**MODELS["uniform"]), videos()
+    model, (frames, mask) = build(attention="uniform"), videos()
     for layer in model(frames, mask, return_attention=True).attention:
         for row, length in enumerate(LENGTHS):
             expected = torch.full((4, 8, length + 1), 1 / (length + 1.0))
@@ -146,7 +146,7 @@ def test_uniform_attention_weighs_all_real_tokens_alike():
 
 
 def test_mean_pooling_reads_the_mean_of_the_real_frames():
-    model, (frames, mask) = build(**MODELS["mean"]), videos()
+    model, (frames, mask) = build(pooling="mean"), videos()
     seen = []
     model.blocks[-1].register_forward_hook(lambda module, given, result: seen.append(result[0]))
     logits = model(frames, mask).logits

@@ -10,7 +10,7 @@ from aart_lib.attacks import OBJECTIVES, Attack, AttackFailed, fgsm, perturb, pg
 from aart_lib.attention import SteadyAttention
 from aart_lib.data.batch import Batch, Item, collate
 from aart_lib.losses import bce
-from aart_lib.model import MODELS, ModelConfig, Output, VideoTransformer
+from aart_lib.model import ModelConfig, Output, VideoTransformer
 from aart_lib.threats import NORMS, ThreatModel
 
 D, C, T = 6, 3, 5
@@ -114,7 +114,7 @@ def test_an_objective_that_is_nan_is_named(where, attack):
 def test_attention_that_cannot_move_must_be_declared():
     attack = Attack(THREAT, "attention", steps=2)
     steady = SteadyAttention(network(), network()(videos().frames, videos().mask, return_attention=True).attention)
-    for still in (network(**MODELS["uniform"]), steady):
+    for still in (network(attention="uniform"), steady):
         attacked(still, attack=attack)
     for model, found in ((network(), replace(attack, view="detached")), (Fixed(), attack)):
         with pytest.raises(AttackFailed, match="no gradient of the objective 'attention'"):

@@ -172,17 +172,22 @@ def test_shuffling_reorders_real_frames_and_leaves_padding_last():
     assert len({tuple(found[0, :, 0].tolist()) for found in orders}) > 5
 
 
-def test_a_share_of_the_videos_can_meet_a_one_frame_attacker(splits):
+@pytest.mark.parametrize("splice", [False, True])
+def test_a_share_of_the_videos_can_meet_a_one_frame_attacker(splits, splice):
     made, batch = double_run("a-art-few", splits)
     scale = made.defense.epsilon_scale
-    made.defense = replace(made.defense, objective="noise")
+    made.defense = replace(made.defense, objective="noise", splice=splice)
     frames = made.attacked(batch, THREAT.times(scale), whole(batch))
     delta = frames - batch.frames
     touched, half = (delta != 0).any(2).sum(1), len(batch) // 2
     assert (touched[:half] == batch.mask[:half].sum(1)).all() and (touched[half:] == 1).all()
     assert delta[:half].abs().max() == pytest.approx(scale * THREAT.epsilon)
-    # The one frame's attacker is the one of the test: its ε is not scaled.
-    assert delta[half:].abs().max() == pytest.approx(THREAT.few().epsilon)
+    if splice:  # it may become anything in the box
+        low, high = THREAT.box
+        assert delta[half:].abs().max() > 2 * THREAT.few().epsilon
+        assert low <= frames[half:].min() and frames[half:].max() <= high
+    else:  # the attacker of the test: its ε is not scaled
+        assert delta[half:].abs().max() == pytest.approx(THREAT.few().epsilon)
 
 
 # ---------------------------------------------------------------- training

@@ -23,10 +23,8 @@ COMMANDS = sorted(next(a.choices for a in parser()._actions if a.dest == "comman
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "data"
-    synthetic.write(TINY, folder)
-    return folder
+def tiny(written) -> Path:
+    return written(train_videos=40, test_videos=12, shard_size=40, frames=(3, 5))
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from aart_lib.experiment.judge import _WorstCase, evaluate, judge, violation
 from aart_lib.experiment.presets import calibrate
 from aart_lib.losses import bce
 from aart_lib.metrics import average_precision_per_video, gap
-from aart_lib.model import MODELS, ModelConfig, Output, VideoTransformer
+from aart_lib.model import ModelConfig, Output, VideoTransformer
 from aart_lib.scoring import generator_for, score
 from aart_lib.threats import NORMS, ThreatModel
 
@@ -116,7 +116,7 @@ def test_the_worst_case_is_below_every_single_attack_and_those_below_clean(row):
 
 
 def test_held_attention_bounds_what_steadiness_could_win(model, dataset):
-    uniform = fitted(**MODELS["uniform"])
+    uniform = fitted(attention="uniform")
     found = evaluate(uniform, dataset, THREAT, name="quick", progress=False)
     assert found["attention_drift"] == pytest.approx(0, abs=1e-6)
     assert found["attention_entropy"] == pytest.approx(1, abs=1e-5)

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from aart_lib import attacks
 from aart_lib.attacks import ThreatModel
 from aart_lib.cli.parser import main
-from aart_lib.data import synthetic
 from aart_lib.data.catalog import open_data, settings_hash
 from aart_lib.experiment import reproduce as reproduction
 from aart_lib.experiment import suites
@@ -24,8 +23,6 @@ from aart_lib.runtime.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 
-TINY = replace(synthetic.SETTINGS["default"], train_videos=60, test_videos=24, shard_size=60, frames=(3, 6))
-
 
 def test_results_never_hold_what_other_readers_of_json_refuse(tmp_path):
     with pytest.raises(ValueError):
@@ -34,10 +31,8 @@ def test_results_never_hold_what_other_readers_of_json_refuse(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny") / "data"
-    synthetic.write(TINY, folder)
-    return folder
+def folder(written):
+    return written(train_videos=60, test_videos=24, shard_size=60, frames=(3, 6))
 
 
 def command(folder, out, *more) -> list[str]:

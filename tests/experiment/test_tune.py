@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from aart_lib.cli.parser import main
-from aart_lib.data import synthetic
 from aart_lib.data.catalog import open_data
 from aart_lib.experiment import tune as tuning
 from aart_lib.experiment.presets import PRESETS
@@ -54,11 +53,8 @@ def test_readme_shows_the_stored_results(data):
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    settings = replace(synthetic.SETTINGS["default"], train_videos=40, test_videos=12, shard_size=40, frames=(3, 5))
-    folder = tmp_path_factory.mktemp("tiny") / "data"
-    synthetic.write(settings, folder)
-    return folder
+def tiny(written) -> Path:
+    return written(train_videos=40, test_videos=12, shard_size=40, frames=(3, 5))
 
 
 @pytest.fixture

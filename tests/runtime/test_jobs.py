@@ -16,14 +16,12 @@ from kill import outcome
 
 from aart_lib import losses
 from aart_lib.cli.parser import main
-from aart_lib.data import synthetic
 from aart_lib.runtime import files, jobs
 from aart_lib.runtime.jobs import side_by_side
 from aart_lib.runtime.processes import ProcessLost
 from aart_lib.runtime.signals import on_signals
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = replace(synthetic.SETTINGS["default"], train_videos=60, test_videos=24, shard_size=60, frames=(3, 6))
 
 
 def squared(number: int, *, folder=None) -> tuple[int, int, int]:
@@ -175,10 +173,8 @@ def test_no_job_outlives_its_parent(tmp_path, number):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny") / "data"
-    synthetic.write(TINY, folder)
-    return folder
+def data(written):
+    return written(train_videos=60, test_videos=24, shard_size=60, frames=(3, 6))
 
 
 def command(data, out, *more) -> list[str]:

@@ -14,20 +14,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "05_attention_under_attack.ipynb"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="module")
-def page():
-    """A headless page; skips where there is no Chromium or no Playwright."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed; the notebooks' widgets are not tested in a browser")
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs the `browser` extra: playwright")
-    with playwright.sync_playwright() as driver:
-        flags = ["--headless", "--no-sandbox", "--disable-gpu"]
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield browser.new_page(viewport={"width": 1280, "height": 1000})
-        browser.close()
+def page(browser):
+    return browser.new_page(viewport={"width": 1280, "height": 1000})
 
 
 @pytest.fixture(scope="module")

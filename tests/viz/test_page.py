@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from test_browser import CHROMIUM
 
 from aart_lib import checkpoint, collate, open_data
 from aart_lib.attacks import Attack, perturb
@@ -171,17 +170,6 @@ def test_workflow_publishes_the_page_where_pages_are_switched_on_and_may_do_noth
 
 
 # ---------------------------------------------------------------- in a browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed; the page is not tested in a browser")
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs the `browser` extra: playwright")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
