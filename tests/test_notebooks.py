@@ -222,6 +222,15 @@ def copy(tmp_path_factory) -> Path:
     return folder / "notebooks"
 
 
+@pytest.mark.timeout(60)
+def test_a_widget_that_shows_much_does_not_keep_the_runner_waiting_for_ever(tmp_path):
+    """It did, in most runs: the widget's own message swallowed the signal that the cell's reply had come."""
+    source = "import ipywidgets as w\nw.interactive_output(lambda i: print('x' * i), {'i': w.fixed(500_000)})"
+    cells = [nbformat.v4.new_code_cell(source) for _ in range(8)]
+    done = execute.run(nbformat.v4.new_notebook(cells=cells), tmp_path, library=ROOT)
+    assert all(cell.outputs for cell in done.cells)
+
+
 @every_notebook
 @pytest.mark.timeout(600)  # a notebook may take three minutes on two quiet cores
 def test_runs_from_an_empty_kernel_and_exercises_can_be_solved(path, copy):
