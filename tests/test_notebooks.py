@@ -19,7 +19,7 @@ PATHS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 LONGEST_CELL = 20  # lines
 PLACE = re.compile(r"(?<![\w.:/~-])/(?:root|home|Users|work|tmp|var|usr|opt|mnt|private|content)/|[A-Z]:\\+Users")
 SOLUTION = re.compile(r"```python\n(.*?)\n```", re.DOTALL)
-SEEN = re.compile(r"^(.*)<!-- seen -->$", re.MULTILINE)  # a sentence whose bold numbers stand in the stored outputs
+SEEN = re.compile(r"^(.*)<!-- seen(?:: (.*))? -->$", re.MULTILINE)  # its bold numbers stand in the stored outputs
 NUMBER = re.compile(r"\*\*[^*]*?(\d[\d.,]*\d|\d)[^*]*\*\*")
 SETTING = re.compile(r'^REPOSITORY = ".*?"', re.MULTILINE)  # in the setup cell
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
@@ -76,7 +76,7 @@ def seen_sentences(notebook) -> list[tuple[str, str]]:
         if cell.cell_type == "code":
             printed += "".join(output.text for output in cell.outputs if output.output_type == "stream")
             continue
-        found += [(sentence, printed) for sentence in SEEN.findall(cell.source)]
+        found += [(sentence, printed) for sentence, _ in SEEN.findall(cell.source)]
         printed = "" if re.search("^## ", cell.source, re.MULTILINE) else printed
     return found
 
@@ -123,6 +123,23 @@ def test_marked_sentences_say_the_numbers_that_their_section_printed(path):
     for sentence, printed in sentences:
         assert not missing_numbers(sentence, printed), f"{sentence}\nis not what was printed:\n{printed}"
     assert len(sentences) >= (3 if path.stem[:2] in MARKED else 0)
+
+
+def named_numbers() -> dict[str, dict[str, str]]:
+    """{name of a quantity: {notebook: its bold number}}; a mark names them in their order, _ is without a name."""
+    found: dict[str, dict[str, str]] = {}
+    for path in PATHS:
+        for cell in read(path).cells:
+            for sentence, names in SEEN.findall(cell.source if cell.cell_type == "markdown" else ""):
+                numbers = NUMBER.findall(sentence)
+                for name, number in zip(names.split(), numbers, strict=bool(names)):
+                    assert name == "_" or found.setdefault(name, {}).setdefault(path.stem, number) == number, sentence
+    return {name: where for name, where in found.items() if name != "_"}
+
+
+def test_the_same_quantity_has_the_same_number_in_all_notebooks():
+    for name, where in named_numbers().items():
+        assert len(set(where.values())) == 1, f"{name}: {where}"
 
 
 def test_a_number_that_drifted_is_found():
