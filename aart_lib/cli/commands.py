@@ -16,8 +16,7 @@ from aart_lib.cli.options import (
     preset_asked,
     threat_asked,
 )
-from aart_lib.data.catalog import data_name, find_shards, open_data, spec_named
-from aart_lib.data.convert import convert
+from aart_lib.data.catalog import data_name, find_shards, open_data
 from aart_lib.data.dataset import VideoDataset
 from aart_lib.data.describe import describe
 from aart_lib.data.download import download
@@ -199,26 +198,6 @@ def run_download(options) -> None:
     verified = sum(file.md5 is not None for file in found)
     bare = f", {len(found) - verified} came without a checksum to compare" * (verified < len(found))
     print(f"{len(found)} files in {options.out}: {verified} verified{bare}")
-
-
-def run_convert(options) -> None:
-    preset = preset_asked(options)
-    spec = spec_named(options.data.partition(":")[0], preset.dims)
-    convert([], spec, options.out)  # refuses what need not be converted
-    if options.data_dir is None:
-        raise ValueError(f"{options.data} needs --data-dir, the folder with its shards")
-    found = [path for split in ("train", "test") for path in find_shards(spec, options.data_dir, split)]
-    found = [path for path in found if path.suffix == ".tfrecord"]
-    if not found:
-        raise ValueError(f"{options.data_dir} holds converted shards already; use it as --data-dir")
-    share = spec.dims / sum(stored for stored, _ in spec.features.values())
-    _reserve(options, options.out, int(share * sum(path.stat().st_size for path in found)))
-    folders: dict[Path, list[Path]] = {}  # each keeps its place, where it is looked for afterwards
-    for path in found:
-        folders.setdefault(options.out / path.parent.relative_to(options.data_dir), []).append(path)
-    made = [made for out, paths in folders.items() for made in convert(paths, spec, out, options.skipped)]
-    size = sum(path.stat().st_size for path in made)
-    print(f"{len(made)} shards, {size / 1e6:,.1f} MB in {options.out}; use it as --data-dir")
 
 
 def run_films(options) -> None:

@@ -80,10 +80,6 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--base-url", metavar="URL", help="another server with the same layout")
     add.add_argument("--out", type=Path, required=True, metavar="DIR", help="files go here")
 
-    add = _command(commands, "convert", "make copies of frame-level shards that are read several times faster")
-    _data_options(add, labels=False)  # a copy keeps all of them
-    add.add_argument("--out", type=Path, required=True, metavar="DIR", help="use it as --data-dir afterwards")
-
     add = _command(commands, "describe", "statistics of a data set, the synthetic one beside genuine ones")
     _data_options(add)
 
@@ -126,12 +122,11 @@ def _command(commands, name: str, about: str):
     return add
 
 
-def _data_options(add, *, labels: bool = True) -> None:
+def _data_options(add) -> None:
     add.add_argument("--data", default="synthetic", metavar="NAME", help=f"{', '.join(DATA)} (default synthetic)")
     add.add_argument("--data-dir", type=Path, metavar="DIR", help="folder with the shards (synthetic: not needed)")
-    if labels:
-        about = "only the K most frequent labels of the train split, or these names or verticals"
-        add.add_argument("--labels", metavar="K|A,B,...", help=about)
+    about = "only the K most frequent labels of the train split, or these names or verticals"
+    add.add_argument("--labels", metavar="K|A,B,...", help=about)
     add.add_argument("--preset", default="small", metavar="NAME", help="quick, small (default) or full")
     about = "stop (default), or skip: leave out damaged records, and tell at the end how many, where and why"
     add.add_argument("--on-bad-record", default="stop", choices=("stop", "skip"), help=about)

@@ -12,7 +12,6 @@ from aart_lib.data import synthetic
 from aart_lib.data.dataset import VideoDataset
 from aart_lib.data.exact import integers, one_of
 from aart_lib.data.formats import SPECS, DatasetSpec
-from aart_lib.data.index import CONVERTED
 from aart_lib.data.records import Skipped
 from aart_lib.data.vocabulary import chosen
 from aart_lib.runtime.files import read_json, replacing
@@ -71,10 +70,8 @@ def find_shards(spec: DatasetSpec, data_dir, split: str) -> list[Path]:
     folder, patterns = Path(data_dir), getattr(spec, split)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; --data-dir must be the folder with the {spec.name} shards")
-    converted = [pattern.removesuffix(".tfrecord") + CONVERTED for pattern in patterns]
-    for tried in (patterns, converted):
-        if found := sorted({path for pattern in tried for path in folder.glob(pattern) if path.is_file()}):
-            return found
+    if found := sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}):
+        return found
     packed = [path.name for pattern in patterns for path in folder.glob(f"{pattern}.*")][:1]
     more = f"; {packed[0]} must be unpacked first" if packed else ""
     raise ValueError(f"{folder} has no {split} shards of {spec.name}; looked for {', '.join(patterns)}{more}")

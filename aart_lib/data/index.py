@@ -5,8 +5,8 @@ large ones only the head of each record is read, and what was found is kept in t
 """
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,9 +17,7 @@ from aart_lib.data.records import RecordError, Skipped, decode_example, refuse, 
 from aart_lib.runtime.files import cache_folder, replacing
 
 SEGMENT = 5  # seconds, the length of YouTube-8M's rated segments
-CONVERTED = ".frames"  # raw bytes [frames of all videos, D], see `convert`
 LONGEST_ID = 256  # bytes; all ids of a data set lie in one array, as wide as the longest
-KINDS = dict.fromkeys(("shard", "offset", "start", "frames", "first", "last", "labels"), "i") | {"id": "S"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Entry:
     """One video."""
 
     path: str
-    offset: int  # in a record file: byte; in a converted file: row
+    offset: int  # in a file: byte; of features in memory: row
     id: str
     labels: tuple[int, ...]  # ascending
     start: int = 0  # first frame, where only a part of the video is meant
@@ -112,31 +110,25 @@ class Entries(Sequence[Entry]):
 
 
 def index(paths, spec: DatasetSpec, *, segments=False, check=True, skipped: Skipped | None = None) -> Entries:
-    """The videos of record files or converted ones, in the order of the files.
+    """The videos of record files, in the order of the files.
 
     Args:
         segments: each rated segment of YouTube-8M's third version is a video of its own, with the labels found there.
         check: read every record in full; else its head only.
         skipped: leave out bad records and count them here; for that every record is read in full.
-    Raises: RecordError for a record that is not what the spec says, ValueError for a converted file that does not fit.
+    Raises: RecordError for a record that is not what the spec says.
     """
-    parts = []
+    parts, in_full = [], check or skipped is not None
     for path in map(Path, paths):
         if path.is_dir():
             raise RecordError(path, 0, "it is a folder; give the record files in it")
-        if path.suffix == CONVERTED and segments:
-            raise ValueError(f"{path} is converted and has no rated segments; give the folder it was converted from")
-        if path.suffix == CONVERTED:
-            parts.append(_converted(path, spec))
-        elif not path.stat().st_size:
+        if skipped is not None:
+            skipped.files.pop(str(path), None)  # counted anew where a file is opened again
+        if not path.stat().st_size:
             refuse(RecordError(path, 0, "the file is empty; fetch it again"), skipped)
-        elif check or segments or spec.video_level or skipped is not None:
-            if skipped is not None:
-                skipped.files.pop(str(path), None)  # counted anew where a file is opened again
-            in_full = check or skipped is not None
-            parts.append(
-                Entries.of(list(_scan(path, spec, scan_records(path, skipped=skipped), segments, in_full, skipped)))
-            )
+        elif in_full or segments or spec.video_level:
+            records = scan_records(path, skipped=skipped)
+            parts.append(Entries.of(list(_scan(path, spec, records, segments, in_full, skipped))))
         else:
             parts.append(_remembered(path, spec))
     return Entries.join(parts)
@@ -196,70 +188,11 @@ def _remembered(path: Path, spec: DatasetSpec) -> Entries:
     about = path.stat()
     key = f"{path.resolve()} {about.st_size} {about.st_mtime_ns} {spec.classes}"
     kept = cache_folder() / "index" / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.npz"
-    try:
-        return Entries([str(path)], **_load(kept, spec)[0])
-    except (OSError, ValueError):
-        pass  # not there yet, or damaged: made anew
+    with suppress(Exception):  # not there yet, or damaged, for which zipfile and numpy raise a dozen kinds: made anew
+        with np.load(kept, allow_pickle=False) as stored:
+            return Entries([str(path)], **stored)
     found = Entries.of(list(_scan(path, spec, scan_heads(path), False, False)))
     found.paths = [str(path)]
     with replacing(kept) as file:
         np.savez(file, **found.columns)
     return found
-
-
-def _load(path: Path, spec: DatasetSpec) -> tuple[dict, dict]:
-    """The columns of a stored index, and what else is with them. Raises: ValueError if it is damaged, OSError."""
-    size = path.stat().st_size
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            if sum(member.file_size for member in stored.zip.infolist()) > size:  # before anything is unpacked
-                raise ValueError("it claims more than it holds")
-            more = dict(stored)
-        columns = {name: more.pop(name) for name in KINDS}
-        if not _sound(columns, spec):
-            raise ValueError("its numbers do not belong together")
-        return columns, more
-    except Exception as error:  # zipfile and numpy raise a dozen kinds for a damaged file
-        raise ValueError(f"{path} is not a readable index: {error}") from error
-
-
-def _sound(columns: dict, spec: DatasetSpec) -> bool:
-    """Do the columns have the kinds and lengths of an index, and speak of what there can be?"""
-    shapes = {column.shape for name, column in columns.items() if name != "labels"}
-    if {name: column.dtype.kind for name, column in columns.items()} != KINDS or len(shapes) > 1:
-        return False
-    most = {"shard": 0, "offset": 2**62, "start": 2**31, "frames": 2**31, "first": columns["last"]}
-    most |= {"last": len(columns["labels"]), "labels": spec.classes - 1}
-    inside = all(((columns[name] >= 0) & (columns[name] <= limit)).all() for name, limit in most.items())
-    return inside and columns["id"].ndim == columns["labels"].ndim == 1 and columns["id"].itemsize <= 4 * LONGEST_ID
-
-
-# ---------------------------------------------------------------- converted files
-
-
-def layout(spec: DatasetSpec) -> str:
-    return " ".join(f"{name}:{used}" for name, (_, used) in spec.features.items())
-
-
-def _converted(path: Path, spec: DatasetSpec) -> Entries:
-    try:
-        columns, more = _load(path.with_suffix(".npz"), spec)
-        held, classes = str(more["features"]), int(more["classes"])
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} has no readable index {path.stem}.npz beside it; convert again") from error
-    if (held, classes) != (layout(spec), spec.classes):
-        raise ValueError(f"{path} was converted with {held}, {classes} classes; convert again for {layout(spec)}")
-    rows, ends = columns["frames"].sum(dtype=np.int64), columns["offset"] + columns["frames"]
-    if os.path.getsize(path) != rows * spec.dims or not columns["frames"].all() or (ends > rows).any():
-        raise ValueError(f"{path} has {os.path.getsize(path)} bytes, its index speaks of others; convert again")
-    return Entries([str(path)], **columns)
-
-
-def converted_rows(path: str, rows: np.ndarray, dims: int) -> np.ndarray:
-    """Ascending rows [T,D] of a converted file, in one read; opened anew: maps kept would each keep a file open."""
-    table = np.empty((rows[-1] + 1 - rows[0], dims), np.uint8)
-    with open(path, "rb", buffering=0) as file:
-        file.seek(int(rows[0]) * dims)
-        if file.readinto(table.data) < table.nbytes:
-            raise RecordError(path, int(rows[0]) * dims, "the file ends inside the video; convert again")
-    return table[rows - rows[0]]

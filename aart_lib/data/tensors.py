@@ -11,11 +11,11 @@ from torch import Tensor
 
 from aart_lib.data.exact import integers
 from aart_lib.data.formats import DatasetSpec
-from aart_lib.data.index import CONVERTED, LONGEST_ID, Entries, Entry
+from aart_lib.data.index import LONGEST_ID, Entries, Entry
 
 
 class Given(NamedTuple):
-    """Videos one behind the other, as in a converted file; an entry names its first row and its number of frames."""
+    """Videos one behind the other, an entry names its first row and its number of frames."""
 
     spec: DatasetSpec
     entries: Entries
@@ -36,7 +36,7 @@ def given(frames, labels, *, classes=None, ids=None, evidence=None, mask=None, l
     shown, classes = _labels(labels, len(sizes), classes)
     marked = None if evidence is None else _evidence(evidence, real, sizes, classes)
     first = np.cumsum([0, *sizes])
-    entries = [Entry(name + CONVERTED, int(first[i]), names[i], shown[i], 0, sizes[i]) for i in range(len(sizes))]
+    entries = [Entry(name, int(first[i]), names[i], shown[i], 0, sizes[i]) for i in range(len(sizes))]
     digest = hashlib.sha256(repr((sizes, table.dtype)).encode())
     digest.update(table.contiguous().view(torch.uint8).numpy().data)
     dims, box = (table.shape[1], table.shape[1]), (low, high) if low < high else None
