@@ -27,7 +27,7 @@ NAMES = {path: ".".join(path.relative_to(ROOT / "aart_lib").with_suffix("").part
 ORDER = (
     "runtime.start runtime.files runtime.signals runtime.processes runtime.jobs "
     "data.batch data.exact data.foreign data.records data.formats data.index data.tensors data.dataset data.synthetic "
-    "data.vocabulary data.catalog data.convert data.describe data.download "
+    "data.vocabulary data.catalog data.describe data.download "
     "data.pictures data.extractor data.pixels data.sources data.films data.photographs "
     "metrics model attention losses threats objectives attacks scoring checkpoint steps training "
     "viz.style viz.film viz.plots viz.explorer viz.page "
