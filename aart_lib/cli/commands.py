@@ -20,7 +20,6 @@ from aart_lib.data.catalog import data_name, find_shards, open_data
 from aart_lib.data.dataset import VideoDataset
 from aart_lib.data.describe import describe
 from aart_lib.data.download import download
-from aart_lib.experiment.figures import draw_attention, models_to_show
 from aart_lib.experiment.judge import evaluate
 from aart_lib.experiment.presets import default_threat, model_config
 from aart_lib.experiment.report import insert_results, write_report
@@ -220,9 +219,6 @@ def run_describe(options) -> None:
 
 def run_report(options) -> None:
     results, out = read_results(options.results), options.out or options.results.parent
-    models = models_to_show(options.checkpoints, results) if options.checkpoints else None
     if options.readme:  # first, since it may have no place for them
         insert_results(options.readme, results)
     print(write_report(results, out, options.results.with_suffix(".md").name.replace("results", "report")))
-    if models:
-        draw_attention(models, out)

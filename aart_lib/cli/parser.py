@@ -112,7 +112,6 @@ def parser() -> argparse.ArgumentParser:
     add = _command(commands, "report", "draw report.md and the figures from results.json")
     add.add_argument("results", type=Path, metavar="RESULTS", help="a results.json")
     add.add_argument("--out", type=Path, metavar="DIR", help="default: beside it")
-    add.add_argument("--checkpoints", type=Path, metavar="DIR", help="draw the attention of these models too")
     add.add_argument("--readme", type=Path, metavar="FILE", help="write the table between its result marks too")
     return top
 
