@@ -88,11 +88,10 @@ class VideoDataset(Dataset):
 
         Args:
             frames: [N,T,D], or N tables [T,D] of any lengths; floats of any width, tensors or arrays.
-            labels: [N,C] of 0 and 1, of any dtype; with ``classes`` (their number) the class indices of each video.
+            labels: [N,C] of 0 and 1, of any dtype.
             keep, max_frames: ``labels`` and ``max_frames`` as above; None = all classes, the longest video.
             more: ids: N texts, by default "0", "1", …; evidence: frames that show a label, 0 and 1, [N,T,C] or N
-                tables [T,C]; mask: bool [N,T], True = real frame, or lengths: [N], for frames [N,T,D];
-                name: of the data, in results.
+                tables [T,C]; mask: bool [N,T], True = real frame, for frames [N,T,D]; name: of the data, in results.
         Raises: ValueError that names the argument or the video.
         """
         found = given(frames, labels, **more)
