@@ -106,7 +106,7 @@ def run_evaluate(options) -> None:
         raise ValueError(f"the suite {options.suite} tries no --surrogates; take --suite strong, or leave them out")
     model, notes = checkpoint.load(options.checkpoint)
     model = model.float().to(processes.device())
-    check_model(options, preset, model.config, notes)
+    check_model(options, model.config, notes)
     others = _surrogates(options, model.config, notes) if options.suite == "strong" else {}
     splits, test = _open_for(options, replace(preset, max_frames=model.config.max_frames), notes)
     threat = ThreatModel(**notes["threat"])

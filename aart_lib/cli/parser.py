@@ -35,12 +35,11 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--seeds", type=int, default=1, metavar="N", help="repeat with N seeds (default 1)")
     add.add_argument("--defenses", metavar="A,B,...", help="only these and the baseline (default: the preset's)")
     add.add_argument("--suite", default=None, help="attacks: quick, standard or strong (default: the preset's)")
-    add.add_argument("--epochs", type=int, help="instead of the preset's")
     add.add_argument("--test-videos", type=int, metavar="N", help="attack so many (default: the preset's)")
     about = "defenses side by side, each on its share of the cores (default: one a core, on GPUs one after the other)"
     add.add_argument("--jobs", type=int, metavar="N", help=about)
     _hardware_options(add)
-    _threat_options(add)
+    _training_options(add)
     add.add_argument("--out", type=Path, default=Path("runs/reproduce"), metavar="DIR", help="results go here")
     add.add_argument("--resume", action="store_true", help="go on with what --out holds already")
 
@@ -48,9 +47,8 @@ def parser() -> argparse.ArgumentParser:
     _data_options(add)
     add.add_argument("--defense", default="a-art", metavar="NAME", help="standard, adversarial, ..., a-art (default)")
     add.add_argument("--seed", type=int, default=0, help="of weights and order (default 0)")
-    add.add_argument("--epochs", type=int, help="instead of the preset's")
     _hardware_options(add)
-    _threat_options(add)
+    _training_options(add)
     add.add_argument("--out", type=Path, required=True, metavar="DIR", help="the model goes here")
     add.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
 
@@ -67,8 +65,7 @@ def parser() -> argparse.ArgumentParser:
     add = _command(commands, "tune", "run the same number of trials for every defense; keep the ledger")
     _data_options(add)
     add.add_argument("--defenses", metavar="A,B,...", help="only these; default: all that have a grid")
-    add.add_argument("--epochs", type=int, help="instead of the preset's")
-    _threat_options(add)
+    _training_options(add)
     add.add_argument("--out", type=Path, required=True, metavar="FILE", help="the ledger (.json), gone on with")
 
     add = _command(commands, "download", "fetch genuine shards or the vocabulary")
@@ -139,7 +136,8 @@ def _hardware_options(add) -> None:
     add.add_argument("--sampling", metavar="NAME", help="frames of long videos: uniform (default), random, contiguous")
 
 
-def _threat_options(add) -> None:
+def _training_options(add) -> None:
+    add.add_argument("--epochs", type=int, help="instead of the preset's")
     add.add_argument("--epsilon", type=float, metavar="E", help="ε in feature units, a byte step is 4/255")
     add.add_argument("--norm", metavar="N", help="linf, l2-frame or l2-clip (default: the data set's own)")
 

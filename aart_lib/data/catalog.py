@@ -126,7 +126,7 @@ def open_data(
     dims: leading dimensions used of each feature list; max_frames, skipped: as in `VideoDataset`.
     """
     name, _, variant = name.partition(":")
-    spec, groups = spec_named(name, dims), {}
+    spec = spec_named(name, dims, data_dir)
     if name == "synthetic":
         settings = synthetic.settings_named(variant or "default")
         data_dir = data_dir or synthetic.ensure(settings)
@@ -134,19 +134,23 @@ def open_data(
         raise ValueError(f"{name} has no variants, got {variant!r}; leave out what follows the colon")
     elif name == "films":
         data_dir = data_dir or BUNDLED
-        spec, groups = films_spec(data_dir, dims), _groups(data_dir)
     elif data_dir is None:
         raise ValueError(f"{name} needs --data-dir, the folder with its shards; `python -m aart_lib download` fetches")
     kept = chosen(labels, spec, data_dir)
-    splits = open_splits(spec, data_dir, labels=kept, max_frames=max_frames, skipped=skipped, groups=groups)
+    splits = open_splits(spec, data_dir, labels=kept, max_frames=max_frames, skipped=skipped, groups=_groups(data_dir))
     if variant and variant_of(splits) != variant:
         raise ValueError(f"{data_dir} was not generated as {name}:{variant}; leave out the variant, or --data-dir")
     return splits
 
 
-def spec_named(name: str, dims: dict[str, int] | None = None) -> DatasetSpec:
-    """What a data set's files hold, with so many leading dimensions used. Raises: ValueError for an unknown name."""
+def spec_named(name: str, dims: dict[str, int] | None = None, data_dir=None) -> DatasetSpec:
+    """What a data set's files hold, with so many leading dimensions used; of films, the folder tells it.
+
+    Raises: ValueError for an unknown name, and for a folder of films that is none.
+    """
     one_of("data set", name, SPECS)
+    if name == "films":
+        return films_spec(data_dir or BUNDLED, dims)
     return SPECS[name] if name == "synthetic" else SPECS[name].leading(**(dims or {}))
 
 

@@ -63,15 +63,10 @@ def rank_correlation(x, y) -> float:
     return float(pd.DataFrame({"x": x, "y": y}).corr(method="spearman").loc["x", "y"])
 
 
-def lost_by_drift(rows: list[dict]) -> float:
-    """Rank correlation of attention drift with the GAP lost to the worst attack, over all rows."""
-    return rank_correlation(
-        [row["attention_drift"] for row in rows], [row["clean"]["gap"] - row["worst"]["gap"] for row in rows]
-    )
-
-
 def _drift(rows: list[dict]):
-    rho, second = lost_by_drift(rows), "evidence_share" if rows[0].get("evidence_share") else "attention_entropy"
+    lost = [row["clean"]["gap"] - row["worst"]["gap"] for row in rows]
+    rho = rank_correlation([row["attention_drift"] for row in rows], lost)
+    second = "evidence_share" if rows[0].get("evidence_share") else "attention_entropy"
     finding = "No clear order between drift of attention and GAP lost"
     if abs(rho) >= 0.3:
         finding = f"Where attention drifts more, {'more' if rho > 0 else 'less'} GAP is lost"
