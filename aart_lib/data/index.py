@@ -18,6 +18,8 @@ from aart_lib.runtime.files import cache_folder, replacing
 
 SEGMENT = 5  # seconds, the length of YouTube-8M's rated segments
 LONGEST_ID = 256  # bytes; all ids of a data set lie in one array, as wide as the longest
+# Of a video: its file, place, first frame and their number, and where its labels begin and end among all.
+ROW = [("shard", "i4"), ("offset", "i8"), ("start", "i4"), ("frames", "i4"), ("first", "i8"), ("last", "i8")]
 
 
 @dataclass(frozen=True)
@@ -33,75 +35,68 @@ class Entry:
 
 
 class Entries(Sequence[Entry]):
-    """Videos, packed into arrays. Behaves as a list of `Entry`; `take` gives a part of it."""
+    """Videos, packed into two arrays. Behaves as a list of `Entry`; `take` gives a part of it."""
 
-    def __init__(self, paths: list[str], **columns):
-        self.paths, self.columns = paths, columns  # shard, offset, start, frames, id, first, last [N]; labels, flat
+    def __init__(self, paths: list[str], rows: np.ndarray, labels: np.ndarray):
+        self.paths, self.rows = paths, rows  # [N] of ROW, and the id
+        self.labels = labels  # of all videos, one behind the other
 
     @classmethod
     def of(cls, entries: Sequence[Entry]) -> "Entries":
-        paths = list(dict.fromkeys(entry.path for entry in entries))
-        place = {path: i for i, path in enumerate(paths)}
-        ends = np.cumsum([0, *(len(entry.labels) for entry in entries)])
-        return cls(
-            paths,
-            shard=np.array([place[entry.path] for entry in entries], np.int32),
-            offset=np.array([entry.offset for entry in entries], np.int64),
-            start=np.array([entry.start for entry in entries], np.int32),
-            frames=np.array([entry.frames for entry in entries], np.int32),
-            id=np.array([entry.id.encode() for entry in entries] or [b""], np.bytes_)[: len(entries)],
-            first=ends[:-1].astype(np.int64),
-            last=ends[1:].astype(np.int64),
-            labels=np.array([label for entry in entries for label in entry.labels], np.int32),
-        )
+        shards = {path: i for i, path in enumerate(dict.fromkeys(entry.path for entry in entries))}
+        ends, rows = np.cumsum([0, *(len(entry.labels) for entry in entries)]), []
+        for i, entry in enumerate(entries):
+            place = shards[entry.path], entry.offset, entry.start, entry.frames
+            rows.append((*place, ends[i], ends[i + 1], entry.id.encode()))
+        longest = max((len(row[-1]) for row in rows), default=0) or 1
+        labels = np.array([label for entry in entries for label in entry.labels], np.int32)
+        return cls([*shards], np.array(rows, [*ROW, ("id", f"S{longest}")]), labels)
 
     @classmethod
     def join(cls, parts: Sequence["Entries"]) -> "Entries":
         """All videos of all parts, one part behind the other."""
         if not parts:
             return cls.of([])
-        paths, labels, moved = list[str](), 0, []
+        paths, rows, labels = list[str](), [], 0
         for part in parts:
-            shift = {"shard": len(paths), "first": labels, "last": labels}
-            moved.append({name: c + shift[name] if name in shift else c for name, c in part.columns.items()})
-            paths, labels = paths + part.paths, labels + len(part.columns["labels"])
-        return cls(paths, **{name: np.concatenate([columns[name] for columns in moved]) for name in moved[0]})
+            rows.append(part.rows.copy())
+            rows[-1]["shard"] += len(paths)
+            for end in ("first", "last"):
+                rows[-1][end] += labels
+            paths, labels = paths + part.paths, labels + len(part.labels)
+        return cls(paths, np.concatenate(rows), np.concatenate([part.labels for part in parts]))
 
     def __len__(self) -> int:
-        return len(self.columns["offset"])
+        return len(self.rows)
 
     def __getitem__(self, i: int) -> Entry:  # type: ignore[override]  # for several there is `take`
         if not -len(self) <= i < len(self):
             raise IndexError(f"video {i} of {len(self)}")
-        one = {name: column[i].item() for name, column in self.columns.items() if name != "labels"}
-        labels = tuple(self.columns["labels"][one["first"] : one["last"]].tolist())
-        name = one["id"].decode("utf-8", "replace")
-        return Entry(self.paths[one["shard"]], one["offset"], name, labels, one["start"], one["frames"])
+        shard, offset, start, frames, first, last, name = self.rows[i].tolist()
+        labels = tuple(self.labels[first:last].tolist())
+        return Entry(self.paths[shard], offset, name.decode("utf-8", "replace"), labels, start, frames)
 
     def take(self, rows) -> "Entries":
         """The videos at these positions (or where a boolean [N] is true), in this order."""
         rows = np.asarray(rows)
-        rows = rows if rows.dtype == bool else rows.astype(np.int64)
-        kept = {name: column if name == "labels" else column[rows] for name, column in self.columns.items()}
-        return Entries(self.paths, **kept)
+        return Entries(self.paths, self.rows[rows if rows.dtype == bool else rows.astype(np.int64)], self.labels)
 
     def showing(self, labels: Sequence[int]) -> np.ndarray:
         """Boolean [N]: videos with at least one of the labels."""
-        before = np.concatenate([[0], np.isin(self.columns["labels"], labels).cumsum()])
-        return before[self.columns["last"]] > before[self.columns["first"]]
+        before = np.concatenate([[0], np.isin(self.labels, labels).cumsum()])
+        return before[self.rows["last"]] > before[self.rows["first"]]
 
     def label_counts(self) -> dict[int, int]:
         """{label: number of videos}."""
-        flat, first, last = (self.columns[name] for name in ("labels", "first", "last"))
-        begun, ended = (np.bincount(side, minlength=len(flat) + 1) for side in (first, last))
+        begun, ended = (np.bincount(self.rows[end], minlength=len(self.labels) + 1) for end in ("first", "last"))
         owners = (begun - ended).cumsum()[:-1]  # 0 where the video of a label was left out
-        counts = np.bincount(flat, owners, minlength=1).astype(int)
+        counts = np.bincount(self.labels, owners, minlength=1).astype(int)
         return {int(label): int(counts[label]) for label in counts.nonzero()[0]}
 
     def by_shard(self) -> dict[str, np.ndarray]:
         """{path: positions of its videos}, paths without a video left out."""
-        order = self.columns["shard"].argsort(kind="stable")
-        bounds = np.searchsorted(self.columns["shard"][order], np.arange(len(self.paths) + 1))
+        order = self.rows["shard"].argsort(kind="stable")
+        bounds = np.searchsorted(self.rows["shard"][order], np.arange(len(self.paths) + 1))
         found = {path: order[bounds[i] : bounds[i + 1]] for i, path in enumerate(self.paths)}
         return {path: rows for path, rows in found.items() if len(rows)}
 
@@ -194,5 +189,5 @@ def _remembered(path: Path, spec: DatasetSpec) -> Entries:
     found = Entries.of(list(_scan(path, spec, scan_heads(path), False, False)))
     found.paths = [str(path)]
     with replacing(kept) as file:
-        np.savez(file, **found.columns)
+        np.savez(file, rows=found.rows, labels=found.labels)
     return found
