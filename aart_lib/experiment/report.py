@@ -7,7 +7,7 @@ from aart_lib.data.batch import LEVEL
 from aart_lib.experiment.figures import attacks_of, draw, strongest
 from aart_lib.experiment.flags import CHECKS
 from aart_lib.experiment.recipes import TUNED
-from aart_lib.experiment.summary import RECOVERED, first_seed, ranked
+from aart_lib.experiment.summary import MEASURES, first_seed, ranked
 from aart_lib.runtime.files import replacing
 
 COLUMNS = (
@@ -50,7 +50,7 @@ def _percent(share) -> str:
 def _cells(name: str, summary: dict) -> list[str]:
     """A line of the table: numbers are formatted by their column, what may be missing is a text already."""
     known = {"name": name, "interval": "", "evidence": "–"} | summary
-    known |= {key: _percent(summary[key]) for key in RECOVERED}
+    known |= {key: _percent(summary[key]) for key in MEASURES.values()}
     if summary["ci95"]:
         known["interval"] = " ({:.3f}–{:.3f})".format(*summary["ci95"])
     if "evidence_clean" in summary:
