@@ -41,6 +41,7 @@ figures: $(STAMP) ## draw the committed figures and tables anew from the committ
 	$(BIN) -m aart_lib report figures/results-synthetic.json --out figures --readme figures/README.md
 	$(BIN) -m aart_lib report figures/results-audioset.json --out figures --readme figures/README.md
 	for name in credit short long; do $(BIN) -m aart_lib report figures/results-$$name.json --out figures; done
+	$(BIN) figures/attention.py
 
 checkpoints: $(STAMP) ## train the notebooks' small checkpoints anew
 	$(BIN) -m aart_lib reproduce --data synthetic --out runs/synthetic --resume --defenses $(STORED)
