@@ -30,14 +30,15 @@ def saved(tmp_path):
     return path
 
 
-def description(config=CONFIG, notes=None) -> str:
-    return json.dumps({"config": asdict(config), "notes": {"version": 1} | (NOTES if notes is None else notes)})
+def forge(path, *, text=None, tensors=None, without="", config=None, notes=None) -> None:
+    """A safetensors file with other tensors, settings or notes, or with another text for its description."""
+    held = {name: tensor.contiguous() for name, tensor in network().state_dict().items() if name != without}
+    described = {"config": asdict(CONFIG) | (config or {}), "notes": {"version": 1} | NOTES | (notes or {})}
+    save_file(held | (tensors or {}), path, metadata={"aart": text or json.dumps(described)})
 
 
-def forge(path, *, tensors=None, text=None) -> None:
-    """A safetensors file with other tensors or another description."""
-    tensors = tensors if tensors is not None else {k: v.contiguous() for k, v in network().state_dict().items()}
-    save_file(tensors, path, metadata={"aart": description() if text is None else text})
+def cut(path, keep: int) -> None:
+    path.write_bytes(path.read_bytes()[:keep])
 
 
 @pytest.mark.parametrize("changes", [{}, {"attention": "uniform", "pooling": "mean"}])
@@ -88,68 +89,47 @@ def test_notes_that_lack_something_are_not_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def changed(**tensors) -> dict:
-    return {k: v.contiguous() for k, v in network().state_dict().items()} | tensors
-
-
-def without(*names) -> dict:
-    return {k: v for k, v in changed().items() if k not in names}
-
-
-def described(**notes):
-    """Break a file's notes: with these in place of the sound ones."""
-    return lambda path: forge(path, text=description(notes=NOTES | notes))
-
-
-def rewritten(old: str, new: str):
-    return lambda path: forge(path, text=description().replace(old, new))
-
-
-def resized(**changes):
-    return lambda path: forge(path, text=description(replace(CONFIG, **changes)))
-
-
-def holding(cls: torch.Tensor):
-    return lambda path: forge(path, tensors=changed(cls=cls))
-
-
+# What is forged of a sound file, or done to it, and what the sentence names.
 BROKEN = {
-    "missing tensor": (lambda p: forge(p, tensors=without("cls")), "tensor 'cls'"),
-    "unknown tensor": (lambda p: forge(p, tensors=changed(extra=torch.zeros(1))), "tensor 'extra'"),
-    "wrong shape": (holding(torch.zeros(9)), "tensor 'cls'"),
-    "wrong type": (holding(torch.zeros(8, dtype=torch.int64)), "tensor 'cls'"),
-    "two types": (holding(torch.zeros(8, dtype=torch.float64)), "is not what the model"),
-    "NaN weight": (holding(torch.full((8,), torch.nan)), "'cls' holds NaN or inf"),
+    "missing tensor": ({"without": "cls"}, "tensor 'cls'"),
+    "unknown tensor": ({"tensors": {"extra": torch.zeros(1)}}, "tensor 'extra'"),
+    "wrong shape": ({"tensors": {"cls": torch.zeros(9)}}, "tensor 'cls'"),
+    "wrong type": ({"tensors": {"cls": torch.zeros(8, dtype=torch.int64)}}, "tensor 'cls'"),
+    "two types": ({"tensors": {"cls": torch.zeros(8, dtype=torch.float64)}}, "is not what the model"),
+    "NaN weight": ({"tensors": {"cls": torch.full((8,), torch.nan)}}, "'cls' holds NaN or inf"),
     "huge header": (lambda p: p.write_bytes(struct.pack("<Q", 2**50) + bytes(100)), "header claims 1125899906842624"),
-    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-10]), "not a readable checkpoint"),
-    "cut in the header": (lambda p: p.write_bytes(p.read_bytes()[:200]), "header claims"),
-    "empty": (lambda p: p.write_bytes(b""), "not a"),
+    "truncated": (lambda p: cut(p, -10), "not a readable checkpoint"),
+    "cut in the header": (lambda p: cut(p, 200), "header claims"),
+    "empty": (lambda p: cut(p, 0), "not a"),
     "text": (lambda p: p.write_text("These are not the weights you are looking for."), "not a checkpoint"),
     "pickle": (lambda p: torch.save({"cls": torch.zeros(2)}, p), "not a checkpoint"),
-    "no description": (lambda p: save_file(changed(), p), "no description"),
-    "description too deep": (lambda p: forge(p, text="[" * 200_000), "not a readable checkpoint"),
-    "description a list": (lambda p: forge(p, text="[1]"), "no description"),
-    "unknown setting": (rewritten('"width"', '"girth"'), "girth"),
-    "unknown choice": (rewritten('"learned"', '"taught"'), "unknown attention 'taught'"),
-    "a size that is none": (rewritten('"width": 8', '"width": "8"'), "description"),
-    "negative size": (rewritten('"layers": 2', '"layers": -2'), "sizes"),
-    "no head": (rewritten('"heads": 2', '"heads": 0'), "description"),
-    "enormous sizes": (resized(width=2**18, features=2**19), "is not what the model"),
-    "enormous depth": (resized(layers=2**19, width=2), "description"),
-    "other version": (described(version=99), "version 99"),
-    "missing notes": (lambda p: forge(p, text=description(notes={"data": "synthetic"})), "labels"),
-    "another number of labels": (described(labels=[1]), "labels"),
-    "labels that are no numbers": (described(labels=[[0]] * len(NOTES["labels"])), "labels"),
-    "a seed that is text": (described(seed="0"), "seed"),
-    "no threat": (described(threat=5), "description"),
-    "negative epsilon": (described(threat={"norm": "linf", "epsilon": -1}), "epsilon must be"),
+    "no description": (lambda p: save_file({"cls": torch.zeros(8)}, p), "no description"),
+    "description too deep": ({"text": "[" * 200_000}, "not a readable checkpoint"),
+    "description a list": ({"text": "[1]"}, "no description"),
+    "unknown setting": ({"config": {"girth": 8}}, "girth"),
+    "unknown choice": ({"config": {"attention": "taught"}}, "unknown attention 'taught'"),
+    "a size that is none": ({"config": {"width": "8"}}, "description"),
+    "negative size": ({"config": {"layers": -2}}, "sizes"),
+    "no head": ({"config": {"heads": 0}}, "description"),
+    "enormous sizes": ({"config": {"width": 2**18, "features": 2**19}}, "is not what the model"),
+    "enormous depth": ({"config": {"layers": 2**19, "width": 2}}, "description"),
+    "other version": ({"notes": {"version": 99}}, "version 99"),
+    "missing notes": ({"text": json.dumps({"config": asdict(CONFIG), "notes": {"version": 1}})}, "labels"),
+    "another number of labels": ({"notes": {"labels": [1]}}, "labels"),
+    "labels that are no numbers": ({"notes": {"labels": [[0], [0], [0]]}}, "labels"),
+    "a seed that is text": ({"notes": {"seed": "0"}}, "seed"),
+    "no threat": ({"notes": {"threat": 5}}, "description"),
+    "negative epsilon": ({"notes": {"threat": {"norm": "linf", "epsilon": -1}}}, "epsilon must be"),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_file_is_refused_in_a_sentence_that_names_it(saved, name):
-    breaking, message = BROKEN[name]
-    breaking(saved)
+    broken, message = BROKEN[name]
+    if isinstance(broken, dict):
+        forge(saved, **broken)
+    else:
+        broken(saved)
     with pytest.raises(ValueError, match=message) as caught:
         checkpoint.load(saved)
     assert str(saved) in str(caught.value)

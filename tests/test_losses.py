@@ -109,18 +109,11 @@ def test_padding_adds_nothing_to_a_divergence(kind, rows):
     )
 
 
-def test_the_last_layer_and_the_cls_row_are_told_from_the_others():
+def test_the_last_layer_is_told_from_the_others():
     p, q = maps(0, MASK), maps(1, MASK)
     assert attention_divergence(p, (q[0], p[1]), MASK).abs().max() < 1e-6
     both = attention_divergence(p, (q[0], p[1]), MASK, layers="all")
-    first = attention_divergence(p[:1], q[:1], MASK)
-    torch.testing.assert_close(both, first / 2)
-    below = p[1].clone()
-    below[:, :, 1:] = q[1][:, :, 1:]
-    assert attention_divergence(p, (p[0], below), MASK).abs().max() < 1e-6
-    assert attention_divergence(p, (p[0], below), MASK, rows="all").min() > 0.01
-    p, q = maps(2, MASK, layers=3), maps(3, MASK, layers=3)
-    torch.testing.assert_close(attention_divergence(p, q, MASK), attention_divergence(p[2:], q[2:], MASK))
+    torch.testing.assert_close(both, attention_divergence(p[:1], q[:1], MASK) / 2)
 
 
 def test_divergence_has_finite_gradients_where_a_key_gets_nothing():
@@ -187,12 +180,11 @@ def test_only_single_step_attacks_on_the_task_share_the_clean_pass():
 def test_clean_maps_give_way_only_where_the_defense_lets_them():
     scores = torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
     clean, attacked = Output(torch.zeros(2, 2), (scores.softmax(-1),)), Output(torch.zeros(2, 2), maps(1, MASK, 1, 1))
-    found = {}
-    for name in ("a-art", "a-art-fixed-maps"):
-        loss = terms(DEFENSES[name], clean, attacked, torch.zeros(2, 2), MASK, ["attention"])["attention"]
-        found[name] = float(loss.detach())
-        assert loss.requires_grad == (name == "a-art")
-    assert found["a-art"] == found["a-art-fixed-maps"] > 0
+    yielding, fixed = (
+        terms(DEFENSES[name], clean, attacked, torch.zeros(2, 2), MASK, ["attention"])["attention"]
+        for name in ("a-art", "a-art-fixed-maps")
+    )
+    assert yielding.requires_grad and not fixed.requires_grad and yielding.item() == fixed.item() > 0
 
 
 @pytest.mark.parametrize("path", sorted(CHECKPOINTS.glob("*.safetensors")), ids=lambda path: path.stem)

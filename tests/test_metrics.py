@@ -173,12 +173,6 @@ def test_a_refused_batch_leaves_the_accumulator_as_it_was():
     assert accumulator.result() == {"gap": 1, "map": 1, "hit1": 1, "perr": 1}
 
 
-def test_perr_ranks_probabilities_and_logits_alike():
-    logits = np.array([[3.0, -1.0, -2.0, -3.0], [0.5, -0.1, 2.0, 1.0]])
-    labels = np.array([[1, 0, 1, 0], [0, 0, 1, 1]])
-    assert metrics.perr(1 / (1 + np.exp(-logits)), labels) == metrics.perr(logits, labels) == 0.75
-
-
 @settings(max_examples=5)
 @given(st.integers(metrics.BLOCK - 1, 2 * metrics.BLOCK + 1))
 def test_block_size_does_not_show(count):

@@ -73,10 +73,11 @@ def test_every_dependency_is_pinned_within_its_range(project):
 
 
 def test_workflow_runs_what_ci_runs_on_every_python_and_may_only_read(project):
-    text = read(".github/workflows/ci.yml")
-    workflow = yaml.safe_load(text)
-    assert workflow["permissions"] == {"contents": "read"}
-    assert all(re.fullmatch(r"[\w-]+/[\w-]+@v\d+\.\d+\.\d+", used) for used in re.findall(r"uses: (\S+)", text))
+    for path in (ROOT / ".github/workflows").glob("*.yml"):
+        text = path.read_text(encoding="utf-8")
+        assert yaml.safe_load(text)["permissions"] == {"contents": "read"}
+        assert all(re.fullmatch(r"[\w-]+/[\w-]+@v\d+\.\d+\.\d+", used) for used in re.findall(r"uses: (\S+)", text))
+    workflow = yaml.safe_load(read(".github/workflows/ci.yml"))
     assert [step["run"] for step in workflow["jobs"]["pinned"]["steps"] if "run" in step] == [".ci/run"]
     assert re.findall(r"^make .*", read(".ci/run"), re.MULTILINE) == ["make lint", "make test"]
     pinned, ranges = (workflow["jobs"][job]["strategy"]["matrix"] for job in ("pinned", "ranges"))
@@ -115,16 +116,6 @@ def code_lines(source: str) -> int:
             if ast.get_docstring(node, clean=False) is not None:
                 lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
     return len(lines)
-
-
-def test_the_readers_of_source_see_every_import_and_count_only_code():
-    source = "import aart_lib.data\nfrom . import model\ndef f():\n    from .metrics import gap\n"
-    source += (
-        "from aart_lib import losses\nfrom aart_lib.experiment import judge\nfrom aart_lib.data.batch import LEVEL\n"
-    )
-    assert imported_modules(source) == {"model", "metrics", "losses", "experiment.judge", "data.batch"}
-    head = '"""Doc\nstring."""\n\n# comment\ndef f(x):  # why\n    """Doc."""\n'
-    assert code_lines(head + '    text = """two\n    lines"""\n    return (\n        x\n    )\n') == 6
 
 
 def test_modules_import_only_modules_above_them():

@@ -1,4 +1,4 @@
-"""Projected gradient attacks as other libraries do them, on the same model, budget, steps and start (zero).
+"""Projected gradient attacks as other libraries do them, on the same model, budget, steps and start.
 
 Each class is made once and called in every round; the call gives attacked frames [B,T,D].
 """
@@ -6,12 +6,15 @@ Each class is made once and called in every round; the call gives attacked frame
 import os
 import tempfile
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aart_lib.attacks import Attack
 from aart_lib.data.batch import BOX, Batch
+
+NORMS = {"linf": np.inf, "l2-clip": 2}  # as ART calls them
 
 
 class Logits(nn.Module):
@@ -33,7 +36,7 @@ class SummedBCE(nn.Module):
 
 
 class ART:
-    """ART's PGD; it wants numpy arrays and knows a mask."""
+    """ART's PGD; it wants numpy arrays and knows a mask. Where it draws its start, it does so from numpy's own seed."""
 
     def __init__(self, model, batch: Batch, attack: Attack):
         # its first import makes a folder in the home folder, so it is given another home
@@ -50,11 +53,11 @@ class ART:
         classifier = PyTorchClassifier(logits, SummedBCE(), size, labels, clip_values=BOX, device_type="cpu")
         self.search = ProjectedGradientDescentPyTorch(
             classifier,
-            norm="inf",
+            norm=NORMS[attack.threat.norm],
             eps=attack.threat.epsilon,
             eps_step=attack.size,
             max_iter=attack.steps,
-            num_random_init=0,
+            num_random_init=int(attack.start == "random"),
             batch_size=len(batch),
             verbose=False,
         )

@@ -1,41 +1,24 @@
-"""tests/benchmarks: the runner works from end to end, and the table says what was measured and nothing else."""
+"""tests/benchmarks: pages are made of the committed numbers, targets and hours as one would reckon by hand.
+
+They are not part of `make test`; `python tests/benchmarks/run.py --quick` shows that every row works.
+"""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from dataclasses import replace
 
+import plan
 import pytest
+import report
+from bench import Entry
 
-HERE = Path(__file__).parent
-sys.path.append(str(HERE))
-
-import report  # noqa: E402
-from bench import Entry  # noqa: E402
-
-SMALL = ("step", "gap")  # they need no other package
+RESULTS = json.loads((plan.FIGURES / "scale-plan.json").read_text(encoding="utf-8"))
+CARD = plan.Machine(5e12, 7e8)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    """The folder of a smoke run."""
-    out = tmp_path_factory.mktemp("benchmarks")
-    rows = [part for name in SMALL for part in ("--only", name)]
-    command = [sys.executable, str(HERE / "run.py"), "--quick", "--out", str(out), *rows]
-    subprocess.run(command, check=True, env=os.environ)
-    return out
-
-
-def test_a_smoke_run_measures_the_rows_and_the_table_is_made_of_them_alone(made):
-    results, text = json.loads((made / "benchmarks.json").read_text()), (made / "benchmarks.md").read_text()
-    assert {entry["row"] for entry in results["entries"]} == set(SMALL)
-    for entry in results["entries"]:
-        measured = entry["note"] != "not installed"
-        assert (entry["ratio"] is not None) == measured and entry["holds"] is not False, entry
-        assert not measured or all(len(spent) == results["repeats"] for spent in entry["rounds"].values())
-        assert report.line(entry) in text
-    assert "smoke run" in text and text == report.table(results)
+def test_the_committed_pages_are_made_of_the_committed_numbers():
+    assert (plan.FIGURES / "scale-plan.md").read_text(encoding="utf-8") == plan.page(RESULTS)
+    measured = json.loads((plan.FIGURES / "benchmarks.json").read_text(encoding="utf-8"))
+    assert (plan.FIGURES / "benchmarks.md").read_text(encoding="utf-8") == report.table(measured)
 
 
 def test_a_target_is_met_only_where_it_is_reached_and_the_results_are_equal():
@@ -44,4 +27,15 @@ def test_a_target_is_met_only_where_it_is_reached_and_the_results_are_equal():
     assert Entry("gap", "GAP", "loop", **fast).met and slow.met is False
     assert Entry("gap", "GAP", "loop", **fast, holds=False).met is False
     assert Entry("gap", "GAP", "loop", ratio=24.0).met is None
-    assert {"500 ms", "2.50x", "≤ 2.40x", "**no**"} <= set(report.cells(slow.plain()))
+
+
+def test_hours_are_the_division_one_would_do_by_hand():
+    one, many = (plan.hours(RESULTS, CARD, devices) for devices in (1, 64))
+    size, steps = 3.9e6 * 300 * 1152, 10 * 3.9e6 / 32
+    assert one["computing"] == pytest.approx(steps * RESULTS["step"]["flops"] / 2 * 32 / 5e12 / 3600)
+    assert one["reading"] == pytest.approx(10 * size / (8 * 7e8) / 3600) == pytest.approx(64 * many["reading"])
+    assert one["storage"] == many["storage"] == pytest.approx(10 * size / 2e9 / 3600)
+    free = plan.hours(RESULTS, replace(CARD, network=float("inf")), 64)["computing"]
+    assert free == pytest.approx(one["computing"] / 64, rel=1e-3) and many["computing"] > free
+    assert plan.total(one) == pytest.approx(one["computing"] + one["opening"] + one["evaluation"])
+    assert plan.total(many) == pytest.approx(many["storage"] + many["opening"] + many["evaluation"])

@@ -125,13 +125,6 @@ def test_attention_maps_share_one_scale_that_starts_at_zero():
     assert "head 2" in texts(fig)
 
 
-@pytest.mark.parametrize("touched", [[2, 3], np.array([2, 3]), np.isin(np.arange(TIME), [2, 3])])
-def test_attacked_frames_are_marked_from_indices_or_a_mask(touched):
-    fig = plots.plot_timeline(FRAMES, attacked_frames=touched)
-    boxes = [patch for patch in fig.axes[0].patches if patch.get_width() == 1]
-    assert [box.get_x() + 0.5 for box in boxes] == [2, 3]
-
-
 @pytest.mark.parametrize("seeds, words", [(1, "one seed"), (3, "3 seeds")])
 def test_figures_say_how_many_seeds_they_rest_on(seeds, words):
     figures = plots.plot_learning_curves({"a-art": curve(seeds)}), plots.plot_table_bars(rows(seeds))
@@ -146,11 +139,6 @@ def test_table_bars_are_means_over_seeds_and_leave_out_what_is_not_known():
     np.testing.assert_allclose(widths, [[0.9, 0.9], [0.55, 0.55], [np.nan, 0.8]])
     ax = plots.plot_evidence_share([row("vat", 0), row("standard", 0, evidence_share=None)]).axes[0]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["vat"]
-
-
-def test_a_seed_with_fewer_points_counts_only_where_it_has_them():
-    fig = plots.plot_robustness_curve({"vat": ([0, 0.1, 0.8], [[0.9, 0.4, 0.1], [0.7, 0.2, np.nan]])}, calibrated=0.1)
-    np.testing.assert_allclose(fig.axes[0].lines[0].get_ydata(), [0.8, 0.3, 0.1])
 
 
 def test_gap_lost_is_clean_minus_worst():
