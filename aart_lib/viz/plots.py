@@ -107,7 +107,7 @@ def plot_timeline(
     *upper, lowest = left = [axes[name] for name in heights]
     plt.setp(upper, xticks=[])
     plt.setp(left, xlim=(-0.5, len(frames) - 0.5))
-    finish(lowest, integers=True, xlabel="frame (one a second)")
+    finish(lowest, integers=True, xlabel="frame (one per second)")
     fig.align_ylabels(left)
     return fig
 
@@ -187,7 +187,7 @@ def plot_perturbation(delta, mask=None, *, evidence=None, title: str = "", ax=No
         ax.axvspan(left, left + length, fc="#F2F2F2", ec="#CCCCCC", hatch="xx", label="" if i else "padding")
     _mark_evidence(ax, evidence, 0.95)
     ax.margins(x=0, y=0.15)
-    return finish(ax, legend="", xlabel="frame (one a second)", ylabel="L2 norm of the change")
+    return finish(ax, legend="", xlabel="frame (one per second)", ylabel="L2 norm of the change")
 
 
 # ---------------------------------------------------------------- training
@@ -340,6 +340,32 @@ def plot_evidence_share(rows: Sequence[Mapping], *, title: str = "", ax=None) ->
 
 
 @styled
+def plot_seen(pictures: Sequence, frames, evidence, label_names: Sequence[str], *, title: str = "") -> Figure:
+    """A film for us and for a model: T pictures, 8 leading features of frames [T,D], when [T,C] each label shows."""
+    shown = np.flatnonzero(np.asarray(evidence).any(0))
+    heights = 0.9, 1.2, 0.26 * len(shown) + 0.15
+    axes = new_figure(title, sum(heights) + 1).subplots(3, 1, sharex=True, height_ratios=heights)
+    _draw_evidence(axes[2], np.asarray(evidence)[:, shown], [label_names[c] for c in shown])
+    film.draw_pictures(axes[0], pictures)
+    film.draw_film(axes[1], np.asarray(frames)[:, :8], None)
+    for ax in axes[:2]:
+        ax.tick_params(length=0)
+    return finish(axes[2], xlabel="frame (one per second)", xticks=range(0, len(frames), 2))
+
+
+@styled
+def plot_batch(values, mask, *, title: str = "") -> Figure:
+    """One feature of a padded batch [B,T] beside its mask [B,T]."""
+    left, right = (fig := new_figure(title, 2.8)).subplots(1, 2, sharey=True)
+    image = left.imshow(values, cmap=FEATURE_MAP, vmin=-2, vmax=2, aspect="auto", interpolation="nearest")
+    right.imshow(mask, cmap="Greys_r", vmin=0, vmax=1.3, aspect="auto", interpolation="nearest")
+    fig.colorbar(image, ax=left, label="value")
+    left.set(title="one feature", xlabel="frame", ylabel="video")
+    right.set(title="the mask (light = real, black = padding)", xlabel="frame")
+    return fig
+
+
+@styled
 def plot_dataset(label_counts, lengths, frequencies, *, label_names=None, title: str = "") -> Figure:
     """A data set at a glance: labels per video [N], frames per video [N], share of videos per label [C]."""
     axes = new_figure(title, 3.4).subplots(1, 3, width_ratios=[1, 1, 1.3])
@@ -370,10 +396,15 @@ def plot_quantization(*, start: float = 0.3, title: str = "", ax=None) -> Figure
 
 
 @styled
-def plot_autocorrelation(curves: Mapping[str, Mapping], *, title: str = "", ax=None) -> Figure:
-    """Autocorrelation of the frames by lag; curves: {"synthetic": {lag: value}, "genuine (n=1)": …}."""
+def plot_curves(curves: Mapping[str, Mapping], *, title: str = "", ax=None, **labels) -> Figure:
+    """A line for each {name: {x: y}}; labels: what the axes say, and scales, as in ``xscale="log"``."""
     ax = new_axes(ax, title)
     looks = (NEUTRAL, "-", "o"), ("#000000", "--", "s"), ("#999999", ":", "^"), ("#CC79A7", "-.", "D")
-    for (name, curve), (color, line, marker) in zip(curves.items(), looks, strict=False):  # lags are text in JSON
-        _curve(ax, [int(lag) for lag in curve], list(curve.values()), name, color=color, linestyle=line, marker=marker)
-    return finish(ax, legend="", xlabel="lag (frames, one a second)", ylabel="autocorrelation")
+    for (name, curve), (color, line, marker) in zip(curves.items(), looks, strict=False):  # in JSON, x is text
+        _curve(ax, [int(x) for x in curve], list(curve.values()), name, color=color, linestyle=line, marker=marker)
+    return finish(ax, legend="", **labels)
+
+
+def plot_autocorrelation(curves: Mapping[str, Mapping], *, title: str = "", ax=None) -> Figure:
+    """Autocorrelation of the frames by lag; curves: {"synthetic": {lag: value}, "genuine (n=1)": …}."""
+    return plot_curves(curves, title=title, ax=ax, xlabel="lag (frames, one per second)", ylabel="autocorrelation")

@@ -58,6 +58,8 @@ WHOLE = {
     "heads": lambda **o: plots.plot_attention_grid({"a": {"x": FRAMES[:, :3].T ** 2}}, **o),
     "learning": lambda **o: plots.plot_learning_curves({"vat": curve(), "unheard-of": curve()}, **o),
     "drift": lambda **o: plots.plot_drift(rows(1), second="attention_entropy", **o),
+    "seen": lambda **o: plots.plot_seen([np.zeros((2, 2, 3), np.uint8)] * TIME, FRAMES, EVIDENCE, LABELS, **o),
+    "batch": lambda **o: plots.plot_batch(FRAMES.T, FRAMES.T > 0, **o),
     "dataset": lambda **o: plots.plot_dataset([1, 2, 2], [9, 10, 10], [0.5, 0.2, 0.1], **o),
 }
 
