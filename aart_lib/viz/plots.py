@@ -340,7 +340,7 @@ def plot_evidence_share(rows: Sequence[Mapping], *, title: str = "", ax=None) ->
 
 
 @styled
-def plot_seen(pictures: Sequence, frames, evidence, label_names: Sequence[str], *, title: str = "") -> Figure:
+def plot_seen(pictures: Sequence, frames, evidence, label_names: Sequence, *, title: str = "") -> Figure:
     """A film for us and for a model: T pictures, 8 leading features of frames [T,D], when [T,C] each label shows."""
     shown = np.flatnonzero(np.asarray(evidence).any(0))
     heights = 0.9, 1.2, 0.26 * len(shown) + 0.15
