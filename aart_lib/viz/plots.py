@@ -76,7 +76,7 @@ def _mark_evidence(ax, evidence, bottom: float) -> None:
 @styled
 def plot_timeline(
     frames, evidence=None, label_names=(), *, attention=None, scores=None, attacked_frames=None, labels=None,
-    pictures=None, title="",
+    pictures=None, both=False, title="",
 ):  # fmt: skip
     """One video under attack: attention above the film, evidence below, label probabilities beside it.
 
@@ -89,17 +89,21 @@ def plot_timeline(
         attacked_frames: [T] bool or indices of the frames an attack touched; None draws no marks.
         labels: [C] true labels, 0/1; by default those with evidence.
         pictures: T pictures as in `film.plot_film`, drawn in place of the dimensions, or None.
+        both: draw the pictures above the dimensions.
     """
     evidence = np.zeros((len(frames), len(label_names)), bool) if evidence is None else np.asarray(evidence, bool)
     shown = np.flatnonzero(evidence.any(0))[:8]
     heights = {"attention": 2.2, "change": 0.9} if attention else {}
+    heights |= {"pictures": 0.9} if both else {}
     heights |= {"film": 1.3} | ({"evidence": 0.26 * len(shown) + 0.15} if len(shown) else {})
     fig = new_figure(title, max(4.4 if scores else 0, sum(heights.values()) + 1))
     mosaic: list = [[name, "scores"] if scores else [name] for name in heights]
     axes = fig.subplot_mosaic(mosaic, height_ratios=list(heights.values()), width_ratios=[2.5, 1] if scores else [1])
     if attention:
         draw_attention(axes["attention"], axes["change"], attention, evidence)
-    film.draw_film(axes["film"], np.asarray(frames)[:, :8], attacked_frames, pictures)
+    if both:
+        film.draw_pictures(axes["pictures"], pictures, attacked_frames)
+    film.draw_film(axes["film"], np.asarray(frames)[:, :8], attacked_frames, None if both else pictures)
     if len(shown):
         _draw_evidence(axes["evidence"], evidence[:, shown], [label_names[c] for c in shown])
     if scores:
@@ -340,20 +344,6 @@ def plot_evidence_share(rows: Sequence[Mapping], *, title: str = "", ax=None) ->
 
 
 @styled
-def plot_seen(pictures: Sequence, frames, evidence, label_names: Sequence, *, title: str = "") -> Figure:
-    """A film for us and for a model: T pictures, 8 leading features of frames [T,D], when [T,C] each label shows."""
-    shown = np.flatnonzero(np.asarray(evidence).any(0))
-    heights = 0.9, 1.2, 0.26 * len(shown) + 0.15
-    axes = new_figure(title, sum(heights) + 1).subplots(3, 1, sharex=True, height_ratios=heights)
-    _draw_evidence(axes[2], np.asarray(evidence)[:, shown], [label_names[c] for c in shown])
-    film.draw_pictures(axes[0], pictures)
-    film.draw_film(axes[1], np.asarray(frames)[:, :8], None)
-    for ax in axes[:2]:
-        ax.tick_params(length=0)
-    return finish(axes[2], xlabel="frame (one per second)", xticks=range(0, len(frames), 2))
-
-
-@styled
 def plot_batch(values, mask, *, title: str = "") -> Figure:
     """One feature of a padded batch [B,T] beside its mask [B,T]."""
     left, right = (fig := new_figure(title, 2.8)).subplots(1, 2, sharey=True)
@@ -403,8 +393,3 @@ def plot_curves(curves: Mapping[str, Mapping], *, title: str = "", ax=None, **la
     for (name, curve), (color, line, marker) in zip(curves.items(), looks, strict=False):  # in JSON, x is text
         _curve(ax, [int(x) for x in curve], list(curve.values()), name, color=color, linestyle=line, marker=marker)
     return finish(ax, legend="", **labels)
-
-
-def plot_autocorrelation(curves: Mapping[str, Mapping], *, title: str = "", ax=None) -> Figure:
-    """Autocorrelation of the frames by lag; curves: {"synthetic": {lag: value}, "genuine (n=1)": …}."""
-    return plot_curves(curves, title=title, ax=ax, xlabel="lag (frames, one per second)", ylabel="autocorrelation")
