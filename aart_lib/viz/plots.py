@@ -76,7 +76,7 @@ def _mark_evidence(ax, evidence, bottom: float) -> None:
 @styled
 def plot_timeline(
     frames, evidence=None, label_names=(), *, attention=None, scores=None, attacked_frames=None, labels=None,
-    pictures=None, title="",
+    pictures=None, both=False, title="",
 ):  # fmt: skip
     """One video under attack: attention above the film, evidence below, label probabilities beside it.
 
@@ -89,17 +89,21 @@ def plot_timeline(
         attacked_frames: [T] bool or indices of the frames an attack touched; None draws no marks.
         labels: [C] true labels, 0/1; by default those with evidence.
         pictures: T pictures as in `film.plot_film`, drawn in place of the dimensions, or None.
+        both: draw the pictures above the dimensions.
     """
     evidence = np.zeros((len(frames), len(label_names)), bool) if evidence is None else np.asarray(evidence, bool)
     shown = np.flatnonzero(evidence.any(0))[:8]
     heights = {"attention": 2.2, "change": 0.9} if attention else {}
+    heights |= {"pictures": 0.9} if both else {}
     heights |= {"film": 1.3} | ({"evidence": 0.26 * len(shown) + 0.15} if len(shown) else {})
     fig = new_figure(title, max(4.4 if scores else 0, sum(heights.values()) + 1))
     mosaic: list = [[name, "scores"] if scores else [name] for name in heights]
     axes = fig.subplot_mosaic(mosaic, height_ratios=list(heights.values()), width_ratios=[2.5, 1] if scores else [1])
     if attention:
         draw_attention(axes["attention"], axes["change"], attention, evidence)
-    film.draw_film(axes["film"], np.asarray(frames)[:, :8], attacked_frames, pictures)
+    if both:
+        film.draw_pictures(axes["pictures"], pictures, attacked_frames)
+    film.draw_film(axes["film"], np.asarray(frames)[:, :8], attacked_frames, None if both else pictures)
     if len(shown):
         _draw_evidence(axes["evidence"], evidence[:, shown], [label_names[c] for c in shown])
     if scores:
@@ -107,7 +111,7 @@ def plot_timeline(
     *upper, lowest = left = [axes[name] for name in heights]
     plt.setp(upper, xticks=[])
     plt.setp(left, xlim=(-0.5, len(frames) - 0.5))
-    finish(lowest, integers=True, xlabel="frame (one a second)")
+    finish(lowest, integers=True, xlabel="frame (one per second)")
     fig.align_ylabels(left)
     return fig
 
@@ -187,7 +191,7 @@ def plot_perturbation(delta, mask=None, *, evidence=None, title: str = "", ax=No
         ax.axvspan(left, left + length, fc="#F2F2F2", ec="#CCCCCC", hatch="xx", label="" if i else "padding")
     _mark_evidence(ax, evidence, 0.95)
     ax.margins(x=0, y=0.15)
-    return finish(ax, legend="", xlabel="frame (one a second)", ylabel="L2 norm of the change")
+    return finish(ax, legend="", xlabel="frame (one per second)", ylabel="L2 norm of the change")
 
 
 # ---------------------------------------------------------------- training
@@ -340,6 +344,18 @@ def plot_evidence_share(rows: Sequence[Mapping], *, title: str = "", ax=None) ->
 
 
 @styled
+def plot_batch(values, mask, *, title: str = "") -> Figure:
+    """One feature of a padded batch [B,T] beside its mask [B,T]."""
+    left, right = (fig := new_figure(title, 2.8)).subplots(1, 2, sharey=True)
+    image = left.imshow(values, cmap=FEATURE_MAP, vmin=-2, vmax=2, aspect="auto", interpolation="nearest")
+    right.imshow(mask, cmap="Greys_r", vmin=0, vmax=1.3, aspect="auto", interpolation="nearest")
+    fig.colorbar(image, ax=left, label="value")
+    left.set(title="one feature", xlabel="frame", ylabel="video")
+    right.set(title="the mask (light = real, black = padding)", xlabel="frame")
+    return fig
+
+
+@styled
 def plot_dataset(label_counts, lengths, frequencies, *, label_names=None, title: str = "") -> Figure:
     """A data set at a glance: labels per video [N], frames per video [N], share of videos per label [C]."""
     axes = new_figure(title, 3.4).subplots(1, 3, width_ratios=[1, 1, 1.3])
@@ -370,10 +386,10 @@ def plot_quantization(*, start: float = 0.3, title: str = "", ax=None) -> Figure
 
 
 @styled
-def plot_autocorrelation(curves: Mapping[str, Mapping], *, title: str = "", ax=None) -> Figure:
-    """Autocorrelation of the frames by lag; curves: {"synthetic": {lag: value}, "genuine (n=1)": …}."""
+def plot_curves(curves: Mapping[str, Mapping], *, title: str = "", ax=None, **labels) -> Figure:
+    """A line for each {name: {x: y}}; labels: what the axes say, and scales, as in ``xscale="log"``."""
     ax = new_axes(ax, title)
     looks = (NEUTRAL, "-", "o"), ("#000000", "--", "s"), ("#999999", ":", "^"), ("#CC79A7", "-.", "D")
-    for (name, curve), (color, line, marker) in zip(curves.items(), looks, strict=False):  # lags are text in JSON
-        _curve(ax, [int(lag) for lag in curve], list(curve.values()), name, color=color, linestyle=line, marker=marker)
-    return finish(ax, legend="", xlabel="lag (frames, one a second)", ylabel="autocorrelation")
+    for (name, curve), (color, line, marker) in zip(curves.items(), looks, strict=False):  # in JSON, x is text
+        _curve(ax, [int(x) for x in curve], list(curve.values()), name, color=color, linestyle=line, marker=marker)
+    return finish(ax, legend="", **labels)

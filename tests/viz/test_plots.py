@@ -19,6 +19,7 @@ RNG = np.random.default_rng(0)
 FRAMES = RNG.uniform(-2, 2, (TIME, 20))
 EVIDENCE = np.zeros((TIME, CLASSES), bool)
 EVIDENCE[2:5, 1] = EVIDENCE[7:, 3] = EVIDENCE[0, 3] = True
+PICTURES = [np.zeros((2, 2, 3), np.uint8)] * TIME
 LABELS = ["Game", "Car", "Food", "A name that is far too long for the space it has"]
 ATTENTION = {"clean": np.full(TIME, 1 / TIME), "attacked": RNG.dirichlet(np.ones(TIME))}
 SCORES = {"clean": [0.1, 0.9, 0.2, 0.8], "attacked": [0.7, 0.2, 0.2, 0.1]}
@@ -48,7 +49,7 @@ SINGLE = {
     "table": lambda **o: plots.plot_table_bars(rows(1), **o),
     "share": lambda **o: plots.plot_evidence_share(rows(2), **o),
     "quantization": lambda **o: plots.plot_quantization(**o),
-    "autocorrelation": lambda **o: plots.plot_autocorrelation({"synthetic": {1: 0.4}, "genuine": {"1": 0.4}}, **o),
+    "curves": lambda **o: plots.plot_curves({"synthetic": {1: 0.4}, "genuine": {"1": 0.4}}, xscale="log", **o),
 }
 WHOLE = {
     "video": lambda **o: plots.plot_timeline(FRAMES, EVIDENCE, LABELS, attacked_frames=[3], **o),
@@ -58,6 +59,8 @@ WHOLE = {
     "heads": lambda **o: plots.plot_attention_grid({"a": {"x": FRAMES[:, :3].T ** 2}}, **o),
     "learning": lambda **o: plots.plot_learning_curves({"vat": curve(), "unheard-of": curve()}, **o),
     "drift": lambda **o: plots.plot_drift(rows(1), second="attention_entropy", **o),
+    "both": lambda **o: plots.plot_timeline(FRAMES, EVIDENCE, LABELS, pictures=PICTURES, both=True, **o),
+    "batch": lambda **o: plots.plot_batch(FRAMES.T, FRAMES.T > 0, **o),
     "dataset": lambda **o: plots.plot_dataset([1, 2, 2], [9, 10, 10], [0.5, 0.2, 0.1], **o),
 }
 
