@@ -1,5 +1,6 @@
 """The explorer shows what can be computed without it, for every setting; a browser is not needed to know that."""
 
+import base64
 from dataclasses import replace
 
 import numpy as np
@@ -111,6 +112,12 @@ def test_few_frames_are_touched_and_marked(undrawn, explorer):
     choose(explorer, epsilon=0.0)
     assert not explorer.view.attacked_frames.any()
     assert explorer.view.moved == 0
+
+
+def test_where_no_kernel_runs_the_picture_is_there(undrawn, explorer):
+    shown = explorer._repr_mimebundle_()
+    assert base64.b64decode(shown["image/png"]) == explorer.picture.value
+    assert "application/vnd.jupyter.widget-view+json" in shown
 
 
 def test_attention_that_cannot_move_is_left_alone(dataset, models):
