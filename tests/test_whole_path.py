@@ -1,4 +1,4 @@
-"""Genuine YouTube-8M records through all commands: train, evaluate, reproduce, convert; results are well-formed."""
+"""Genuine YouTube-8M records through all commands: train, evaluate, reproduce; results are well-formed."""
 
 import json
 
@@ -80,12 +80,8 @@ def test_frame_level_shards_with_the_genuine_video_go_through(frame_level, tmp_p
     assert {row["defense"] for row in results["rows"]} == {"standard", "a-art"}
     model = tmp_path / "r/checkpoints/a-art-seed0.safetensors"
 
-    command("convert", "--data", "yt8m-frame", "--data-dir", frame_level, "--out", tmp_path / "fast")
-    for folder in (frame_level, tmp_path / "fast"):
-        out = tmp_path / f"e-{folder.name}"
-        command("evaluate", model, *options[:4], "--data-dir", folder, "--suite", "quick", "--out", out)
-    fresh, fast = (json.loads((tmp_path / f"e-{f}/results.json").read_text()) for f in (frame_level.name, "fast"))
-    assert fresh["rows"] == fast["rows"] and fresh["rows"][0]["clean"]["gap"] > 0
+    command("evaluate", model, *options[:4], "--data-dir", frame_level, "--suite", "quick", "--out", tmp_path / "e")
+    assert json.loads((tmp_path / "e/results.json").read_text())["rows"][0]["clean"]["gap"] > 0
 
 
 def rated(name: str, seed: int) -> bytes:
@@ -105,6 +101,3 @@ def test_rated_segments_are_judged(frame_level, tmp_path):
     command("evaluate", model, *options, "--suite", "quick", "--segments", "--out", tmp_path / "e")
     found = json.loads((tmp_path / "e/results.json").read_text())
     assert found["data"]["videos"]["test"] == 4 * len({0, 1} & set(found["data"]["labels"])) > 0
-    command("convert", *options, "--out", tmp_path / "fast")
-    options[3] = tmp_path / "fast"
-    assert main(list(map(str, ["evaluate", model, *options, "--segments", "--out", tmp_path / "f"]))) == 2

@@ -13,7 +13,6 @@ import pytest
 from aart_lib import attacks, checkpoint
 from aart_lib.cli.parser import main, parser
 from aart_lib.data import synthetic
-from aart_lib.data.formats import SPECS
 from aart_lib.data.records import encode_sequence_example, write_records
 from aart_lib.experiment import suites
 from aart_lib.model import ModelConfig, VideoTransformer
@@ -252,9 +251,7 @@ def test_empty_and_missing_folders_are_named(tmp_path, capsys):
         (["train", "--data", "synthetic", "--sampling", "random"], "--sampling changes nothing"),
         (["train", "--labels", "²"], "no label or vertical is called '²'"),
         (["train", "--data", "synthetic:short", "--data-dir", "{tiny}"], "was not generated as synthetic:short"),
-        (["convert", "--labels", "5"], "--labels"),
         (["evaluate", "{trained}", "--suite", "huge"], "unknown suite 'huge'"),
-        (["convert"], "synthetic is small as it is"),
         (["evaluate", "{trained}", "--labels", "5"], "40 labels of its own, others than --labels 5"),
         (["evaluate", "{trained}", "--segments"], "--segments judges the rated segments of yt8m-frame"),
         (["evaluate", "{trained}", "--surrogates", "{trained}"], "tries no --surrogates; take --suite strong"),
@@ -310,18 +307,6 @@ def test_a_finished_model_is_not_replaced_by_one_of_other_settings(trained, tiny
     line = ["train", "--data-dir", tiny, "--defense", "trades", "--epochs", "1", "--out", trained.parent, "--resume"]
     assert f"{trained} was trained with other settings" in answer(capsys, *line)
     assert trained.read_bytes() == before
-
-
-def test_shards_in_folders_of_their_own_are_found_again_when_converted(tmp_path, capsys):
-    frames = {name: np.arange(384, dtype=np.uint8).reshape(3, 128) for name in SPECS["audioset"].features}
-    for folder in ("bal_train", "eval"):
-        made = [encode_sequence_example({"video_id": f"{folder}{i}", "labels": [1]}, frames) for i in range(9)]
-        write_records(tmp_path / "data" / folder / "00.tfrecord", made)
-    given = ["--data", "audioset", "--data-dir"]
-    assert main(["convert", *given, str(tmp_path / "data"), "--out", str(tmp_path / "fast")]) == 0
-    capsys.readouterr()
-    assert main(["describe", *given, str(tmp_path / "fast")]) == 0
-    assert "9 test videos" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_other_data_is_named(trained, tmp_path, capsys):
