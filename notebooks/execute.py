@@ -124,7 +124,7 @@ def _tidy_output(output):
             return None
         output.text = _without_places(output.text)
     elif "data" in output:
-        if WIDGET in output.data:  # it lives only while its kernel does
+        if output.data.pop(WIDGET, None) and "image/png" not in output.data:  # it lives only while its kernel does
             return None
         for kind, value in output.data.items():
             if kind.startswith("text/") and isinstance(value, str):

@@ -4,6 +4,7 @@ What is shown is computed by functions that know nothing of widgets (`attack`, `
 be checked without a browser.
 """
 
+import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -61,13 +62,13 @@ def attack(batch: Batch, threat: ThreatModel, factor=1.0, *, search="PGD, 10 ste
     """An attack of the menu, ``factor`` times as large as ``threat``.
 
     In another norm ε is as long as a change by the L∞ ε in every number; an attacker of ``few`` frames only may change
-    these by more (`ThreatModel.few`).
+    these by more (`ThreatModel.few`), and finds them by trial.
     """
     norm = norm or threat.norm
     count, dims = batch.frames.shape[1:]
     lengths = {"linf": 1.0, "l2-frame": dims**0.5, "l2-clip": (dims * count) ** 0.5}
     found = replace(threat, norm=norm, epsilon=threat.epsilon * factor * lengths[norm] / lengths[threat.norm])
-    return Attack(found.few(few) if few else found, **SEARCHES[search])
+    return Attack(found.few(few) if few else found, frames="trial", **SEARCHES[search])
 
 
 def craft(model, batch: Batch, found: Attack) -> torch.Tensor:
@@ -105,6 +106,11 @@ class Explorer(ipywidgets.VBox):
         columns = {"grid_template_columns": "repeat(auto-fit, minmax(300px, 1fr))"}
         super().__init__([ipywidgets.GridBox([*self.controls.values()], layout=columns), self.status, self.picture])
         self._update()
+
+    def _repr_mimebundle_(self, **options) -> dict:
+        """The widget, and for where no kernel runs its first picture."""
+        shown = super()._repr_mimebundle_(**options)
+        return shown | {"image/png": base64.b64encode(self.picture.value).decode()}
 
     def _make_controls(self, config) -> dict[str, ipywidgets.Widget]:
         true = {i: batch.labels[0].nonzero()[:, 0] for i, batch in self.batches.items()}

@@ -319,6 +319,18 @@ def plot_drift(rows: Sequence[Mapping], *, second="evidence_share", title: str =
 
 
 @styled
+def plot_hijacks(pull: Mapping[str, Sequence], *, title: str = "") -> Figure:
+    """Attention on the attacked frame, clean across and attacked up, a point a video: {defense: ([N], [N])}."""
+    axes = new_figure(title, 3.2).subplots(1, len(pull), sharex=True, sharey=True, squeeze=False)[0]
+    for ax, (name, (before, after)) in zip(axes, pull.items(), strict=True):
+        ax.plot([0, 1], [0, 1], color="#888888", lw=1)
+        ax.scatter(before, after, s=12, alpha=0.5, **defense_style(name))
+        ax.set(title=f"{name}\n{np.mean(before):.2f} → {np.mean(after):.2f}", xlabel="clean")
+    axes[0].set_ylabel("attacked")
+    return axes[0].figure
+
+
+@styled
 def plot_evidence_share(rows: Sequence[Mapping], *, title: str = "", ax=None) -> Figure:
     """Share of [CLS] attention on evidence frames, clean → attacked, a line a seed, and as multiples of chance.
 

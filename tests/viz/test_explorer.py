@@ -1,5 +1,6 @@
 """The explorer shows what can be computed without it, for every setting; a browser is not needed to know that."""
 
+import base64
 from dataclasses import replace
 
 import numpy as np
@@ -100,6 +101,12 @@ def test_every_control_has_a_label_and_the_slider_waits_for_release(undrawn, exp
     for name, control in explorer.controls.items():
         assert control.description == name
     assert explorer.controls["epsilon"].continuous_update is False
+
+
+def test_where_no_kernel_runs_the_picture_is_there(undrawn, explorer):
+    shown = explorer._repr_mimebundle_()
+    assert base64.b64decode(shown["image/png"]) == explorer.picture.value
+    assert "application/vnd.jupyter.widget-view+json" in shown
 
 
 def test_attention_that_cannot_move_is_left_alone(dataset, models):

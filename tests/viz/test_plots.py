@@ -58,6 +58,7 @@ WHOLE = {
     "grid": lambda **o: plots.plot_attention_grid({"a": ATTENTION, "b": ATTENTION}, evidence=EVIDENCE[:, 1], **o),
     "heads": lambda **o: plots.plot_attention_grid({"a": {"x": FRAMES[:, :3].T ** 2}}, **o),
     "learning": lambda **o: plots.plot_learning_curves({"vat": curve(), "unheard-of": curve()}, **o),
+    "hijacks": lambda **o: plots.plot_hijacks({"vat": ([0.1, 0.2], [0.5, 0.1])}, **o),
     "drift": lambda **o: plots.plot_drift(rows(1), second="attention_entropy", **o),
     "both": lambda **o: plots.plot_timeline(FRAMES, EVIDENCE, LABELS, pictures=PICTURES, both=True, **o),
     "batch": lambda **o: plots.plot_batch(FRAMES.T, FRAMES.T > 0, **o),
