@@ -1,7 +1,7 @@
-"""The pictures of one video before and under a one-frame attack: python figures/attention.py
+"""The first pictures of notebooks 01, 03 and 04: python figures/attention.py
 
-Of the 100 first synthetic test videos, the one that misleads the baseline most: a strong example, not a typical one.
-Writes figures/attention-under-attack-{standard,a-art}.png.
+A film of photographs as the model gets it, and a synthetic video before and under a one-frame attack: of the first 100
+test videos the one that misleads the baseline most, a strong example, not a typical one.
 """
 
 from pathlib import Path
@@ -12,12 +12,14 @@ from aart_lib import ThreatModel, checkpoint, collate, open_data, perturb, pgd, 
 from aart_lib.attention import temporal_attention
 from aart_lib.data import synthetic
 from aart_lib.data.batch import Batch
+from aart_lib.data.vocabulary import read_vocabulary
 from aart_lib.model import predict
 from aart_lib.scoring import generator_for
 from aart_lib.viz import plots
 from aart_lib.viz.explorer import look
 
 HERE = Path(__file__).parent
+FOLDER = HERE.parent / "notebooks"
 TITLES = {"standard": "Baseline", "a-art": "A-ART"}
 
 
@@ -30,8 +32,19 @@ def most_misled(model, batch: Batch, attacked: torch.Tensor) -> int:
     return int((lost * moved).argmax())
 
 
-def main() -> None:
-    folder = HERE.parent / "notebooks" / "checkpoints"
+def draw_film() -> None:
+    films = open_data("films")
+    item, names = films.test[0], list(read_vocabulary(FOLDER / "films" / "vocabulary.csv").names.values())
+    about = {
+        "pictures": item.pictures,
+        "both": True,
+        "title": "What we see, what the model gets, and when a label shows",
+    }
+    plots.save(plots.plot_timeline(item.frames, item.evidence, names, **about), HERE / "film-as-features.png")
+
+
+def draw_attack() -> None:
+    folder = FOLDER / "checkpoints"
     models = {name: checkpoint.load(folder / f"{name}-seed0.safetensors") for name in TITLES}
     one_frame = pgd(ThreatModel(**models["a-art"][1]["threat"]).few())
     batch = collate(list(open_data("synthetic").test.select(range(100))))
@@ -48,4 +61,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    draw_film()
+    draw_attack()

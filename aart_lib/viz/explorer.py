@@ -1,4 +1,4 @@
-"""The explorer of attention under attack, and the animated figure: everything that needs ipywidgets or moves.
+"""The explorer of attention under attack, everything that needs ipywidgets.
 
 What is shown is computed by functions that know nothing of widgets (`attack`, `craft`, `look`), so that a picture can
 be checked without a browser.
@@ -13,15 +13,14 @@ from typing import NamedTuple
 import ipywidgets
 import numpy as np
 import torch
-from matplotlib.animation import PillowWriter
 
 from aart_lib.attacks import NORMS, OBJECTIVES, Attack, ThreatModel, perturb
 from aart_lib.attention import temporal_attention
-from aart_lib.data.batch import LEVEL, Batch, collate
+from aart_lib.data.batch import Batch, collate
 from aart_lib.data.dataset import VideoDataset
 from aart_lib.model import predict
 from aart_lib.scoring import probabilities
-from aart_lib.viz import plots, style
+from aart_lib.viz import plots
 
 FACTORS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # of the calibrated ε
 SEARCHES: dict[str, dict] = {  # options of `Attack` under the names of the menu
@@ -81,11 +80,6 @@ def craft(model, batch: Batch, found: Attack) -> torch.Tensor:
         return perturb(model, batch, found, generator=torch.Generator().manual_seed(0))
     finally:
         torch.set_num_threads(threads)
-
-
-def sweep(model, batch: Batch, threat: ThreatModel, factors: Sequence[float], *, layer=-1, **options) -> list[View]:
-    """One `View` for every size of the attack; options as in `attack`."""
-    return [look(model, batch, craft(model, batch, attack(batch, threat, f, **options)), layer=layer) for f in factors]
 
 
 class Explorer(ipywidgets.VBox):
@@ -161,33 +155,3 @@ class Explorer(ipywidgets.VBox):
         fig = plots.plot_timeline(batch.frames[0], evidence, self.names, **about)
         fig.savefig(file := io.BytesIO(), dpi=80, metadata={"Software": None}, pil_kwargs={"compress_level": 1})
         return file.getvalue()
-
-
-@plots.styled
-def animate_attention(path, views: Mapping, epsilons, evidence, labels, names: Sequence[str], *, fps=4) -> None:
-    """Write a GIF: temporal attention and label probabilities while ε grows, a row a model.
-
-    Args:
-        views: {model: a `View` for each of ``epsilons`` [E] (feature units)}, as from `sweep`.
-        evidence: [T,C] bool; labels: [C] true labels, 0/1; names: C names.
-    """
-    evidence, labels = np.asarray(evidence), np.asarray(labels)
-    last = sum(series[-1].scores["attacked"] * (1 - labels) for series in views.values())
-    shown = [*np.flatnonzero(labels), *np.argsort(-last)[:2]]  # the true labels, and two wrong ones that come up
-    top = 1.3 * max(line.max() for series in views.values() for view in series for line in view.attention.values())
-    fig, writer = style.Drawing(figsize=(9, 3.3 * len(views))), PillowWriter(fps=fps)
-    with writer.saving(fig, str(path), dpi=80):
-        for step in [0] * fps + [*range(len(epsilons))] + [-1] * 2 * fps:  # wait at both ends
-            fig.clear()
-            fig.suptitle(f"ε = {epsilons[step] / LEVEL:.1f} levels of the stored features", weight="bold")
-            parts = fig.subfigures(len(views), 1, squeeze=False)[:, 0]
-            for part, (name, series) in zip(parts, views.items(), strict=True):
-                part.subplots_adjust(left=0.08, right=0.97, bottom=0.16, top=0.8, wspace=0.08)
-                axes = part.subplot_mosaic("AS;CS", height_ratios=[3, 1], width_ratios=[2.5, 1])
-                above, beside, below = axes.values()
-                plots.draw_attention(above, below, series[step].attention, evidence)
-                scores = {key: values[shown] for key, values in series[step].scores.items()}
-                plots.draw_scores(beside, scores, [names[c] for c in shown], labels[shown] > 0)
-                above.set(ylim=(0, top), title=name, xticks=[])
-                below.set(ylim=(-top, top), xlabel="frame (gray: evidence)")
-            writer.grab_frame()

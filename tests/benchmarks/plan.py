@@ -30,6 +30,7 @@ from aart_lib.losses import DEFENSES
 from aart_lib.model import ModelConfig, VideoTransformer
 from aart_lib.runtime.files import write_json
 from aart_lib.threats import ThreatModel
+from aart_lib.viz import plots
 
 VIDEOS, TESTED = 3.9e6, 3000  # of the training split; enough tested ones for a difference of a few points
 FRAMES, PRESET, DEVICES = SPEC.max_frames, PRESETS["full"], (1, 8, 64)
@@ -154,10 +155,24 @@ def gpu_table() -> str:
     return as_table([*head, "until float32 features, ms", "memory, GB"], lines)
 
 
+def measured_card(results: dict) -> Machine:
+    (row,) = [r for r in GPU["rows"] if (r["defense"], r["precision"], r["frames"]) == ("a-art", "no", "bytes")]
+    return Machine(row["flops"] / row["seconds"], results["reading"])
+
+
+def draw(results: dict):
+    """Hours against GPUs, a line for each part that overlaps with the others."""
+    runs = {n: hours(results, measured_card(results), n) for n in (1, 2, 4, 8, 16, 32, 64)}
+    curves = {part: {n: run[part] for n, run in runs.items()} for part in ("computing", "reading", "storage")}
+    log = {"xscale": "log", "xticks": list(runs), "xticklabels": list(runs), "yscale": "log"}
+    marks = {"yticks": (0.01, 0.1, 1, 10), "yticklabels": (0.01, 0.1, 1, 10), "ylabel": "hours of the full run"}
+    title = "More GPUs compute faster; the storage stays as slow"
+    return plots.plot_curves(curves, title=title, xlabel="GPUs", **log, **marks)
+
+
 def page(results: dict) -> str:
     """The page in Markdown, from what was counted and measured alone."""
-    (measured,) = [r for r in GPU["rows"] if (r["defense"], r["precision"], r["frames"]) == ("a-art", "no", "bytes")]
-    card = Machine(measured["flops"] / measured["seconds"], results["reading"])
+    card = measured_card(results)
     flops, peaks = results["step"]["flops"] / MEASURED, GPU["measured"]
     bus, single = peaks["bus_bytes_per_second"] / 1e9, peaks["flops_per_second_no"] / 1e12
     half = peaks["flops_per_second_bf16"] / 1e12
@@ -237,6 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_json(stored, results)
     results = json.loads(stored.read_text(encoding="utf-8"))
     (options.out / "scale-plan.md").write_text(page(results), encoding="utf-8")
+    plots.save(draw(results), options.out / "scale-plan.png")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 
 from aart_lib.attention import cls_attention, rollout
 from aart_lib.data import synthetic
@@ -114,17 +113,6 @@ def test_attention_that_cannot_move_is_left_alone(dataset, models):
     batch = collate([dataset[0]])
     attack = module.attack(batch, THREAT, search="PGD on the attention alone")
     assert torch.equal(module.craft(uniform, batch, attack), batch.frames)
-
-
-def test_animation_shows_every_epsilon(models, dataset, tmp_path):
-    batch, factors, path = collate([dataset[0]]), (0.0, 3.0), tmp_path / "attention.gif"
-    views = {"a-art": module.sweep(models["a-art"], batch, THREAT, factors)}
-    assert [view.attacked_frames.any() for view in views["a-art"]] == [False, True]
-    epsilons = [factor * THREAT.epsilon for factor in factors]
-    names = synthetic.names(synthetic.SETTINGS["default"])
-    module.animate_attention(path, views, epsilons, batch.evidence[0], batch.labels[0], names)
-    with Image.open(path) as gif:
-        assert gif.n_frames == len(factors)
 
 
 def test_corners_of_the_linf_ball_lie_on_the_other_spheres(dataset):
