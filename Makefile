@@ -38,7 +38,7 @@ lab: $(STAMP) ## open the notebooks in JupyterLab
 	$(BIN) -m jupyterlab --notebook-dir=notebooks
 
 figures: $(STAMP) ## draw the committed figures and tables anew from the committed results and checkpoints
-	$(BIN) -m aart_lib report figures/results-synthetic.json --out figures --readme figures/README.md --checkpoints $(KEPT)
+	$(BIN) -m aart_lib report figures/results-synthetic.json --out figures --readme figures/README.md
 	$(BIN) -m aart_lib report figures/results-audioset.json --out figures --readme figures/README.md
 	for name in credit short long; do $(BIN) -m aart_lib report figures/results-$$name.json --out figures; done
 

@@ -27,7 +27,7 @@ NAMES = {path: ".".join(path.relative_to(ROOT / "aart_lib").with_suffix("").part
 ORDER = (
     "runtime.start runtime.files runtime.signals runtime.processes runtime.jobs "
     "data.batch data.exact data.foreign data.records data.formats data.index data.tensors data.dataset data.synthetic "
-    "data.vocabulary data.catalog data.convert data.describe data.download "
+    "data.vocabulary data.catalog data.describe data.download "
     "data.pictures data.extractor data.pixels data.sources data.films data.photographs "
     "metrics model attention losses threats objectives attacks scoring checkpoint steps training "
     "viz.style viz.film viz.plots viz.explorer viz.page "
@@ -36,7 +36,7 @@ ORDER = (
     "cli.options cli.films cli.commands cli.parser"
 ).split()
 FREE = {"__main__", *(name for name in NAMES.values() if name.endswith("__init__"))}  # they hand names on
-FILE_LIMIT, CORE_LIMIT, LIBRARY_LIMIT = 250, 1300, 6490  # lines of code
+FILE_LIMIT, CORE_LIMIT, LIBRARY_LIMIT = 250, 1300, 6300  # lines of code
 NOT_CODE = {"COMMENT", "NL", "NEWLINE", "INDENT", "DEDENT", "ENCODING", "ENDMARKER"}
 
 

@@ -16,12 +16,10 @@ from aart_lib.cli.options import (
     preset_asked,
     threat_asked,
 )
-from aart_lib.data.catalog import data_name, find_shards, open_data, spec_named
-from aart_lib.data.convert import convert
+from aart_lib.data.catalog import data_name, find_shards, open_data
 from aart_lib.data.dataset import VideoDataset
 from aart_lib.data.describe import describe
 from aart_lib.data.download import download
-from aart_lib.experiment.figures import draw_attention, models_to_show
 from aart_lib.experiment.judge import evaluate
 from aart_lib.experiment.presets import default_threat, model_config
 from aart_lib.experiment.report import insert_results, write_report
@@ -108,7 +106,7 @@ def run_evaluate(options) -> None:
         raise ValueError(f"the suite {options.suite} tries no --surrogates; take --suite strong, or leave them out")
     model, notes = checkpoint.load(options.checkpoint)
     model = model.float().to(processes.device())
-    check_model(options, preset, model.config, notes)
+    check_model(options, model.config, notes)
     others = _surrogates(options, model.config, notes) if options.suite == "strong" else {}
     splits, test = _open_for(options, replace(preset, max_frames=model.config.max_frames), notes)
     threat = ThreatModel(**notes["threat"])
@@ -201,26 +199,6 @@ def run_download(options) -> None:
     print(f"{len(found)} files in {options.out}: {verified} verified{bare}")
 
 
-def run_convert(options) -> None:
-    preset = preset_asked(options)
-    spec = spec_named(options.data.partition(":")[0], preset.dims)
-    convert([], spec, options.out)  # refuses what need not be converted
-    if options.data_dir is None:
-        raise ValueError(f"{options.data} needs --data-dir, the folder with its shards")
-    found = [path for split in ("train", "test") for path in find_shards(spec, options.data_dir, split)]
-    found = [path for path in found if path.suffix == ".tfrecord"]
-    if not found:
-        raise ValueError(f"{options.data_dir} holds converted shards already; use it as --data-dir")
-    share = spec.dims / sum(stored for stored, _ in spec.features.values())
-    _reserve(options, options.out, int(share * sum(path.stat().st_size for path in found)))
-    folders: dict[Path, list[Path]] = {}  # each keeps its place, where it is looked for afterwards
-    for path in found:
-        folders.setdefault(options.out / path.parent.relative_to(options.data_dir), []).append(path)
-    made = [made for out, paths in folders.items() for made in convert(paths, spec, out, options.skipped)]
-    size = sum(path.stat().st_size for path in made)
-    print(f"{len(made)} shards, {size / 1e6:,.1f} MB in {options.out}; use it as --data-dir")
-
-
 def run_films(options) -> None:
     _reserve(options, options.out, SMALL)
     print(film_commands.make(options))
@@ -241,9 +219,6 @@ def run_describe(options) -> None:
 
 def run_report(options) -> None:
     results, out = read_results(options.results), options.out or options.results.parent
-    models = models_to_show(options.checkpoints, results) if options.checkpoints else None
     if options.readme:  # first, since it may have no place for them
         insert_results(options.readme, results)
     print(write_report(results, out, options.results.with_suffix(".md").name.replace("results", "report")))
-    if models:
-        draw_attention(models, out)

@@ -75,7 +75,7 @@ def threat_asked(options, splits):
     return None if options.epsilon is None else ThreatModel(options.norm or splits.spec.norm, options.epsilon)
 
 
-def check_model(options, preset, config, notes: dict) -> None:
+def check_model(options, config, notes: dict) -> None:
     """Whether the data and the preset are those that a model was made for."""
     (name, _, variant), trained = options.data.partition(":"), notes["data"]
     asked = name if variant in ("", "default") else options.data
@@ -89,13 +89,13 @@ def check_model(options, preset, config, notes: dict) -> None:
         raise ValueError(
             f"--segments judges the rated segments of yt8m-frame, version 3; {name} has none: leave it out"
         )
-    sizes = {known: spec_named(name, found.dims).dims for known, found in PRESETS.items()}
-    if spec_named(name, preset.dims).dims != config.features:
-        fitting = next(
-            (f"--preset {known}" for known, size in sizes.items() if size == config.features), "another model"
-        )
+    sizes = {known: spec_named(name, found.dims, options.data_dir).dims for known, found in PRESETS.items()}
+    if sizes[options.preset] != config.features:
+        fits = (f"--preset {known}" for known, size in sizes.items() if size == config.features)
         got = f"--preset {options.preset} gives {sizes[options.preset]}"
-        raise ValueError(f"{options.checkpoint} takes {config.features} numbers a frame, {got}; take {fitting}")
+        raise ValueError(
+            f"{options.checkpoint} takes {config.features} numbers a frame, {got}; take {next(fits, 'another model')}"
+        )
 
 
 def check_labels(options, spec, own: list[int]) -> None:

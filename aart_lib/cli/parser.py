@@ -35,12 +35,11 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--seeds", type=int, default=1, metavar="N", help="repeat with N seeds (default 1)")
     add.add_argument("--defenses", metavar="A,B,...", help="only these and the baseline (default: the preset's)")
     add.add_argument("--suite", default=None, help="attacks: quick, standard or strong (default: the preset's)")
-    add.add_argument("--epochs", type=int, help="instead of the preset's")
     add.add_argument("--test-videos", type=int, metavar="N", help="attack so many (default: the preset's)")
     about = "defenses side by side, each on its share of the cores (default: one a core, on GPUs one after the other)"
     add.add_argument("--jobs", type=int, metavar="N", help=about)
     _hardware_options(add)
-    _threat_options(add)
+    _training_options(add)
     add.add_argument("--out", type=Path, default=Path("runs/reproduce"), metavar="DIR", help="results go here")
     add.add_argument("--resume", action="store_true", help="go on with what --out holds already")
 
@@ -48,9 +47,8 @@ def parser() -> argparse.ArgumentParser:
     _data_options(add)
     add.add_argument("--defense", default="a-art", metavar="NAME", help="standard, adversarial, ..., a-art (default)")
     add.add_argument("--seed", type=int, default=0, help="of weights and order (default 0)")
-    add.add_argument("--epochs", type=int, help="instead of the preset's")
     _hardware_options(add)
-    _threat_options(add)
+    _training_options(add)
     add.add_argument("--out", type=Path, required=True, metavar="DIR", help="the model goes here")
     add.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
 
@@ -67,8 +65,7 @@ def parser() -> argparse.ArgumentParser:
     add = _command(commands, "tune", "run the same number of trials for every defense; keep the ledger")
     _data_options(add)
     add.add_argument("--defenses", metavar="A,B,...", help="only these; default: all that have a grid")
-    add.add_argument("--epochs", type=int, help="instead of the preset's")
-    _threat_options(add)
+    _training_options(add)
     add.add_argument("--out", type=Path, required=True, metavar="FILE", help="the ledger (.json), gone on with")
 
     add = _command(commands, "download", "fetch genuine shards or the vocabulary")
@@ -79,10 +76,6 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--mirror", default="us", help="us (default), eu or asia")
     add.add_argument("--base-url", metavar="URL", help="another server with the same layout")
     add.add_argument("--out", type=Path, required=True, metavar="DIR", help="files go here")
-
-    add = _command(commands, "convert", "make copies of frame-level shards that are read several times faster")
-    _data_options(add, labels=False)  # a copy keeps all of them
-    add.add_argument("--out", type=Path, required=True, metavar="DIR", help="use it as --data-dir afterwards")
 
     add = _command(commands, "describe", "statistics of a data set, the synthetic one beside genuine ones")
     _data_options(add)
@@ -116,7 +109,6 @@ def parser() -> argparse.ArgumentParser:
     add = _command(commands, "report", "draw report.md and the figures from results.json")
     add.add_argument("results", type=Path, metavar="RESULTS", help="a results.json")
     add.add_argument("--out", type=Path, metavar="DIR", help="default: beside it")
-    add.add_argument("--checkpoints", type=Path, metavar="DIR", help="draw the attention of these models too")
     add.add_argument("--readme", type=Path, metavar="FILE", help="write the table between its result marks too")
     return top
 
@@ -126,12 +118,11 @@ def _command(commands, name: str, about: str):
     return add
 
 
-def _data_options(add, *, labels: bool = True) -> None:
+def _data_options(add) -> None:
     add.add_argument("--data", default="synthetic", metavar="NAME", help=f"{', '.join(DATA)} (default synthetic)")
     add.add_argument("--data-dir", type=Path, metavar="DIR", help="folder with the shards (synthetic: not needed)")
-    if labels:
-        about = "only the K most frequent labels of the train split, or these names or verticals"
-        add.add_argument("--labels", metavar="K|A,B,...", help=about)
+    about = "only the K most frequent labels of the train split, or these names or verticals"
+    add.add_argument("--labels", metavar="K|A,B,...", help=about)
     add.add_argument("--preset", default="small", metavar="NAME", help="quick, small (default) or full")
     about = "stop (default), or skip: leave out damaged records, and tell at the end how many, where and why"
     add.add_argument("--on-bad-record", default="stop", choices=("stop", "skip"), help=about)
@@ -145,7 +136,8 @@ def _hardware_options(add) -> None:
     add.add_argument("--sampling", metavar="NAME", help="frames of long videos: uniform (default), random, contiguous")
 
 
-def _threat_options(add) -> None:
+def _training_options(add) -> None:
+    add.add_argument("--epochs", type=int, help="instead of the preset's")
     add.add_argument("--epsilon", type=float, metavar="E", help="ε in feature units, a byte step is 4/255")
     add.add_argument("--norm", metavar="N", help="linf, l2-frame or l2-clip (default: the data set's own)")
 

@@ -12,7 +12,6 @@ from aart_lib.data import synthetic
 from aart_lib.data.dataset import VideoDataset
 from aart_lib.data.exact import integers, one_of
 from aart_lib.data.formats import SPECS, DatasetSpec
-from aart_lib.data.index import CONVERTED
 from aart_lib.data.records import Skipped
 from aart_lib.data.vocabulary import chosen
 from aart_lib.runtime.files import read_json, replacing
@@ -71,10 +70,8 @@ def find_shards(spec: DatasetSpec, data_dir, split: str) -> list[Path]:
     folder, patterns = Path(data_dir), getattr(spec, split)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; --data-dir must be the folder with the {spec.name} shards")
-    converted = [pattern.removesuffix(".tfrecord") + CONVERTED for pattern in patterns]
-    for tried in (patterns, converted):
-        if found := sorted({path for pattern in tried for path in folder.glob(pattern) if path.is_file()}):
-            return found
+    if found := sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}):
+        return found
     packed = [path.name for pattern in patterns for path in folder.glob(f"{pattern}.*")][:1]
     more = f"; {packed[0]} must be unpacked first" if packed else ""
     raise ValueError(f"{folder} has no {split} shards of {spec.name}; looked for {', '.join(patterns)}{more}")
@@ -129,7 +126,7 @@ def open_data(
     dims: leading dimensions used of each feature list; max_frames, skipped: as in `VideoDataset`.
     """
     name, _, variant = name.partition(":")
-    spec, groups = spec_named(name, dims), {}
+    spec = spec_named(name, dims, data_dir)
     if name == "synthetic":
         settings = synthetic.settings_named(variant or "default")
         data_dir = data_dir or synthetic.ensure(settings)
@@ -137,19 +134,23 @@ def open_data(
         raise ValueError(f"{name} has no variants, got {variant!r}; leave out what follows the colon")
     elif name == "films":
         data_dir = data_dir or BUNDLED
-        spec, groups = films_spec(data_dir, dims), _groups(data_dir)
     elif data_dir is None:
         raise ValueError(f"{name} needs --data-dir, the folder with its shards; `python -m aart_lib download` fetches")
     kept = chosen(labels, spec, data_dir)
-    splits = open_splits(spec, data_dir, labels=kept, max_frames=max_frames, skipped=skipped, groups=groups)
+    splits = open_splits(spec, data_dir, labels=kept, max_frames=max_frames, skipped=skipped, groups=_groups(data_dir))
     if variant and variant_of(splits) != variant:
         raise ValueError(f"{data_dir} was not generated as {name}:{variant}; leave out the variant, or --data-dir")
     return splits
 
 
-def spec_named(name: str, dims: dict[str, int] | None = None) -> DatasetSpec:
-    """What a data set's files hold, with so many leading dimensions used. Raises: ValueError for an unknown name."""
+def spec_named(name: str, dims: dict[str, int] | None = None, data_dir=None) -> DatasetSpec:
+    """What a data set's files hold, with so many leading dimensions used; of films, the folder tells it.
+
+    Raises: ValueError for an unknown name, and for a folder of films that is none.
+    """
     one_of("data set", name, SPECS)
+    if name == "films":
+        return films_spec(data_dir or BUNDLED, dims)
     return SPECS[name] if name == "synthetic" else SPECS[name].leading(**(dims or {}))
 
 

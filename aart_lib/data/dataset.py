@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from aart_lib.data.batch import Batch, Item, dequantize
 from aart_lib.data.exact import integers, one_of
 from aart_lib.data.formats import SAMPLINGS, DatasetSpec, chosen_frames, tables_of
-from aart_lib.data.index import CONVERTED, Entries, Entry, converted_rows, index
+from aart_lib.data.index import Entries, Entry, index
 from aart_lib.data.records import RecordError, Skipped, decode_strings, read_record
 from aart_lib.data.tensors import Given, given
 from aart_lib.runtime.processes import can_start_processes
@@ -46,7 +46,7 @@ class VideoDataset(Dataset):
     """The videos of some record files, indexed when opened, read when asked for.
 
     Args:
-        paths: TFRecord files, or what `convert` made of them; spec: what they hold.
+        paths: TFRecord files; spec: what they hold.
         labels: class indices to keep, in column order; videos without any of them are left out (`left_out` counts
             them). None = all classes, all videos.
         max_frames: frames used of a video; None = the spec's.
@@ -88,11 +88,10 @@ class VideoDataset(Dataset):
 
         Args:
             frames: [N,T,D], or N tables [T,D] of any lengths; floats of any width, tensors or arrays.
-            labels: [N,C] of 0 and 1, of any dtype; with ``classes`` (their number) the class indices of each video.
+            labels: [N,C] of 0 and 1, of any dtype.
             keep, max_frames: ``labels`` and ``max_frames`` as above; None = all classes, the longest video.
             more: ids: N texts, by default "0", "1", …; evidence: frames that show a label, 0 and 1, [N,T,C] or N
-                tables [T,C]; mask: bool [N,T], True = real frame, or lengths: [N], for frames [N,T,D];
-                name: of the data, in results.
+                tables [T,C]; mask: bool [N,T], True = real frame, for frames [N,T,D]; name: of the data, in results.
         Raises: ValueError that names the argument or the video.
         """
         found = given(frames, labels, **more)
@@ -150,12 +149,9 @@ class VideoDataset(Dataset):
 
     def read(self, entry: Entry) -> tuple[list[np.ndarray], np.ndarray | None]:
         """A video's frames as they are stored, in parts [T,·] side by side, and its evidence [T,classes] or None."""
-        if entry.path.endswith(CONVERTED):
-            places = entry.offset + self._frames(entry, entry.frames)
-            if self._given:
-                frames, evidence = self._given.rows(places)
-                return [frames], evidence
-            return [converted_rows(entry.path, places, self.spec.dims)], None
+        if self._given:
+            frames, evidence = self._given.rows(entry.offset + self._frames(entry, entry.frames))
+            return [frames], evidence
         payload = _read(entry)
         try:
             tables = tables_of(payload, self.spec)
@@ -170,7 +166,7 @@ class VideoDataset(Dataset):
     def _stored(self, entry: Entry) -> tuple[list[np.ndarray], np.ndarray | None]:
         """The same, from the cache if it is there."""
         key = entry.path, entry.offset, entry.start
-        if self._sampling != "uniform" or entry.path.endswith(CONVERTED):
+        if self._given or self._sampling != "uniform":
             return self.read(entry)
         if key in self._cache:
             return self._cache[key]
@@ -189,7 +185,7 @@ class VideoDataset(Dataset):
 
     def _frames(self, entry: Entry, total: int) -> np.ndarray:
         """Which of a video's frames are used."""
-        if entry.frames and not entry.path.endswith(CONVERTED):
+        if entry.frames and not self._given:
             if entry.start >= total:
                 raise ValueError(f"its segment begins at frame {entry.start}, the video has {total}")
             return np.arange(entry.start, min(entry.start + entry.frames, total))[: self.max_frames]

@@ -20,8 +20,8 @@ class DatasetSpec:
     name: str
     features: dict[str, tuple[int, int]]  # feature list -> (dimensions stored, leading ones used)
     classes: int
-    train: tuple[str, ...]  # file patterns inside the data folder
-    test: tuple[str, ...]
+    train: tuple[str, ...] = ("train*.tfrecord",)  # file patterns inside the data folder
+    test: tuple[str, ...] = ("test*.tfrecord",)
     max_frames: int = 32
     norm: str = "linf"
     epsilon: float = 2.5 * LEVEL  # where the calibration starts to look
@@ -53,14 +53,7 @@ class DatasetSpec:
 
 
 SPECS = {
-    "synthetic": DatasetSpec(
-        "synthetic",
-        {"rgb": (256, 256), "audio": (64, 64)},
-        40,
-        ("train*.tfrecord",),
-        ("test*.tfrecord",),
-        evidence=True,
-    ),
+    "synthetic": DatasetSpec("synthetic", {"rgb": (256, 256), "audio": (64, 64)}, 40, evidence=True),
     "audioset": DatasetSpec(
         "audioset",
         {"audio_embedding": (128, 128)},
@@ -90,15 +83,8 @@ SPECS = {
         epsilon=2 * LEVEL,
         video_level=True,
     ),
-    "films": DatasetSpec(
-        "films",
-        {"rgb": (256, 256)},
-        0,  # as many classes, numbers and frames as the folder says: `catalog.films_spec`
-        ("train*.tfrecord",),
-        ("test*.tfrecord",),
-        max_frames=300,
-        evidence=True,
-    ),
+    # As many classes, numbers and frames as the folder says: `catalog.films_spec`.
+    "films": DatasetSpec("films", {"rgb": (256, 256)}, 0, max_frames=300, evidence=True),
 }
 
 

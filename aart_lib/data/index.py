@@ -5,8 +5,8 @@ large ones only the head of each record is read, and what was found is kept in t
 """
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,9 +17,9 @@ from aart_lib.data.records import RecordError, Skipped, decode_example, refuse, 
 from aart_lib.runtime.files import cache_folder, replacing
 
 SEGMENT = 5  # seconds, the length of YouTube-8M's rated segments
-CONVERTED = ".frames"  # raw bytes [frames of all videos, D], see `convert`
 LONGEST_ID = 256  # bytes; all ids of a data set lie in one array, as wide as the longest
-KINDS = dict.fromkeys(("shard", "offset", "start", "frames", "first", "last", "labels"), "i") | {"id": "S"}
+# Of a video: its file, place, first frame and their number, and where its labels begin and end among all.
+ROW = [("shard", "i4"), ("offset", "i8"), ("start", "i4"), ("frames", "i4"), ("first", "i8"), ("last", "i8")]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Entry:
     """One video."""
 
     path: str
-    offset: int  # in a record file: byte; in a converted file: row
+    offset: int  # in a file: byte; of features in memory: row
     id: str
     labels: tuple[int, ...]  # ascending
     start: int = 0  # first frame, where only a part of the video is meant
@@ -35,75 +35,68 @@ class Entry:
 
 
 class Entries(Sequence[Entry]):
-    """Videos, packed into arrays. Behaves as a list of `Entry`; `take` gives a part of it."""
+    """Videos, packed into two arrays. Behaves as a list of `Entry`; `take` gives a part of it."""
 
-    def __init__(self, paths: list[str], **columns):
-        self.paths, self.columns = paths, columns  # shard, offset, start, frames, id, first, last [N]; labels, flat
+    def __init__(self, paths: list[str], rows: np.ndarray, labels: np.ndarray):
+        self.paths, self.rows = paths, rows  # [N] of ROW, and the id
+        self.labels = labels  # of all videos, one behind the other
 
     @classmethod
     def of(cls, entries: Sequence[Entry]) -> "Entries":
-        paths = list(dict.fromkeys(entry.path for entry in entries))
-        place = {path: i for i, path in enumerate(paths)}
-        ends = np.cumsum([0, *(len(entry.labels) for entry in entries)])
-        return cls(
-            paths,
-            shard=np.array([place[entry.path] for entry in entries], np.int32),
-            offset=np.array([entry.offset for entry in entries], np.int64),
-            start=np.array([entry.start for entry in entries], np.int32),
-            frames=np.array([entry.frames for entry in entries], np.int32),
-            id=np.array([entry.id.encode() for entry in entries] or [b""], np.bytes_)[: len(entries)],
-            first=ends[:-1].astype(np.int64),
-            last=ends[1:].astype(np.int64),
-            labels=np.array([label for entry in entries for label in entry.labels], np.int32),
-        )
+        shards = {path: i for i, path in enumerate(dict.fromkeys(entry.path for entry in entries))}
+        ends, rows = np.cumsum([0, *(len(entry.labels) for entry in entries)]), []
+        for i, entry in enumerate(entries):
+            place = shards[entry.path], entry.offset, entry.start, entry.frames
+            rows.append((*place, ends[i], ends[i + 1], entry.id.encode()))
+        longest = max((len(row[-1]) for row in rows), default=0) or 1
+        labels = np.array([label for entry in entries for label in entry.labels], np.int32)
+        return cls([*shards], np.array(rows, [*ROW, ("id", f"S{longest}")]), labels)
 
     @classmethod
     def join(cls, parts: Sequence["Entries"]) -> "Entries":
         """All videos of all parts, one part behind the other."""
         if not parts:
             return cls.of([])
-        paths, labels, moved = list[str](), 0, []
+        paths, rows, labels = list[str](), [], 0
         for part in parts:
-            shift = {"shard": len(paths), "first": labels, "last": labels}
-            moved.append({name: c + shift[name] if name in shift else c for name, c in part.columns.items()})
-            paths, labels = paths + part.paths, labels + len(part.columns["labels"])
-        return cls(paths, **{name: np.concatenate([columns[name] for columns in moved]) for name in moved[0]})
+            rows.append(part.rows.copy())
+            rows[-1]["shard"] += len(paths)
+            for end in ("first", "last"):
+                rows[-1][end] += labels
+            paths, labels = paths + part.paths, labels + len(part.labels)
+        return cls(paths, np.concatenate(rows), np.concatenate([part.labels for part in parts]))
 
     def __len__(self) -> int:
-        return len(self.columns["offset"])
+        return len(self.rows)
 
     def __getitem__(self, i: int) -> Entry:  # type: ignore[override]  # for several there is `take`
         if not -len(self) <= i < len(self):
             raise IndexError(f"video {i} of {len(self)}")
-        one = {name: column[i].item() for name, column in self.columns.items() if name != "labels"}
-        labels = tuple(self.columns["labels"][one["first"] : one["last"]].tolist())
-        name = one["id"].decode("utf-8", "replace")
-        return Entry(self.paths[one["shard"]], one["offset"], name, labels, one["start"], one["frames"])
+        shard, offset, start, frames, first, last, name = self.rows[i].tolist()
+        labels = tuple(self.labels[first:last].tolist())
+        return Entry(self.paths[shard], offset, name.decode("utf-8", "replace"), labels, start, frames)
 
     def take(self, rows) -> "Entries":
         """The videos at these positions (or where a boolean [N] is true), in this order."""
         rows = np.asarray(rows)
-        rows = rows if rows.dtype == bool else rows.astype(np.int64)
-        kept = {name: column if name == "labels" else column[rows] for name, column in self.columns.items()}
-        return Entries(self.paths, **kept)
+        return Entries(self.paths, self.rows[rows if rows.dtype == bool else rows.astype(np.int64)], self.labels)
 
     def showing(self, labels: Sequence[int]) -> np.ndarray:
         """Boolean [N]: videos with at least one of the labels."""
-        before = np.concatenate([[0], np.isin(self.columns["labels"], labels).cumsum()])
-        return before[self.columns["last"]] > before[self.columns["first"]]
+        before = np.concatenate([[0], np.isin(self.labels, labels).cumsum()])
+        return before[self.rows["last"]] > before[self.rows["first"]]
 
     def label_counts(self) -> dict[int, int]:
         """{label: number of videos}."""
-        flat, first, last = (self.columns[name] for name in ("labels", "first", "last"))
-        begun, ended = (np.bincount(side, minlength=len(flat) + 1) for side in (first, last))
+        begun, ended = (np.bincount(self.rows[end], minlength=len(self.labels) + 1) for end in ("first", "last"))
         owners = (begun - ended).cumsum()[:-1]  # 0 where the video of a label was left out
-        counts = np.bincount(flat, owners, minlength=1).astype(int)
+        counts = np.bincount(self.labels, owners, minlength=1).astype(int)
         return {int(label): int(counts[label]) for label in counts.nonzero()[0]}
 
     def by_shard(self) -> dict[str, np.ndarray]:
         """{path: positions of its videos}, paths without a video left out."""
-        order = self.columns["shard"].argsort(kind="stable")
-        bounds = np.searchsorted(self.columns["shard"][order], np.arange(len(self.paths) + 1))
+        order = self.rows["shard"].argsort(kind="stable")
+        bounds = np.searchsorted(self.rows["shard"][order], np.arange(len(self.paths) + 1))
         found = {path: order[bounds[i] : bounds[i + 1]] for i, path in enumerate(self.paths)}
         return {path: rows for path, rows in found.items() if len(rows)}
 
@@ -112,31 +105,25 @@ class Entries(Sequence[Entry]):
 
 
 def index(paths, spec: DatasetSpec, *, segments=False, check=True, skipped: Skipped | None = None) -> Entries:
-    """The videos of record files or converted ones, in the order of the files.
+    """The videos of record files, in the order of the files.
 
     Args:
         segments: each rated segment of YouTube-8M's third version is a video of its own, with the labels found there.
         check: read every record in full; else its head only.
         skipped: leave out bad records and count them here; for that every record is read in full.
-    Raises: RecordError for a record that is not what the spec says, ValueError for a converted file that does not fit.
+    Raises: RecordError for a record that is not what the spec says.
     """
-    parts = []
+    parts, in_full = [], check or skipped is not None
     for path in map(Path, paths):
         if path.is_dir():
             raise RecordError(path, 0, "it is a folder; give the record files in it")
-        if path.suffix == CONVERTED and segments:
-            raise ValueError(f"{path} is converted and has no rated segments; give the folder it was converted from")
-        if path.suffix == CONVERTED:
-            parts.append(_converted(path, spec))
-        elif not path.stat().st_size:
+        if skipped is not None:
+            skipped.files.pop(str(path), None)  # counted anew where a file is opened again
+        if not path.stat().st_size:
             refuse(RecordError(path, 0, "the file is empty; fetch it again"), skipped)
-        elif check or segments or spec.video_level or skipped is not None:
-            if skipped is not None:
-                skipped.files.pop(str(path), None)  # counted anew where a file is opened again
-            in_full = check or skipped is not None
-            parts.append(
-                Entries.of(list(_scan(path, spec, scan_records(path, skipped=skipped), segments, in_full, skipped)))
-            )
+        elif in_full or segments or spec.video_level:
+            records = scan_records(path, skipped=skipped)
+            parts.append(Entries.of(list(_scan(path, spec, records, segments, in_full, skipped))))
         else:
             parts.append(_remembered(path, spec))
     return Entries.join(parts)
@@ -196,70 +183,11 @@ def _remembered(path: Path, spec: DatasetSpec) -> Entries:
     about = path.stat()
     key = f"{path.resolve()} {about.st_size} {about.st_mtime_ns} {spec.classes}"
     kept = cache_folder() / "index" / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.npz"
-    try:
-        return Entries([str(path)], **_load(kept, spec)[0])
-    except (OSError, ValueError):
-        pass  # not there yet, or damaged: made anew
+    with suppress(Exception):  # not there yet, or damaged, for which zipfile and numpy raise a dozen kinds: made anew
+        with np.load(kept, allow_pickle=False) as stored:
+            return Entries([str(path)], **stored)
     found = Entries.of(list(_scan(path, spec, scan_heads(path), False, False)))
     found.paths = [str(path)]
     with replacing(kept) as file:
-        np.savez(file, **found.columns)
+        np.savez(file, rows=found.rows, labels=found.labels)
     return found
-
-
-def _load(path: Path, spec: DatasetSpec) -> tuple[dict, dict]:
-    """The columns of a stored index, and what else is with them. Raises: ValueError if it is damaged, OSError."""
-    size = path.stat().st_size
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            if sum(member.file_size for member in stored.zip.infolist()) > size:  # before anything is unpacked
-                raise ValueError("it claims more than it holds")
-            more = dict(stored)
-        columns = {name: more.pop(name) for name in KINDS}
-        if not _sound(columns, spec):
-            raise ValueError("its numbers do not belong together")
-        return columns, more
-    except Exception as error:  # zipfile and numpy raise a dozen kinds for a damaged file
-        raise ValueError(f"{path} is not a readable index: {error}") from error
-
-
-def _sound(columns: dict, spec: DatasetSpec) -> bool:
-    """Do the columns have the kinds and lengths of an index, and speak of what there can be?"""
-    shapes = {column.shape for name, column in columns.items() if name != "labels"}
-    if {name: column.dtype.kind for name, column in columns.items()} != KINDS or len(shapes) > 1:
-        return False
-    most = {"shard": 0, "offset": 2**62, "start": 2**31, "frames": 2**31, "first": columns["last"]}
-    most |= {"last": len(columns["labels"]), "labels": spec.classes - 1}
-    inside = all(((columns[name] >= 0) & (columns[name] <= limit)).all() for name, limit in most.items())
-    return inside and columns["id"].ndim == columns["labels"].ndim == 1 and columns["id"].itemsize <= 4 * LONGEST_ID
-
-
-# ---------------------------------------------------------------- converted files
-
-
-def layout(spec: DatasetSpec) -> str:
-    return " ".join(f"{name}:{used}" for name, (_, used) in spec.features.items())
-
-
-def _converted(path: Path, spec: DatasetSpec) -> Entries:
-    try:
-        columns, more = _load(path.with_suffix(".npz"), spec)
-        held, classes = str(more["features"]), int(more["classes"])
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} has no readable index {path.stem}.npz beside it; convert again") from error
-    if (held, classes) != (layout(spec), spec.classes):
-        raise ValueError(f"{path} was converted with {held}, {classes} classes; convert again for {layout(spec)}")
-    rows, ends = columns["frames"].sum(dtype=np.int64), columns["offset"] + columns["frames"]
-    if os.path.getsize(path) != rows * spec.dims or not columns["frames"].all() or (ends > rows).any():
-        raise ValueError(f"{path} has {os.path.getsize(path)} bytes, its index speaks of others; convert again")
-    return Entries([str(path)], **columns)
-
-
-def converted_rows(path: str, rows: np.ndarray, dims: int) -> np.ndarray:
-    """Ascending rows [T,D] of a converted file, in one read; opened anew: maps kept would each keep a file open."""
-    table = np.empty((rows[-1] + 1 - rows[0], dims), np.uint8)
-    with open(path, "rb", buffering=0) as file:
-        file.seek(int(rows[0]) * dims)
-        if file.readinto(table.data) < table.nbytes:
-            raise RecordError(path, int(rows[0]) * dims, "the file ends inside the video; convert again")
-    return table[rows - rows[0]]

@@ -275,22 +275,26 @@ def decode_example(payload: bytes) -> dict:
     return {name: _feature(feature) for features in maps for name, feature in _entries(features)}
 
 
+def _feature_lists(payload: bytes) -> Iterator[tuple[str, memoryview]]:
+    """Name and frames of each feature list of a ``SequenceExample``."""
+    return (pair for lists in _messages(memoryview(payload), 2) for pair in _entries(lists))
+
+
 def decode_lists(payload: bytes, names: Iterable[str]) -> dict[str, np.ndarray]:
     """The named byte lists of a ``SequenceExample``, uint8 [T, n] each; one that is not there is left out.
 
     Raises: ValueError if the bytes are not such a message.
     """
-    wanted, maps = set(names), _messages(memoryview(payload), 2)
-    return {name: _frames(frames, name) for lists in maps for name, frames in _entries(lists) if name in wanted}
+    wanted = set(names)
+    return {name: _frames(frames, name) for name, frames in _feature_lists(payload) if name in wanted}
 
 
 def decode_strings(payload: bytes, name: str) -> list[bytes]:
     """A feature list with one byte string of any length a frame; [] if the record has none of that name."""
-    for number, kind, lists in _fields(memoryview(payload)):
-        for key, frames in _entries(lists) if number == 2 and kind == _BYTES else ():
-            if key == name:
-                values = [_feature(body) for number, kind, body in _fields(frames) if number == 1 and kind == _BYTES]
-                return [value[0] if value and isinstance(value, list) else b"" for value in values]
+    for key, frames in _feature_lists(payload):
+        if key == name:
+            values = map(_feature, _messages(frames, 1))
+            return [value[0] if isinstance(value, list) and value else b"" for value in values]
     return []
 
 
@@ -299,9 +303,8 @@ def contents(payload: bytes) -> dict[str, str]:
     found = dict[str, str]()
     with suppress(ValueError):  # the rest is not such a message
         found |= {name: _words(value) for name, value in decode_example(payload).items()}
-        for lists in _messages(memoryview(payload), 2):
-            for name, frames in _entries(lists):
-                found[name] = f"{_words(_feature(next(_messages(frames, 1), b'')))} a frame"
+        for name, frames in _feature_lists(payload):
+            found[name] = f"{_words(_feature(next(_messages(frames, 1), b'')))} a frame"
     return found
 
 

@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aart_lib.data.exact import integers
 from aart_lib.data.formats import DatasetSpec
-from aart_lib.data.index import CONVERTED, LONGEST_ID, Entries, Entry
+from aart_lib.data.index import LONGEST_ID, Entries, Entry
 
 
 class Given(NamedTuple):
-    """Videos one behind the other, as in a converted file; an entry names its first row and its number of frames."""
+    """Videos one behind the other, an entry names its first row and its number of frames."""
 
     spec: DatasetSpec
     entries: Entries
@@ -27,16 +26,16 @@ class Given(NamedTuple):
         return self.frames[rows].float().numpy(), None if self.evidence is None else self.evidence[rows]
 
 
-def given(frames, labels, *, classes=None, ids=None, evidence=None, mask=None, lengths=None, name="tensors") -> Given:
+def given(frames, labels, *, ids=None, evidence=None, mask=None, name="tensors") -> Given:
     """The arguments of `VideoDataset.from_tensors`, checked. Raises: ValueError."""
-    real = _real(frames, mask, lengths)
+    real = _real(frames, mask)
     tables = _tables(frames, "frames", real)
     table, sizes, names = torch.cat(tables), [len(part) for part in tables], _names(ids, len(tables))
     low, high = _range(table, sizes, names)
-    shown, classes = _labels(labels, len(sizes), classes)
+    shown, classes = _labels(labels, len(sizes))
     marked = None if evidence is None else _evidence(evidence, real, sizes, classes)
     first = np.cumsum([0, *sizes])
-    entries = [Entry(name + CONVERTED, int(first[i]), names[i], shown[i], 0, sizes[i]) for i in range(len(sizes))]
+    entries = [Entry(name, int(first[i]), names[i], shown[i], 0, sizes[i]) for i in range(len(sizes))]
     digest = hashlib.sha256(repr((sizes, table.dtype)).encode())
     digest.update(table.contiguous().view(torch.uint8).numpy().data)
     dims, box = (table.shape[1], table.shape[1]), (low, high) if low < high else None
@@ -82,23 +81,17 @@ def _tensor(value, what: str) -> Tensor:
         raise ValueError(f"{what} must be a tensor or an array of numbers with equal rows") from None
 
 
-def _real(frames, mask, lengths) -> Tensor | None:
+def _real(frames, mask) -> Tensor | None:
     """Which frames of [N,T,D] are real, bool [N,T]; None = all. Raises: ValueError."""
-    if mask is None and lengths is None:
+    if mask is None:
         return None
-    if _listed(frames) or (mask is not None and lengths is not None):
-        raise ValueError("give mask or lengths, not both, and only with frames [N,T,D]: tables have their own lengths")
-    shape = tuple(frames.shape[:2])
-    if mask is not None:
-        real = _tensor(mask, "mask")
-        if real.dtype != torch.bool or tuple(real.shape) != shape:
-            got = f"{real.dtype} {list(real.shape)}"
-            raise ValueError(f"mask must be bool [N,T]={list(shape)}, True = real frame, got {got}")
-        return real
-    sizes = torch.from_numpy(integers(lengths, "lengths"))
-    if tuple(sizes.shape) != shape[:1] or not ((0 <= sizes) & (sizes <= shape[1])).all():
-        raise ValueError(f"lengths must be {shape[0]} numbers from 1 to {shape[1]}, got {sizes.tolist()[:9]}")
-    return torch.arange(shape[1]) < sizes[:, None]
+    if _listed(frames):
+        raise ValueError("mask goes with frames [N,T,D]: tables have their own lengths")
+    real, shape = _tensor(mask, "mask"), tuple(frames.shape[:2])
+    if real.dtype != torch.bool or tuple(real.shape) != shape:
+        got = f"{real.dtype} {list(real.shape)}"
+        raise ValueError(f"mask must be bool [N,T]={list(shape)}, True = real frame, got {got}")
+    return real
 
 
 def _names(ids, count: int) -> list[str]:
@@ -128,26 +121,17 @@ def _range(table: Tensor, sizes: list[int], names: list[str]) -> tuple[float, fl
     return low, high
 
 
-def _labels(labels, count: int, classes) -> tuple[list[tuple[int, ...]], int]:
+def _labels(labels, count: int) -> tuple[list[tuple[int, ...]], int]:
     """The ascending class indices of each video, and the number of classes. Raises: ValueError."""
     labels = labels if hasattr(labels, "shape") else list(labels)
     if len(labels) != count:
         raise ValueError(f"labels must have a row for each of the {count} videos, got {len(labels)}")
-    if classes is not None and tuple(getattr(labels, "shape", ()))[1:] != (classes,):
-        return [_indices(row, classes, i) for i, row in enumerate(labels)], int(classes)
     if isinstance(labels, list) and all(hasattr(row, "shape") for row in labels):
         labels = torch.stack([_tensor(row, "labels") for row in labels])
     if len(getattr(labels, "shape", ())) != 2 or not labels.shape[1]:
-        raise ValueError("labels must be [N,C] of 0 and 1; for class indices give classes=, the number of classes")
+        raise ValueError("labels must be [N,C] of 0 and 1; of class indices torch.nn.functional.one_hot makes them")
     hot = _hot(labels, "labels")
     return [tuple(row.nonzero()[0].tolist()) for row in hot], hot.shape[1]
-
-
-def _indices(row, classes: int, video: int) -> tuple[int, ...]:
-    found = integers(row, f"labels[{video}]").ravel().tolist()
-    if len(set(found)) < len(found) or not all(0 <= label < classes for label in found):
-        raise ValueError(f"labels[{video}] must be different class indices below {classes}, got {found!s:.60}")
-    return tuple(sorted(found))
 
 
 def _hot(values, what: str) -> np.ndarray:

@@ -1,24 +1,13 @@
-"""Pictures of a run: the report's figures from results.json alone, and attention under attack from checkpoints."""
+"""The figures of a report, drawn from results.json alone."""
 
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
-from aart_lib import checkpoint
-from aart_lib.attacks import ThreatModel, perturb, pgd
-from aart_lib.attention import temporal_attention
-from aart_lib.data import synthetic
-from aart_lib.data.batch import Batch, collate
-from aart_lib.data.catalog import open_data
 from aart_lib.experiment.summary import first_seed, ranked
-from aart_lib.model import predict
-from aart_lib.scoring import generator_for, probabilities
 from aart_lib.viz import plots
-
-# ---------------------------------------------------------------- figures of results.json
 
 
 def draw(results: dict, out, prefix: str) -> dict[str, str]:
@@ -74,15 +63,10 @@ def rank_correlation(x, y) -> float:
     return float(pd.DataFrame({"x": x, "y": y}).corr(method="spearman").loc["x", "y"])
 
 
-def lost_by_drift(rows: list[dict]) -> float:
-    """Rank correlation of attention drift with the GAP lost to the worst attack, over all rows."""
-    return rank_correlation(
-        [row["attention_drift"] for row in rows], [row["clean"]["gap"] - row["worst"]["gap"] for row in rows]
-    )
-
-
 def _drift(rows: list[dict]):
-    rho, second = lost_by_drift(rows), "evidence_share" if rows[0].get("evidence_share") else "attention_entropy"
+    lost = [row["clean"]["gap"] - row["worst"]["gap"] for row in rows]
+    rho = rank_correlation([row["attention_drift"] for row in rows], lost)
+    second = "evidence_share" if rows[0].get("evidence_share") else "attention_entropy"
     finding = "No clear order between drift of attention and GAP lost"
     if abs(rho) >= 0.3:
         finding = f"Where attention drifts more, {'more' if rho > 0 else 'less'} GAP is lost"
@@ -150,62 +134,3 @@ def _evidence(results: dict):
     title = f"Attention on evidence, clean → attacked: {told}"
     about = "Lines: share of attention on evidence, clean and attacked, of each defense"
     return plots.plot_evidence_share(results["rows"], title=title), f"{about}. {title}"
-
-
-# ---------------------------------------------------------------- attention under attack
-
-
-def models_to_show(folder, results: dict) -> dict:
-    """{defense: (model, notes)} of a folder's baseline and A-ART. Raises: ValueError unless the results are of them."""
-    paths = {name: Path(folder) / f"{name}-seed0.safetensors" for name in ("standard", "a-art")}
-    if bare := [path.name for path in paths.values() if not path.is_file()]:
-        raise ValueError(f"{folder} has no {bare[0]}; attention is drawn of seed 0's baseline and A-ART")
-    models = {name: checkpoint.load(path) for name, path in paths.items()}
-    wanted, made_for = results["data"], [(notes["data"], notes["labels"]) for _, notes in models.values()]
-    if not wanted["name"].startswith("synthetic"):
-        raise ValueError(f"attention is drawn beside evidence, which {wanted['name']} has not; leave out --checkpoints")
-    if made_for != 2 * [(wanted["name"], wanted["labels"])]:
-        raise ValueError(f"{folder} holds models of other data or labels than the results; leave out --checkpoints")
-    return models
-
-
-def draw_attention(models: dict, out) -> None:
-    """The README's pictures: one test video before and under a one-frame attack, and while ε grows, of both models.
-
-    Shown is the video of the 100 first test videos that misleads the baseline most: a strong example, not a typical
-    one.
-    """
-    from aart_lib.viz.explorer import animate_attention, look, sweep  # loads ipywidgets
-
-    notes, networks = models["a-art"][1], {name: model for name, (model, _) in models.items()}
-    splits, threat = open_data(notes["data"], labels=notes["labels"]), ThreatModel(**notes["threat"])
-    known = synthetic.names(synthetic.SETTINGS["default"])
-    names = [known[label] for label in splits.labels]
-    batch = collate([splits.test[i] for i in range(min(100, len(splits.test)))])
-    attacked = {name: _one_frame(model, batch, threat) for name, model in networks.items()}
-    chosen = _most_misled(networks["standard"], batch, attacked["standard"])
-    one = batch[chosen : chosen + 1].trimmed()
-    assert one.evidence is not None  # `models_to_show` sees to it
-    evidence, labels = one.evidence[0], one.labels[0]
-    for name, model in networks.items():
-        view = look(model, one, attacked[name][chosen : chosen + 1, : len(evidence)])
-        title = f"{'Baseline' if name == 'standard' else 'A-ART'}: one attacked frame, and where attention goes"
-        figure = plots.plot_timeline(one.frames[0], evidence, names, labels=labels, title=title, **view._asdict())
-        plots.save(figure, Path(out) / f"attention-under-attack-{name}.png")
-    factors = np.linspace(0, 3, 13)  # all frames attacked, while ε grows to three times the table's
-    views = {name: sweep(model, one, threat, factors.tolist()) for name, model in networks.items()}
-    path = Path(out) / "attention-while-epsilon-grows.gif"
-    animate_attention(path, views, factors * threat.epsilon, evidence, labels, names)
-
-
-def _one_frame(model, batch: Batch, threat: ThreatModel) -> torch.Tensor:
-    return perturb(model, batch, pgd(threat.few()), generator=generator_for("picture"))
-
-
-@torch.no_grad()
-def _most_misled(model, batch: Batch, attacked: torch.Tensor) -> int:
-    """The video with the largest product of attention moved and probability that a true label lost."""
-    before, after = (predict(model, frames, batch.mask, return_attention=True) for frames in (batch.frames, attacked))
-    lost = ((probabilities(before.logits) - probabilities(after.logits)) * batch.labels).amax(1)
-    moved = (temporal_attention(before.attention or ()) - temporal_attention(after.attention or ())).abs().sum(1) / 2
-    return int((lost * moved).argmax())

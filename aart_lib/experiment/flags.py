@@ -4,17 +4,19 @@ Source: Carlini et al. 2019 and Athalye et al. 2018 for the checks; the threshol
 """
 
 from collections.abc import Callable, Mapping
+from functools import reduce
 from itertools import pairwise
+from operator import getitem
 from typing import NamedTuple
 
 PGD, FGSM, DOUBLED, CURVE = "attacked.pgd", "attacked.fgsm", "other.pgd@2", "other.curve@"
 
 
 class Check(NamedTuple):
-    """A number of a row and its validation history that should not be above a threshold."""
+    """A number of a row that should not be above a threshold."""
 
     name: str
-    measure: Callable[[dict, list[dict]], float | None]  # None: it says nothing here
+    measure: Callable[[dict], float | None]  # None: it says nothing here
     threshold: float
     meaning: str
     needs: tuple[str, ...] = ()  # what the row must have for it, see `has`
@@ -24,13 +26,14 @@ def _gap(row: dict, name: str) -> float:
     return row["attacked"][name]["gap"]
 
 
-def _rise(row: dict, history: list[dict]) -> float:
-    if len(history) < 2:
+def _rise(row: dict) -> float:
+    if len(row["history"]) < 2:
         return 1.0  # unknown, so the most that GAP can rise
-    return max(history[-1][key] - history[-2][key] for key in ("clean", "attacked"))
+    sooner, later = row["history"][-2:]
+    return max(later[key] - sooner[key] for key in ("clean", "attacked"))
 
 
-def _more_steps(row: dict, history) -> float:
+def _more_steps(row: dict) -> float:
     return _gap(row, "pgd-100") - _gap(row, "pgd-10")
 
 
@@ -39,66 +42,57 @@ def _curve(row: dict) -> list[tuple[float, float]]:
     return sorted((o["threat"]["epsilon"], o["gap"]) for key, o in row["other"].items() if key.startswith("curve@"))
 
 
-def _up(row: dict, history) -> float:
+def _up(row: dict) -> float:
     doubled = row["other"]["pgd@2"]
     curve = sorted([*_curve(row), (doubled["threat"]["epsilon"], doubled["gap"])])
     return max((later - sooner for (_, sooner), (_, later) in pairwise(curve)), default=0.0)
 
 
-def _far(row: dict, history) -> float | None:
+def _far(row: dict) -> float | None:
     """GAP left at the largest ε, if that is at least eight times the table's."""
     epsilon, left = _curve(row)[-1]
     return left if epsilon > 3.9 * row["other"]["pgd@2"]["threat"]["epsilon"] else None
 
 
-def _blind(row: dict, history) -> float:
+def _blind(row: dict) -> float:
     same = row["attacked"]["gradient-free"]["same_videos"]
     return same["pgd"] - same["gap"]
 
 
-def _lost_in_bytes(row: dict, history) -> float:
+def _lost_in_bytes(row: dict) -> float:
     """Share of the attack's effect that is gone when features are stored as bytes again."""
     effect = row["clean"]["gap"] - _gap(row, "pgd")
     return (row["other"]["pgd-stored"]["gap"] - _gap(row, "pgd")) / effect if effect > 0.02 else 0.0
 
 
-def _leaking(row: dict, history) -> float:
+def _leaking(row: dict) -> float:
     return _gap(row, "fgsm") - row["clean"]["gap"]
 
 
 def _ahead(name: str, kind: str, threshold: float, meaning: str) -> Check:
     """By how much the strongest attack of a kind takes more than PGD."""
 
-    def measure(row, history):
+    def measure(row):
         return _gap(row, "pgd") - min(found["gap"] for name, found in row["attacked"].items() if name.startswith(kind))
 
     return Check(name, measure, threshold, meaning, (PGD, f"attacked.{kind}"))
 
 
-def _checked(name: str, key: str, threshold: float, meaning: str) -> Check:
-    """What was measured of the attacks themselves."""
+def _plain(name: str, path: str, threshold: float, meaning: str) -> Check:
+    """A number of the row as it is."""
 
-    def measure(row, history):
-        return row["checks"][key]
+    def measure(row):
+        return reduce(getitem, path.split("."), row)
 
-    return Check(name, measure, threshold, meaning, (f"checks.{key}",))
-
-
-def _flat(row: dict, history) -> float:
-    return row["attention_entropy"]
+    return Check(name, measure, threshold, meaning, (path,))
 
 
+# Name, number, threshold, meaning, and what the row must have.
 CHECKS = (
     Check("still-rising", _rise, 0.01, "validation GAP still rose at the last check: train longer before comparing"),
     _ahead("noise-beats-gradient", "noise", 0.0, "noise hurts more than PGD: gradients mislead"),
     _ahead("one-step-beats-many", "fgsm", 0.005, "FGSM hurts more than PGD: gradients mislead"),
-    Check(
-        "more-steps-weaker",
-        _more_steps,
-        0.005,
-        "100 steps hurt less than 10",
-        ("attacked.pgd-10", "attacked.pgd-100"),
-    ),
+    Check("more-steps-weaker", _more_steps, 0.005, "100 steps hurt less than 10", (f"{PGD}-10", f"{PGD}-100")),
     Check("epsilon-not-monotone", _up, 0.005, "a larger ε hurts less: the search fails", (DOUBLED,)),
     Check(
         "never-reaches-chance",
@@ -117,9 +111,9 @@ CHECKS = (
     _ahead("transfer-ahead", "transfer-", 0.005, "what is made for others hurts more than its own"),
     _ahead("other-objective-ahead", "pgd-margin", 0.03, "margin beats BCE, whose gradient vanishes"),
     _ahead("adaptive-ahead", "adaptive-", 0.02, "who knows the defense does better than PGD"),
-    _checked("gradient-is-zero", "zero_gradient", 0.01, "videos without any gradient to climb"),
-    _checked("not-repeatable", "repeat", 1e-3, "two answers to one question: attack the mean"),
-    _checked("threat-violated", "violation", 1e-4, "norm, box or padding of an attack is broken"),
+    _plain("gradient-is-zero", "checks.zero_gradient", 0.01, "videos without any gradient to climb"),
+    _plain("not-repeatable", "checks.repeat", 1e-3, "two answers to one question: attack the mean"),
+    _plain("threat-violated", "checks.violation", 1e-4, "norm, box or padding of an attack is broken"),
     Check(
         "lost-in-bytes",
         _lost_in_bytes,
@@ -129,19 +123,18 @@ CHECKS = (
     ),
     Check("label-leaking", _leaking, 0.005, "attacked above clean", (FGSM,)),
     _ahead("label-free-ahead", "label-free", 0.005, "not knowing the labels helps: they leak"),
-    Check("flat-attention", _flat, 0.98, "attention is nearly uniform: steady, but blind", ("attention_entropy",)),
+    _plain("flat-attention", "attention_entropy", 0.98, "attention is nearly uniform: steady, but blind"),
 )
 
 
 def flags(defense: str, row: dict, history: list[dict]) -> list[dict]:
-    """Every check for which the row has the numbers, raised or not."""
-    found = []
+    """Every check for which the row and its validation history have the numbers, raised or not."""
+    row, found = row | {"history": history}, []
     for check in CHECKS:
-        value = check.measure(row, history) if all(has(row, path) for path in check.needs) else None
+        value = check.measure(row) if all(has(row, path) for path in check.needs) else None
         if value is not None:
-            about = {"threshold": check.threshold, "meaning": check.meaning}
-            raised = value > check.threshold
-            found.append({"name": check.name, "defense": defense, "raised": raised, "value": value} | about)
+            about = {"name": check.name, "defense": defense, "raised": value > check.threshold, "value": value}
+            found.append(about | {"threshold": check.threshold, "meaning": check.meaning})
     return found
 
 

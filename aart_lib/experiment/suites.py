@@ -11,12 +11,8 @@ from aart_lib.data.exact import one_of
 from aart_lib.threats import ThreatModel
 
 SUITES = ("quick", "standard", "splice", "strong")  # "splice": standard, and one frame that may be anything
-CURVE = {
-    "quick": (),
-    "splice": (),
-    "standard": (0.5, 1.5, 3.0),
-    "strong": (0.5, 1.5, 3.0, 4.0, 8.0, 16.0),
-}  # of ε, beside 1 and 2
+# Of ε, beside 1 and 2.
+CURVE = {"quick": (), "splice": (), "standard": (0.5, 1.5, 3.0), "strong": (0.5, 1.5, 3.0, 4.0, 8.0, 16.0)}
 MIXTURES = (-10.0, -1.0, 1.0, 10.0)  # weight of attention moved against BCE: hold it still, or push it away
 SPLICE_STEPS = (0.3, 0.1, 0.03)  # of the width of the box
 FREE_VIDEOS, FREE_QUERIES = 200, 1000  # the search without gradients
@@ -74,10 +70,9 @@ def _strong(threat: ThreatModel, threshold: float) -> dict[str, Attack]:
 def _adaptive(threat: ThreatModel) -> dict[str, Attack]:
     """By an attacker who knows that attention is guarded: around it, through it, and from where it moves most."""
     shift = {kind: pgd(threat, 10, 1, objective=kind) for kind in ("attention", "attention-scores")}
+    views = "detached", "softer", "sharper", "unbounded"
     return {
-        **{
-            f"adaptive-{view}": pgd(threat, 20, 1, view=view) for view in ("detached", "softer", "sharper", "unbounded")
-        },
+        **{f"adaptive-{view}": pgd(threat, 20, 1, view=view) for view in views},
         "adaptive-start": pgd(threat, 20, 1, first=shift["attention"]),
         "adaptive-scores": pgd(threat, 20, 1, first=shift["attention-scores"]),
         **{f"adaptive-mix{w:+g}": pgd(threat, 20, 1, objective=OBJECTIVES["bce-attention"].at(w)) for w in MIXTURES},

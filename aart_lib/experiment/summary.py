@@ -17,12 +17,8 @@ NEEDED_IN_ROW = (
     "other.worst@2.gap other.frames-1.threat.epsilon other.frames-1.gap steady_attention.gap steady_attention.gap@2 "
     "attention_drift attention_entropy attention_hijacked train_seconds"
 )
-MEASURES = ("worst", "worst@2", "frames-1")  # what A-ART is compared by: at ε, at 2ε, one attacked frame
-RECOVERED = {
-    "recovered_share": "worst_gap",
-    "recovered_share@2": "worst@2_gap",
-    "recovered_share_frames-1": "frames-1_gap",
-}
+# What A-ART is compared by, at ε, at 2ε and with one attacked frame, and the share recovered of each.
+MEASURES = {"worst": "recovered_share", "worst@2": "recovered_share@2", "frames-1": "recovered_share_frames-1"}
 
 
 def _runs(judged: Callable, rows: list[dict], name: str, measure: str) -> list[Judged]:
@@ -107,8 +103,8 @@ def _summary(group: list[dict], base: dict[int, dict]) -> dict:
     measured = [_measured(row) for row in group]
     summary: dict = {key: statistics.fmean(found[key] for found in measured) for key in measured[0]}
     pairs = [(_measured(row), _measured(base[row["seed"]])) for row in group if row["seed"] in base]
-    for key, measure in RECOVERED.items():
-        shares = [_recovered(measure, *pair) for pair in pairs]
+    for measure, key in MEASURES.items():
+        shares = [_recovered(f"{measure}_gap", *pair) for pair in pairs]
         summary[key] = statistics.fmean(shares) if shares and None not in shares else None
     return summary | {"seeds": len(group)}
 

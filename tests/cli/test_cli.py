@@ -12,7 +12,6 @@ import pytest
 from aart_lib import checkpoint
 from aart_lib.cli.parser import main, parser
 from aart_lib.data import synthetic
-from aart_lib.data.formats import SPECS
 from aart_lib.data.records import encode_sequence_example, write_records
 from aart_lib.experiment import reproduce
 from aart_lib.model import ModelConfig, VideoTransformer
@@ -220,8 +219,6 @@ MISTAKES = [
     (["train", "--labels", "²"], "no label or vertical is called '²'"),
     (["train", "--sampling", "last"], "unknown sampling 'last'; known: uniform, random, contiguous"),
     (["train", "--data", "synthetic", "--sampling", "random"], "--sampling changes nothing"),
-    (["convert", "--labels", "5"], "--labels"),
-    (["convert"], "synthetic is small as it is"),
     (["evaluate", "{trained}", "--labels", "5"], "40 labels of its own, others than --labels 5"),
     (["evaluate", "{trained}", "--segments"], "--segments judges the rated segments of yt8m-frame"),
     (["evaluate", "{trained}", "--surrogates", "{trained}"], "tries no --surrogates; take --suite strong"),
@@ -270,18 +267,6 @@ def test_a_finished_model_is_not_replaced_by_one_of_other_settings(trained, tiny
     line = ["train", "--data-dir", tiny, "--defense", "trades", "--epochs", "1", "--out", trained.parent, "--resume"]
     assert f"{trained} was trained with other settings" in answer(capsys, *line)
     assert trained.read_bytes() == before
-
-
-def test_shards_in_folders_of_their_own_are_found_again_when_converted(tmp_path, capsys):
-    frames = {name: np.arange(384, dtype=np.uint8).reshape(3, 128) for name in SPECS["audioset"].features}
-    for folder in ("bal_train", "eval"):
-        made = [encode_sequence_example({"video_id": f"{folder}{i}", "labels": [1]}, frames) for i in range(9)]
-        write_records(tmp_path / "data" / folder / "00.tfrecord", made)
-    given = ["--data", "audioset", "--data-dir"]
-    assert main(["convert", *given, str(tmp_path / "data"), "--out", str(tmp_path / "fast")]) == 0
-    capsys.readouterr()
-    assert main(["describe", *given, str(tmp_path / "fast")]) == 0
-    assert "9 test videos" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", "[" * 10**6, '{"rows": []}', '{"rows": [{}]}'])

@@ -3,6 +3,7 @@
 import torch
 
 from aart_lib import checkpoint, collate, open_data, score
+from aart_lib.cli.parser import main
 from aart_lib.data.catalog import BUNDLED
 from aart_lib.data.pictures import from_jpeg
 from aart_lib.data.vocabulary import vocabulary
@@ -19,6 +20,12 @@ def test_bundled_films_are_small_and_have_pictures_times_and_models_that_know_th
         model, notes = checkpoint.load(path)
         assert notes["labels"] == splits.labels and score(model, splits.test)["gap"] > 0.85
     assert sum(path.stat().st_size for path in BUNDLED.rglob("*") if path.is_file()) < 4.3e6
+
+
+def test_a_model_of_films_is_evaluated_though_no_preset_says_how_many_numbers_a_frame_has(tmp_path):
+    model = str(BUNDLED / "checkpoints" / "standard-seed0.safetensors")
+    few = ["--suite", "quick", "--test-videos", "2", "--out", str(tmp_path)]
+    assert main(["evaluate", model, "--data", "films", *few]) == 0
 
 
 def test_batches_keep_pictures_through_selection_and_training_batches_have_none():

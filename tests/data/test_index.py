@@ -1,4 +1,4 @@
-"""index.py: a packed list of videos is that list, large shards give the index of small ones, segments, conversion."""
+"""index.py: a packed list of videos is that list, large shards give the index of small ones, segments."""
 
 from unittest import mock
 
@@ -6,16 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_data import MEANS, TINY, first_numbers, frame_lists, many, record, shard
+from test_data import TINY, first_numbers, frame_lists, many, record, shard
 
-from aart_lib.data import convert as converting
 from aart_lib.data import dataset as data
 from aart_lib.data import index, records
 from aart_lib.data.batch import quantize
-from aart_lib.data.catalog import find_shards, open_splits
-from aart_lib.data.convert import convert
 from aart_lib.data.dataset import VideoDataset
-from aart_lib.data.formats import SPECS
 from aart_lib.data.index import Entries, Entry
 from aart_lib.data.records import RecordError, encode_sequence_example, scan_heads, scan_records
 
@@ -58,7 +54,7 @@ def test_a_million_videos_take_little_memory():
     one = Entries.of([Entry("a", i, f"v{i:04}", (1, 2, 3)) for i in range(1000)])
     packed = Entries.join([one] * 1000)
     assert len(packed) == 1_000_000 and packed[999_999] == packed[999]
-    assert sum(column.nbytes for column in packed.columns.values()) < 60e6
+    assert packed.rows.nbytes + packed.labels.nbytes < 60e6
 
 
 # ---------------------------------------------------------------- large shards
@@ -214,53 +210,3 @@ def test_a_segment_behind_the_end_of_a_streamed_video_is_named_when_it_is_read(t
     dataset = VideoDataset([shard(tmp_path, rated([15], [1], [1]))], TINY, segments=True)
     with pytest.raises(RecordError, match="video 'v:15': its segment begins at frame 15, the video has 12"):
         dataset[0]
-
-
-# ---------------------------------------------------------------- conversion
-
-
-@pytest.fixture
-def converted(tmp_path):
-    """(spec, shards, the same shards converted)"""
-    folder, spec = tmp_path / "data", TINY.leading(rgb=2)
-    shards = [many(folder, [f"v{i}" for i in range(9)])]
-    shards.append(shard(folder, record("long", (2,), frame_lists(11, 5)), name="train1.tfrecord"))
-    return spec, shards, convert(shards, spec, tmp_path / "c")
-
-
-def test_converted_shards_give_the_same_items(converted):
-    spec, shards, made = converted
-    assert [path.name for path in made] == ["train0.frames", "train1.frames"]
-    assert made[1].stat().st_size == 11 * 4  # the dimensions used and no others
-    for options in ({}, {"max_frames": 3}, {"labels": [2, 1]}):
-        for item, other in zip(VideoDataset(shards, spec, **options), VideoDataset(made, spec, **options), strict=True):
-            assert item.id == other.id and (item.labels == other.labels).all()
-            assert item.frames.shape == other.frames.shape and (item.frames == other.frames).all()
-
-
-def test_converted_folders_are_opened_like_the_others_and_not_converted_again(converted, tmp_path, monkeypatch):
-    spec, shards, made = converted
-    assert find_shards(spec, tmp_path / "c", "train") == made
-    monkeypatch.setattr(converting, "save_converted", lambda *a: pytest.fail("converted again"))
-    assert convert(shards, spec, tmp_path / "c") == made
-    many(tmp_path / "c", ["t0", "t1"], name="test0.tfrecord")
-    assert len(open_splits(spec, tmp_path / "c").train) == 5
-
-
-def test_converted_files_that_do_not_fit_are_refused(converted, tmp_path):
-    spec, _, (path, _) = converted
-    with pytest.raises(ValueError, match=r"train0\.frames is converted and has no rated segments"):
-        VideoDataset([path], spec, segments=True)
-    with pytest.raises(ValueError, match=r"converted with rgb:2 audio:2, 5 classes; convert again for rgb:3 audio:2"):
-        VideoDataset([path], TINY)
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"train0\.frames has 35 bytes, its index speaks of others; convert again"):
-        VideoDataset([path], spec)
-
-
-def test_what_is_small_has_evidence_or_one_name_twice_is_not_converted(tmp_path):
-    with pytest.raises(ValueError, match="two shards have the same name"):  # where case does not count
-        convert([tmp_path / "a" / "train0.tfrecord", tmp_path / "b" / "Train0.tfrecord"], TINY, tmp_path / "c")
-    for spec in (MEANS, SPECS["synthetic"]):
-        with pytest.raises(ValueError, match="is small as it is; only frame-level shards"):
-            convert([], spec, tmp_path)

@@ -34,16 +34,8 @@ FORMS = {
     "an array of objects": (np.array([*TABLES, None], object)[:-1], {}),
     "lists of lists": ([table.tolist() for table in TABLES], {}),
     "padded with a mask": (torch.tensor(PADDED), {"mask": torch.tensor(REAL)}),
-    "padded with lengths": (PADDED, {"lengths": LENGTHS}),
     "real frames last": (PADDED[:, ::-1], {"mask": REAL[:, ::-1]}),
     "big-endian": ([table.astype(">f4") for table in TABLES], {}),
-}
-LABELS = {  # all of them mean the same
-    "booleans": (HOT.astype(bool), {}),
-    "half precision": (torch.tensor(HOT, dtype=torch.bfloat16), {}),
-    "a list of tensors": (list(torch.tensor(HOT)), {}),
-    "class indices": ([0, 1, 2, 0, 1, 2], {"classes": 3}),
-    "a column of class indices": (torch.tensor([[0], [1], [2], [0], [1], [2]]), {"classes": 3}),
 }
 
 
@@ -51,7 +43,7 @@ def videos(count=40, seed=0, top=12.0, **options) -> VideoDataset:
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, count)
     tables = [rng.uniform(0, top, (rng.integers(2, 5), 4)) + label for label in labels]
-    return VideoDataset.from_tensors(tables, labels, classes=3, **options)
+    return VideoDataset.from_tensors(tables, np.eye(3)[labels], **options)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -71,10 +63,9 @@ def test_every_width_of_floats_becomes_the_same_numbers(dtype):
     assert torch.equal(VideoDataset.from_tensors(frames, HOT).batch(range(6)).frames, frames.float())
 
 
-@pytest.mark.parametrize("kind", LABELS)
-def test_labels_of_any_kind_are_read(kind):
-    labels, options = LABELS[kind]
-    dataset = VideoDataset.from_tensors(TABLES, labels, **options)
+@pytest.mark.parametrize("labels", [HOT.astype(bool), torch.tensor(HOT).bfloat16(), list(torch.tensor(HOT))])
+def test_labels_of_any_dtype_are_read(labels):
+    dataset = VideoDataset.from_tensors(TABLES, labels)
     assert [item.labels.tolist() for item in dataset] == HOT.tolist() and dataset.labels == [0, 1, 2]
 
 
@@ -83,7 +74,7 @@ def test_evidence_and_classes_that_are_kept_follow():
     dataset = VideoDataset.from_tensors(TABLES, HOT, evidence=evidence, keep=[2, 0], ids=list("abcdef"))
     assert [item.id for item in dataset] == ["a", "c", "d", "f"] and dataset.left_out == 2
     assert dataset[1].evidence.tolist() == [[True, False]] * 3 and dataset.batch([0, 1]).evidence.shape == (2, 4, 2)
-    padded = VideoDataset.from_tensors(PADDED, HOT, lengths=LENGTHS, evidence=np.repeat(HOT[:, None], 4, 1))
+    padded = VideoDataset.from_tensors(PADDED, HOT, mask=REAL, evidence=np.repeat(HOT[:, None], 4, 1))
     assert torch.equal(padded[2].evidence, torch.tensor(evidence[2] > 0))
 
 
@@ -111,15 +102,13 @@ MISUSES = {
     "bytes": (np.ones((6, 4, 5), np.uint8), HOT, {}, "must be floats, got torch.uint8; dequantize"),
     "a path": ("train.npy", HOT, {}, r"frames must be \[N,T,.\] or a list of tables \[T,.\], got str"),
     "one video": (TABLES[0], HOT, {}, r"got shape \[4, 5\]"),
-    "no video": ([], [], {"classes": 3}, "at least one video"),
+    "no video": ([], [], {}, "at least one video"),
     "soft labels": (TABLES, HOT * 0.3, {}, "labels must be 0 or 1, got 0.3"),
-    "labels of text": (TABLES, [["a"]] * 6, {"classes": 3}, r"labels\[0\] must be integers"),
-    "classes that do not exist": (TABLES, [3] * 6, {"classes": 3}, "different class indices below 3, got .3"),
-    "a column of indices": (TABLES, np.arange(6), {}, r"labels must be 0 or 1|give classes="),
+    "labels of text": (TABLES, [["a"]] * 6, {}, r"labels must be \[N,C\] of 0 and 1"),
+    "a column of indices": (TABLES, np.arange(6), {}, "one_hot makes them"),
     "too few ids": (TABLES, HOT, {"ids": ["a"]}, "each of the 6 videos, got 1"),
     "a mask of numbers": (PADDED, HOT, {"mask": REAL * 1.0}, "mask must be bool"),
     "a mask for tables": (TABLES, HOT, {"mask": REAL}, "tables have their own lengths"),
-    "lengths too long": (PADDED, HOT, {"lengths": [5] * 6}, "from 1 to 4"),
     "evidence of other classes": (TABLES, HOT, {"evidence": [t[:, :2] for t in TABLES]}, r"must be \[T,C\]=\(4, 3\)"),
     "no frame wanted": (TABLES, HOT, {"max_frames": 0}, "max_frames must be at least 1"),
 }

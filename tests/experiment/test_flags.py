@@ -110,7 +110,7 @@ def test_the_strongest_of_several_attacks_is_what_counts():
 
 
 def test_a_mistake_inside_a_check_is_not_taken_for_a_missing_attack(monkeypatch):
-    def slip(row, history):
+    def slip(row):
         return row["attacked"]["pdg"]["gap"]
 
     monkeypatch.setattr("aart_lib.experiment.flags.CHECKS", (Check("slip", slip, 0.0, "a typo", ("attacked.pgd",)),))

@@ -5,13 +5,11 @@ import re
 
 import pytest
 
-from aart_lib import checkpoint
 from aart_lib.experiment import figures
 from aart_lib.experiment.flags import CHECKS
 from aart_lib.experiment.report import COLUMNS, insert_results, table, write_report
 from aart_lib.experiment.suites import suite
 from aart_lib.experiment.summary import read_results, summarize
-from aart_lib.model import ModelConfig, VideoTransformer
 from aart_lib.threats import ThreatModel
 
 GAPS = {"standard": (0.95, 0.70), "adversarial": (0.94, 0.80), "trades": (0.93, 0.86), "a-art": (0.92, 0.84)}
@@ -188,20 +186,6 @@ def test_results_of_an_older_version_name_what_they_lack(tmp_path, key):
     (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.raises(ValueError, match=rf"results\.json is no results\.json of this version: it lacks rows {key}"):
         read_results(tmp_path / "results.json")
-
-
-OTHER_MODELS = [({"name": "audioset"}, "audioset has not"), ({"labels": [1]}, "other data or labels")]
-
-
-@pytest.mark.parametrize("data, words", [*OTHER_MODELS, ({}, "has no standard-seed0")])
-def test_attention_is_drawn_of_models_that_fit_the_results_and_of_no_others(tmp_path, data, words):
-    results, about = results_of(), {"defense": "x", "seed": 0, "threat": {"norm": "linf", "epsilon": 0.1}}
-    for name in ("standard", "a-art") if data else ():
-        model = VideoTransformer(ModelConfig(4, 2, width=8, heads=2))
-        checkpoint.save(tmp_path / f"{name}-seed0.safetensors", model, about | {"data": "synthetic", "labels": [0, 1]})
-    results["data"] |= data
-    with pytest.raises(ValueError, match=words):
-        figures.models_to_show(tmp_path, results)
 
 
 def test_every_picture_is_drawn_named_after_the_report_and_has_alternative_text(drawn, tmp_path):

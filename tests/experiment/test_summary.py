@@ -71,7 +71,7 @@ RUNS = [{"defense": name, "seed": seed} for seed in range(2) for name in ("stand
 
 def a_run(name: str, seed: int, measure: str):
     """A model's answers to 40 videos that are the same for all; each measure is a task of its own."""
-    task = np.random.default_rng(MEASURES.index(measure))
+    task = np.random.default_rng([*MEASURES].index(measure))
     labels, hard = task.random((40, 25)) < 0.1, task.normal(size=(40, 25))
     labels[:, 0] |= ~labels.any(1)
     own = np.random.default_rng([seed, *name.encode()]).normal(size=labels.shape)
