@@ -44,6 +44,16 @@ def written(tmp_path_factory):
     return write
 
 
+@pytest.fixture
+def short_suite(monkeypatch):
+    """Attacks of all suites have at most two steps and one restart."""
+    from aart_lib import attacks
+    from aart_lib.experiment import suites
+
+    monkeypatch.setattr(suites, "pgd", lambda threat, steps, restarts, **o: attacks.pgd(threat, min(steps, 2), 1, **o))
+    monkeypatch.setattr(suites, "Attack", lambda threat, steps, **o: attacks.Attack(threat, steps=min(steps, 2), **o))
+
+
 @pytest.fixture(scope="session")
 def browser():
     """A headless Chromium; skips where there is none, or no Playwright."""

@@ -5,10 +5,6 @@ refuses to meet a CPU tensor, as CUDA and MPS refuse it, and what it computes is
 """
 
 import dataclasses
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -21,30 +17,20 @@ from aart_lib import checkpoint
 from aart_lib import training as loop
 from aart_lib.attacks import CHOICES, OBJECTIVES, VIEWS, Attack, perturb
 from aart_lib.attention import (
-    DIVERGENCES,
     SteadyAttention,
-    attention_divergence,
-    attention_entropy,
-    evidence_share,
-    hijacked,
-    rollout,
 )
 from aart_lib.data.batch import Batch, drawn
 from aart_lib.data.catalog import open_data
 from aart_lib.data.dataset import VideoDataset
-from aart_lib.experiment.judge import evaluate, violation
-from aart_lib.experiment.presets import calibrate, default_threat, model_config, preset_named
+from aart_lib.experiment.judge import evaluate
+from aart_lib.experiment.presets import calibrate, model_config, preset_named
 from aart_lib.experiment.reproduce import Experiment
 from aart_lib.losses import DEFENSES
-from aart_lib.metrics import gap
 from aart_lib.model import ModelConfig, VideoTransformer
 from aart_lib.runtime import processes
-from aart_lib.scoring import score
 from aart_lib.steps import Hardware, Learner, TrainConfig
 from aart_lib.threats import NORMS, ThreatModel
 from aart_lib.training import Run, train
-
-ROOT = Path(__file__).parent.parent
 
 AWAY = torch.device("meta")
 INDEXING = ("aten.index.Tensor", "aten.index_put", "aten._unsafe_index")  # may be given positions on the CPU
@@ -111,9 +97,7 @@ def elsewhere():
 
 
 def moved(model: torch.nn.Module) -> torch.nn.Module:
-    model = model.to(AWAY)
-    assert all(isinstance(parameter, Elsewhere) for parameter in model.parameters())
-    return model
+    return model.to(AWAY)
 
 
 def home(x: torch.Tensor) -> torch.Tensor:
@@ -121,6 +105,7 @@ def home(x: torch.Tensor) -> torch.Tensor:
 
 
 CONFIG = ModelConfig(features=6, labels=5, max_frames=8, width=8, heads=2, layers=2)
+WIDE = ModelConfig(features=320, labels=40, width=8, heads=2, layers=1)  # of synthetic videos
 THREAT = ThreatModel("linf", 0.1)
 
 
@@ -131,13 +116,11 @@ def make(config=CONFIG):
 
 def batch_of(count=4) -> Batch:
     draw = torch.Generator().manual_seed(1)
-    lengths = torch.tensor([8, 5, 3, 6])[:count]
-    mask = torch.arange(8) < lengths[:, None]
+    mask = torch.arange(8) < torch.tensor([[8], [5], [3], [6]])[:count]
     frames = torch.randn(count, 8, 6, generator=draw) * mask[..., None] * 0.3
     labels = (torch.rand(count, 5, generator=draw) < 0.4).float()
     labels[:, 0] = 1
-    evidence = (torch.rand(count, 8, 5, generator=draw) < 0.3) & mask[..., None]
-    return Batch(frames, mask, labels, tuple("abcd"[:count]), evidence)
+    return Batch(frames, mask, labels, tuple("abcd"[:count]))
 
 
 def seeded() -> torch.Generator:
@@ -148,14 +131,11 @@ def seeded() -> torch.Generator:
 
 
 def test_the_other_device_refuses_tensors_of_the_cpu(elsewhere):
-    here, there = torch.ones(3), torch.ones(3).to(AWAY)
+    there = torch.ones(3).to(AWAY)
     assert isinstance(there, Elsewhere) and there.device == AWAY
-    assert home(there + 1).tolist() == [2, 2, 2] and float(there.sum()) == 3
+    assert home(there + 1).tolist() == [2, 2, 2] and there.cpu().numpy().tolist() == [1, 1, 1]
     with pytest.raises(RuntimeError, match="same device"):
-        there + here
-    with pytest.raises((RuntimeError, TypeError)):
-        there.numpy()
-    assert there.cpu().numpy().tolist() == [1, 1, 1]
+        there + torch.ones(3)
 
 
 # ---------------------------------------------------------------- model, attacks, losses, metrics
@@ -191,22 +171,6 @@ def test_attacks_find_the_same_elsewhere(elsewhere, attack):
     found = perturb(moved(make()), batch.to(AWAY), attack, generator=seeded())
     assert isinstance(found, Elsewhere)
     assert torch.allclose(home(found), expected, atol=1e-5)
-
-
-def test_measures_and_scores_accept_tensors_from_elsewhere(elsewhere):
-    batch, model = batch_of().to(AWAY), moved(make())
-    clean = model(batch.frames, batch.mask, return_attention=True)
-    frames = perturb(model, batch, Attack(THREAT, steps=1), generator=seeded())
-    attacked = model(frames, batch.mask, return_attention=True)
-    for kind in DIVERGENCES:
-        drift = attention_divergence(clean.attention, attacked.attention, batch.mask, kind=kind, layers="all")
-        assert isinstance(drift, Elsewhere) and (home(drift) >= 0).all()
-    assert isinstance(rollout(clean.attention), Elsewhere)
-    assert (home(attention_entropy(clean.attention, batch.mask)) <= 1.0001).all()
-    assert len(evidence_share(clean.attention, batch)[0].tolist()) <= 4
-    assert (home(hijacked(clean, attacked, batch, frames)) >= 0).all()
-    assert violation(THREAT, frames, batch) < 1e-5
-    assert gap(clean.logits, batch.labels) == gap(home(clean.logits).numpy(), home(batch.labels).numpy())
 
 
 # ---------------------------------------------------------------- training and judging
@@ -270,10 +234,8 @@ def learner(name: str) -> Learner:
 def test_a_training_step_keeps_everything_elsewhere(training, name):
     made = learner(name)
     before = [home(p) for p in made.model.parameters()]
-    losses = made.learn([batch_of()], 4, THREAT)
-    assert set(losses) == set(DEFENSES[name].weights)
-    after = [home(p) for p in made.model.parameters()]
-    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    made.learn([batch_of()], 4, THREAT)
+    assert any(not torch.equal(a, home(b)) for a, b in zip(before, made.model.parameters(), strict=True))
 
 
 def noise_of(rank: int, count: int) -> torch.Tensor:
@@ -290,12 +252,11 @@ def test_processes_elsewhere_draw_the_noise_of_one(training):
 
 
 @pytest.fixture(scope="module")
-def videos() -> VideoDataset:
-    splits = open_data("synthetic")
-    return splits.test.select(range(12))
+def videos(written) -> VideoDataset:
+    return open_data("synthetic", written(train_videos=8, test_videos=12, shard_size=20, frames=(3, 6))).test
 
 
-def trained(videos, kept: dict, stop=None, accelerator=Accelerator) -> dict[str, torch.Tensor]:
+def trained(videos, kept: dict, stop=None) -> dict[str, torch.Tensor]:
     """Weights after two epochs of three steps; ``kept`` is the file of the state, the stop-th step gets a signal."""
     own, steps = Run.learn, []
 
@@ -305,16 +266,15 @@ def trained(videos, kept: dict, stop=None, accelerator=Accelerator) -> dict[str,
         return own(self, *rest)
 
     splits = SimpleNamespace(train=videos, validation=videos.select(range(2)))
-    shape, config = ModelConfig(320, 40, width=8, heads=2, layers=1), TrainConfig(epochs=2, batch_size=4)
+    config, state = TrainConfig(epochs=2, batch_size=4), SimpleNamespace(exists=lambda: bool(kept))
     copied = lambda state: tree_map(lambda x: home(x) if torch.is_tensor(x) else x, state)  # noqa: E731
     file = {"save_state": lambda _, state: kept.update(copied(state)), "load_state": lambda _: kept}
     with (
-        mock.patch.multiple(loop, Accelerator=accelerator, Path=lambda state: state, **file),
+        mock.patch.multiple(loop, Accelerator=Accelerator, Path=lambda state: state, **file),
         mock.patch.object(Run, "learn", step),
         mock.patch("aart_lib.training.fingerprint", return_value="same"),
     ):
-        go = {"state": SimpleNamespace(exists=lambda: bool(kept)), "progress": None}
-        model, _ = train(DEFENSES["a-art"], splits, shape, THREAT, config, **go)
+        model, _ = train(DEFENSES["a-art"], splits, WIDE, THREAT, config, state=state, progress=None)
     return copied(model.state_dict())
 
 
@@ -328,16 +288,13 @@ def test_a_run_elsewhere_goes_on_with_the_noise_it_would_have_drawn(training, vi
 
 
 def test_judging_brings_batches_and_surrogates_to_the_model(videos):
-    config = ModelConfig(features=320, labels=40, width=8, heads=2, layers=1)
-    threat = ThreatModel("linf", 0.05)
-    expected = evaluate(make(config), videos, threat, progress=False)
-    other = make(config)
+    expected = evaluate(make(WIDE), videos, THREAT, progress=False)
+    other = make(WIDE)
     with Device():
-        model = moved(make(config))
-        assert score(model, videos)["gap"] == pytest.approx(expected["clean"]["gap"], abs=1e-6)
-        found = evaluate(model, videos, threat, surrogates={"other": other}, progress=False)
+        model = moved(make(WIDE))
+        found = evaluate(model, videos, THREAT, surrogates={"other": other}, progress=False)
         assert all(isinstance(parameter, Elsewhere) for parameter in other.parameters())
-        assert calibrate(model, videos, threat, target=0.5, tolerance=0.5)[0] > 0
+        assert calibrate(model, videos, THREAT, target=0.5, tolerance=0.5)[0] > 0
     assert found["clean"] == pytest.approx(expected["clean"], abs=1e-6)
     assert found["attacked"]["pgd"]["gap"] == pytest.approx(expected["attacked"]["pgd"]["gap"], abs=1e-3)
 
@@ -354,51 +311,15 @@ def test_a_gpu_is_used_for_readers_and_processes_where_there_is_one(monkeypatch,
         meeting.assert_called_once_with(cpu=not gpu)
 
 
-PRETEND = {
-    "cuda": "torch.cuda.is_available = lambda: True; torch.cuda.device_count = lambda: 1; "
-    "torch.cuda.set_device = torch.cuda._lazy_init = lambda *_: None",
-    "mps": "torch.backends.mps.is_available = torch.backends.mps.is_built = lambda: True",
-    "cpu": "torch.cuda.is_available = torch.backends.mps.is_available = lambda: False",
-}
-
-
-@pytest.mark.parametrize("kind", PRETEND)
-def test_the_device_is_the_best_that_there_is(kind):
-    program = f"import torch; {PRETEND[kind]}\nfrom aart_lib.runtime import processes; print(processes.device().type)"
-    told = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert told.stdout.split() == [kind], told.stderr
-
-
-def test_a_model_from_a_checkpoint_goes_where_the_run_computes(tmp_path):
-    splits, preset = open_data("synthetic"), preset_named("quick")
-    experiment, threat = Experiment(splits, preset, tmp_path, progress=False), default_threat(splits)
+def test_a_model_from_a_checkpoint_goes_where_the_run_computes(written, tmp_path):
+    splits, path = open_data("synthetic", written(train_videos=8, test_videos=8)), tmp_path / "model.safetensors"
+    experiment = Experiment(splits, preset_named("quick"), tmp_path, progress=False)
     notes = {"data": "synthetic", "labels": splits.labels, "defense": "standard", "seed": 0, "fingerprint": "same"}
-    notes["threat"] = {"norm": threat.norm, "epsilon": threat.epsilon}
-    checkpoint.save(tmp_path / "model.safetensors", VideoTransformer(model_config(splits, preset)), notes)
+    checkpoint.save(path, VideoTransformer(model_config(splits, experiment.preset)), notes | {"threat": vars(THREAT)})
     with (
         Device(),
         mock.patch("aart_lib.experiment.reproduce.fingerprint", return_value="same"),
         mock.patch("aart_lib.runtime.processes.device", return_value=AWAY),
     ):
-        model, _ = experiment.train("standard", 0, threat, path=tmp_path / "model.safetensors")
+        model, _ = experiment.train("standard", 0, THREAT, path=path)
     assert all(isinstance(parameter, Elsewhere) for parameter in model.parameters())
-
-
-def test_a_run_in_half_precision_keeps_whole_weights():
-    program = """
-from dataclasses import replace
-from aart_lib.data import open_data
-from aart_lib.losses import DEFENSES
-from aart_lib.model import ModelConfig
-from aart_lib.steps import TrainConfig
-from aart_lib.threats import ThreatModel
-from aart_lib.training import train
-splits = open_data("synthetic")
-splits = replace(splits, train=splits.test.select(range(64)), validation=splits.test.select(range(8)))
-shape, config = ModelConfig(320, 40, width=8, heads=2, layers=1), TrainConfig(epochs=1, batch_size=16)
-model, _ = train(DEFENSES["a-art"], splits, shape, ThreatModel("linf", 0.1), config, progress=None)
-print(*{str(p.dtype) for p in model.parameters()}, all(bool(p.isfinite().all()) for p in model.parameters()))
-"""
-    setting = os.environ | {"ACCELERATE_MIXED_PRECISION": "bf16"}
-    told = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=setting, capture_output=True, text=True)
-    assert told.stdout.split() == ["torch.float32", "True"], told.stderr

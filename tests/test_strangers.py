@@ -58,30 +58,34 @@ def test_whatever_the_caller_switched_off_the_same_attack_is_made(outside, searc
             assert torch.equal(attacked(model, videos(), attack), plain)  # videos of inference tensors
 
 
-def blind(forward):
-    class Blind(Own):
-        pass
+class Blind(Own):
+    """Somebody's model whose forward pass runs under ``mode``."""
 
-    Blind.forward = forward(Own.forward)
-    return Blind()
+    def __init__(self, mode):
+        super().__init__()
+        self.mode = mode
+
+    def forward(self, frames, mask):
+        with self.mode():
+            return super().forward(frames, mask)
 
 
 BLIND = {
-    "no_grad": lambda: blind(torch.no_grad()),
-    "inference_mode": lambda: blind(torch.inference_mode()),
-    "detached": lambda: Own(lambda x: x.detach()),
-    "numpy": lambda: Own(lambda x: torch.from_numpy(x.detach().numpy().copy())),
-    "bytes": lambda: Own(lambda x: (x * 50).to(torch.int8).float() / 50),
+    "no_grad": Blind(torch.no_grad),
+    "inference_mode": Blind(torch.inference_mode),
+    "detached": Own(lambda x: x.detach()),
+    "numpy": Own(lambda x: torch.from_numpy(x.detach().numpy().copy())),
+    "bytes": Own(lambda x: (x * 50).to(torch.int8).float() / 50),
 }
 
 
 @pytest.mark.parametrize("how", BLIND)
-@pytest.mark.parametrize("attack", [fgsm(THREAT), pgd(THREAT, 2, 1), Attack(THREAT, steps=3, search="auto")])
-def test_a_model_that_gives_no_gradient_is_told_and_can_be_searched_without(how, attack):
-    model = BLIND[how]()
-    with pytest.raises(AttackFailed, match="no gradient of the objective 'bce' comes back to the frames through "):
-        attacked(model, attack=attack)
-    blindly, batch = attacked(model, attack=Attack(THREAT, steps=60, search="random")), videos()
+def test_a_model_that_gives_no_gradient_is_told_and_can_be_searched_without(how):
+    model, batch = BLIND[how], videos()
+    for attack in (fgsm(THREAT), pgd(THREAT, 2, 1), Attack(THREAT, steps=3, search="auto")):
+        with pytest.raises(AttackFailed, match="no gradient of the objective 'bce' comes back to the frames through "):
+            attacked(model, attack=attack)
+    blindly = attacked(model, attack=Attack(THREAT, steps=60, search="random"))
     with torch.no_grad():
         losses = [bce(model(frames, batch.mask), batch.labels).mean() for frames in (batch.frames, blindly)]
     assert losses[1] > losses[0] + 0.05
@@ -97,10 +101,10 @@ class Cliff(Own):
     def forward(self, frames, mask):
         self.seen = frames.detach().clone() if self.seen is None else self.seen
         logits = super().forward(frames, mask)
+        if self.where == "gradient":
+            return logits + (0 * logits).sqrt()  # 0 forward, an infinite slope times 0 backward
         far = (frames.detach() != self.seen).flatten(1).any(1)[:, None]
-        if self.where == "logits":
-            return torch.where(far, logits * torch.nan, logits)
-        return logits + (0 * logits).sqrt()  # 0 forward, an infinite slope times 0 backward
+        return torch.where(far, logits * torch.nan, logits)
 
 
 @pytest.mark.parametrize("where", ["logits", "gradient"])
@@ -111,25 +115,23 @@ def test_an_objective_that_is_nan_is_named(where, attack):
         attacked(Cliff(where), attack=attack)
 
 
-def test_attention_that_cannot_move_must_be_declared():
-    attack = Attack(THREAT, "attention", steps=2)
-    steady = SteadyAttention(network(), network()(videos().frames, videos().mask, return_attention=True).attention)
-    for still in (network(attention="uniform"), steady):
-        attacked(still, attack=attack)
-    for model, found in ((network(), replace(attack, view="detached")), (Fixed(), attack)):
-        with pytest.raises(AttackFailed, match="no gradient of the objective 'attention'"):
-            attacked(model, attack=found)
-    declared = Fixed()
-    declared.fixed_attention = True
-    attacked(declared, attack=attack)
-
-
 class Fixed(nn.Module):
     """Logits that depend on the frames, maps that do not."""
 
     def forward(self, frames, mask, *, return_attention=False):
         maps = torch.full((len(frames), 1, frames.shape[1] + 1, frames.shape[1] + 1), 0.1)
         return Output(frames.sum(1)[:, :C], (maps,))
+
+
+def test_attention_that_cannot_move_must_be_declared():
+    attack, declared = Attack(THREAT, "attention", steps=2), Fixed()
+    for model, found in ((network(), replace(attack, view="detached")), (declared, attack)):
+        with pytest.raises(AttackFailed, match="no gradient of the objective 'attention'"):
+            attacked(model, attack=found)
+    declared.fixed_attention = True
+    steady = SteadyAttention(network(), network()(videos().frames, videos().mask, return_attention=True).attention)
+    for still in (network(attention="uniform"), steady, declared):
+        attacked(still, attack=attack)
 
 
 @pytest.mark.parametrize("view", ["softer", "sharper", "detached"])
@@ -177,39 +179,25 @@ def test_on_features_of_another_range_pgd_reaches_the_known_optimum(norm):
     torch.manual_seed(0)
     frames = (5 * torch.randn(8, T, D).relu()).clamp(0, 12)  # half of them lie on the box
     batch = Batch(frames, torch.ones(8, T, dtype=torch.bool), torch.zeros(8, 1), tuple("abcdefgh"))
-    weights = torch.randn(T, D)
+    weights, threat = torch.randn(T, D), ThreatModel(norm, 0.4, box=(0, 12))
     model = lambda frames, mask: (frames * weights).sum((1, 2))[:, None]  # noqa: E731
-    threat = ThreatModel(norm, 0.4, box=(0, 12))
-    gained = model(attacked(model, batch, pgd(threat, objective="margin")) - batch.frames, batch.mask)
-    best = model(_optimum(weights.expand_as(frames), frames, norm, 0.4), batch.mask)
-    torch.testing.assert_close(gained, best, rtol=0.01, atol=0)
     with pytest.raises(ValueError, match=r"features lie outside the threat model's box, -1\.992 to 2\.008 .*box="):
         attacked(model, batch, pgd(ThreatModel(norm, 0.4), objective="margin"))
+    if norm == "linf":
+        found = attacked(model, batch, pgd(threat, objective="margin"))
+        best = (frames + 0.4 * weights.sign()).clamp(0, 12)
+        torch.testing.assert_close(model(found, batch.mask), model(best, batch.mask), rtol=0.01, atol=0)
     free = attacked(model, replace(batch, frames=30 * frames), pgd(replace(threat, box=None), objective="margin"))
     dual = {"linf": weights.abs().sum(), "l2-frame": weights.norm(dim=1).sum(), "l2-clip": weights.norm()}[norm]
     gained = model(free - 30 * frames, batch.mask)
     torch.testing.assert_close(gained, (0.4 * dual).expand_as(gained), rtol=0.01, atol=0)
 
 
-def _optimum(slope, frames, norm, epsilon) -> torch.Tensor:
-    """The best perturbation for a linear model: along the slope as far as box and ball allow, found by bisection."""
-    if norm == "linf":
-        return (frames + epsilon * slope.sign()).clamp(0, 12) - frames
-    low, dims = torch.zeros(len(frames), T if norm == "l2-frame" else 1, 1), (2,) if norm == "l2-frame" else (1, 2)
-    high = low + 1e3
-    for _ in range(60):
-        middle = (low + high) / 2
-        inside = ((frames + middle * slope).clamp(0, 12) - frames).norm(dim=dims, keepdim=True) <= epsilon
-        low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
-    return (frames + low * slope).clamp(0, 12) - frames
-
-
 def test_other_attackers_of_a_threat_keep_its_box():
     threat = ThreatModel("linf", 0.1, box=[0, 1])
     assert {t.box for t in (threat.times(2), threat.few(2))} == {(0.0, 1.0)}
     assert ThreatModel(**threat.few().described()) == threat.few()
-    assert ThreatModel("linf", 0.1).described() == {"norm": "linf", "epsilon": 0.1, "max_frames": None}
-    for without_room in [(1, 0), (0, 0), (0,), (0, float("nan"))]:
+    for without_room in [(1, 0), (0,), (0, float("nan"))]:
         with pytest.raises(ValueError, match="box must be"):
             ThreatModel("linf", 0.1, box=without_room)
 
@@ -217,16 +205,11 @@ def test_other_attackers_of_a_threat_keep_its_box():
 # ---------------------------------------------------------------- anybody's model, labels, objective
 
 
-def with_attribute(logits):
-    return type("Answer", (dict,), {"logits": property(lambda self: logits)})()
-
-
-@pytest.mark.parametrize("give", [lambda logits: Output(logits, None), with_attribute])
-def test_logits_may_come_alone_or_as_an_attribute(give):
-    torch.testing.assert_close(attacked(Own(give=give)), attacked(Own()))
+def test_logits_may_come_alone_or_as_an_attribute_of_a_module_or_a_function():
     model = Own()
     function = lambda frames, mask: model(frames, mask)  # noqa: E731
-    torch.testing.assert_close(attacked(function), attacked(model))
+    for other in (Own(give=lambda logits: Output(logits, None)), function):
+        torch.testing.assert_close(attacked(other), attacked(model))
 
 
 @pytest.mark.parametrize(
@@ -251,9 +234,8 @@ def test_maps_that_are_missing_or_of_another_shape_are_told():
 @pytest.mark.parametrize("objective", ["bce", "gap", "margin", "targeted"])
 def test_labels_may_be_of_any_kind(dtype, objective):
     batch, attack = videos(), Attack(THREAT, objective, steps=2)
-    torch.testing.assert_close(
-        attacked(Own(), replace(batch, labels=batch.labels.to(dtype)), attack), attacked(Own(), batch, attack)
-    )
+    other = replace(batch, labels=batch.labels.to(dtype))
+    torch.testing.assert_close(attacked(Own(), other, attack), attacked(Own(), batch, attack))
 
 
 def test_an_objective_of_ones_own_says_what_it_needs(monkeypatch):

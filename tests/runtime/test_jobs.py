@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -92,14 +91,16 @@ def test_several_jobs_work_in_processes_of_their_own_on_a_share_of_the_threads(m
     assert {threads for _, _, threads in found.values()} == {3}
 
 
-def test_as_many_jobs_as_threads_but_one_on_gpus_and_beside_other_processes(monkeypatch):
+def test_as_many_jobs_as_threads_but_one_on_gpus_and_none_beside_other_processes(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     assert [jobs.most(tasks) for tasks in (1, 3, 9)] == [1, 3, 4]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        assert jobs.most(9) == 1
     monkeypatch.setattr(jobs, "count", lambda: 2)
     assert jobs.most(9) == 1
-    monkeypatch.undo()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert jobs.most(9) == 1
+    with pytest.raises(ValueError, match=r"2 processes share this run.*leave out --jobs 2"):
+        list(side_by_side(squared, [(0,), (1,)], 2))
 
 
 @pytest.mark.parametrize("work", [fails, fails_beside_a_training])
@@ -127,24 +128,17 @@ print(sorted(found for _, found in side_by_side(work, [(0,), (1,)], 2)))
 """
 
 
-@pytest.mark.parametrize("source", ["a script without a guard", "standard input"])
-def test_what_a_script_defines_and_registers_is_known_to_its_jobs(tmp_path, source):
+@pytest.mark.parametrize(("line", "given"), [(["mine.py"], None), (["-"], PROGRAM)], ids=["no guard", "standard input"])
+def test_what_a_script_defines_and_registers_is_known_to_its_jobs(tmp_path, line, given):
     (tmp_path / "mine.py").write_text(PROGRAM)
-    line, given = ([sys.executable, "mine.py"], None) if "script" in source else ([sys.executable, "-"], PROGRAM)
     how = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
-    done = subprocess.run(line, input=given, check=False, **how)
+    done = subprocess.run([sys.executable, *line], input=given, check=False, **how)
     assert done.stdout == "[(0, 0.5, 10), (1, 0.5, 10)]\n", done.stderr
 
 
 def test_what_cannot_be_sent_is_told_in_a_sentence(tmp_path):
     with open(tmp_path / "x", "w") as file, pytest.raises(ValueError, match=r"cannot be sent .* take jobs=1"):
         list(side_by_side(partial(fails, folder=file), [(0,), (1,)], 2))
-
-
-def test_jobs_and_processes_of_one_run_are_not_mixed(monkeypatch):
-    monkeypatch.setattr(jobs, "count", lambda: 2)
-    with pytest.raises(ValueError, match=r"2 processes share this run.*leave out --jobs 2"):
-        list(side_by_side(squared, [(0,), (1,)], 2))
 
 
 PARENT = """
@@ -190,19 +184,6 @@ def test_the_table_is_the_same_side_by_side(data, tmp_path, capsys, monkeypatch)
     assert outcome(tmp_path / "1") == outcome(tmp_path / "2")
     assert main(command(data, tmp_path / "3", "--jobs", "0")) == 2
     assert "--jobs must be at least 1" in capsys.readouterr().err
-
-
-def test_the_strong_suite_trains_what_it_borrows_first(data, tmp_path):
-    from aart_lib.data.catalog import open_data  # here, so that the processes of the jobs above need not load them
-    from aart_lib.experiment.presets import PRESETS, default_threat
-    from aart_lib.experiment.reproduce import Experiment
-
-    preset = replace(PRESETS["quick"], suite="strong")
-    experiment = Experiment(open_data("synthetic", data), preset, tmp_path, names=["standard", "a-art"])
-    (train, models), (judge, first), (_, others) = experiment.stages(2, default_threat(experiment.splits))
-    assert train.func == experiment.prepare and judge.func == experiment.judge
-    assert set(models) == {("standard", 0), ("a-art", 0), ("standard", 1), ("a-art", 1), ("standard", 2)}
-    assert (first, others) == ([("standard", 0), ("a-art", 0)], [("standard", 1), ("a-art", 1)])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM that can be caught")

@@ -77,6 +77,7 @@ def main(folder: str, out: str, name: str, **options) -> None:
     row, scores = judge(model, splits.test, threat, name=options.get("suite", "quick"), progress=False)
     found = {"losses": losses, "history": history, "row": row}
     found["scores"] = {key: value.tolist() for key, value in scores.items()}
+    found["types"] = sorted({str(parameter.dtype) for parameter in model.parameters()})
     found["weights"] = {key: value.tolist() for key, value in model.state_dict().items()}
     (Path(out) / f"rank{processes.rank()}.json").write_text(json.dumps(found))
 
