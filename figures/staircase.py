@@ -42,7 +42,7 @@ def plot_staircase(rows: list[dict]) -> Figure:
     """Kept shares step by step, a point a seed, beside the paper's three."""
     found, colors = shares(rows), ("#D55E00", "#0072B2", "#009E73")
     first, last = (np.mean(found["at ε"][name]) for name in ("standard", "a-art"))
-    title = f"From {first:.0%} to {last:.0%} of the clean score: a larger training ε and agreement do most of it"
+    title = f"From {first:.0%} to {last:.0%} of the clean score: learning under attack, then a larger training ε"
     ax = style.new_axes(None, title, 4.6)
     for (measure, (marker, line)), color in zip(MEASURES.items(), colors, strict=True):
         means = [np.mean(found[measure][name]) for name in STEPS]
