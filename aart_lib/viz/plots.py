@@ -177,6 +177,7 @@ def plot_attention_grid(maps: Mapping[str, Mapping], *, evidence=None, title: st
         ax.set(title="" if i else columns[j], ylabel="" if j else rows[i])
         ticks = range(heads if heads > 1 and j == 0 else 0)
         ax.set_yticks(ticks, [f"head {head + 1}" for head in ticks], size=8)
+        ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     fig.supxlabel("frame" if evidence is None else "frame (bars above: evidence)", size=10)
     fig.colorbar(image, ax=axes, label="attention", fraction=0.03, pad=0.01)
     return fig
