@@ -3,9 +3,9 @@
     python figures/real_frames.py CLIPS --out runs/real-frames     # half an hour on two cores; goes on if stopped
 
 CLIPS is a folder that `aart_lib films` reads. results-films.json beside this file is of 331 clips of UCF-101 (Soomro,
-Zamir & Shah 2012). Four classes are labels, each shown for one or two seconds; three others fill the time. Groups of people
-are split between training, validation and test. Background and number of components are those, of a few tried, with which
-the baseline's validation score is highest (figures/README.md says which).
+Zamir & Shah 2012). Four classes are labels, each shown for one or two seconds; three others fill the time. Groups of
+people are split between training, validation and test. Background and number of components are those, of a few tried,
+with which the baseline's validation score is highest (figures/README.md says which).
 """
 
 import argparse
