@@ -280,6 +280,16 @@ def test_runs_from_an_empty_kernel_and_exercises_can_be_solved(path, copy):
         assert "correct" in texts(after) and "not yet" not in texts(after), f"{before.source}\n{texts(after)}"
 
 
+@pytest.mark.parametrize("number", ["00", "02"])
+def test_run_all_twice_in_one_kernel_shows_the_same_twice(number, copy):
+    notebook = numbered(number)
+    again = [cell | {"id": f"{cell.id}-again"} for cell in notebook.cells]
+    notebook.cells = [nbformat.from_dict(cell) for cell in [*notebook.cells, *again]]
+    env = os.environ | {"AART_QUICK": "1"}
+    said = list(map(texts, code_cells(execute.run(notebook, copy, library=ROOT, env=env))))
+    assert said[: len(said) // 2] == said[len(said) // 2 :]
+
+
 @every_notebook
 def test_a_script_made_of_a_notebook_needs_neither_ipython_nor_a_window(path):
     text = PythonExporter().from_filename(path)[0]
