@@ -40,7 +40,7 @@ lab: $(STAMP) ## open the notebooks in JupyterLab
 figures: $(STAMP) ## draw the committed figures and tables anew from the committed results and checkpoints
 	$(BIN) -m aart_lib report figures/results-synthetic.json --out figures --readme figures/README.md
 	$(BIN) -m aart_lib report figures/results-audioset.json --out figures --readme figures/README.md
-	for name in credit short long; do $(BIN) -m aart_lib report figures/results-$$name.json --out figures; done
+	for name in credit short long films; do $(BIN) -m aart_lib report figures/results-$$name.json --out figures; done
 	$(BIN) figures/attention.py
 
 checkpoints: $(STAMP) ## train the notebooks' small checkpoints anew
