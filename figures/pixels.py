@@ -1,6 +1,6 @@
 """What attacks on pixels leave of models that resist attacks on features, on the bundled films of photographs.
 
-    python figures/pixels.py --films 24      # three minutes a film on two cores; goes on from what is there
+    python figures/pixels.py --films 4       # one minute per film on two cores; goes on from what is there
 
 Writes figures/results-pixels.json: GAP of each model on the first test films, each attack (PGD-10) made for its model.
 """
@@ -77,7 +77,7 @@ def scores(model: FilmModel, films: list) -> dict[str, list]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--films", type=int, default=24)
+    parser.add_argument("--films", type=int, default=4)
     parser.add_argument("--out", type=Path, default=HERE / "results-pixels.json")
     options = parser.parse_args()
     films = test_films(options.films, list(read_vocabulary(FILMS / "vocabulary.csv").names.values()))
