@@ -2,7 +2,7 @@
 
     python figures/pixels.py --films 4       # one minute per film on two cores; goes on from what is there
 
-Writes figures/results-pixels.json: GAP of each model on the first test films, each attack (PGD-10) made for its model.
+Writes figures/pixels.json: GAP of each model on the first test films, each attack (PGD-10) made for its model.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def scores(model: FilmModel, films: list) -> dict[str, list]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--films", type=int, default=4)
-    parser.add_argument("--out", type=Path, default=HERE / "results-pixels.json")
+    parser.add_argument("--out", type=Path, default=HERE / "pixels.json")
     options = parser.parse_args()
     films = test_films(options.films, list(read_vocabulary(FILMS / "vocabulary.csv").names.values()))
     labels, extractor = torch.cat([film.labels for film in films]), extracting.load(FILMS)
