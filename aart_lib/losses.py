@@ -174,6 +174,7 @@ DEFENSES = {
     "a-art-fast": replace(_PAIRED, weights=_PAIRED.weights | {"attention": 0.3}),  # as cheap as adversarial training
     # Controls. If attention that cannot move is as robust, the gain is not attention's.
     "adversarial-uniform": replace(_ADVERSARIAL, model={"attention": "uniform"}),
+    "trades-uniform": replace(_TRADES, model={"attention": "uniform"}),
     "adversarial-mean": replace(_ADVERSARIAL, model={"pooling": "mean"}),
     "adversarial-attention": Defense({"task": 0.5, "robust": 0.5, "attention": 1.0}, epsilon_scale=3.0),
     "adversarial-steps": replace(_ADVERSARIAL, steps=2, start="random"),  # as many gradients a step as A-ART

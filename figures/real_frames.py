@@ -16,7 +16,6 @@ from aart_lib.data import open_data
 from aart_lib.data.films import Joins, films
 from aart_lib.experiment.presets import PRESETS
 from aart_lib.experiment.reproduce import reproduce
-from aart_lib.losses import DEFENSES
 from aart_lib.runtime.jobs import most
 
 BACKGROUND, CLIPS, COMPONENTS = ("JumpingJack", "Lunges", "WallPushups"), 8, 32
@@ -32,7 +31,6 @@ def main() -> None:
     options = parser.parse_args()
     made = options.out / "films"
     print(films(options.clips, made, join=Joins(CLIPS, BACKGROUND), dims=COMPONENTS, pictured=("test",)))
-    DEFENSES["trades-uniform"] = replace(DEFENSES["trades"], model={"attention": "uniform"})
     preset, jobs = replace(PRESETS["small"], suite="splice"), options.jobs or most(len(NAMES))
     reproduce(open_data("films", made), options.out, preset=preset, seeds=options.seeds, defenses=NAMES, jobs=jobs)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from aart_lib.data.batch import dequantize, quantize
+from aart_lib.data.batch import BOX, dequantize, quantize
 from aart_lib.data.exact import one_of
 from aart_lib.data.records import encode_sequence_example, write_records
 from aart_lib.runtime.files import beside, cache_folder, read_json, write_json
@@ -63,6 +63,8 @@ SETTINGS = {  # all but "default" are unseen variants, with patterns of their ow
     "long": replace(_DEFAULT, seed=2, durations=((0.7, 1.0), (0.3, 0.6), (0.1, 0.25))),
     "strong": replace(_DEFAULT, seed=3, strength=tuple(1.3 * s for s in _DEFAULT.strength)),
     "weak": replace(_DEFAULT, seed=4, strength=tuple(0.8 * s for s in _DEFAULT.strength)),
+    # Four times as long, with as many frames of evidence: it is rarer.
+    "rare": replace(_DEFAULT, seed=5, frames=(64, 128), durations=((0.12, 0.25), (0.05, 0.12), (0.015, 0.05))),
 }
 
 
@@ -199,7 +201,8 @@ def generate(settings: Settings, split: str, index: int) -> Video:
     for label in labels:
         strength = np.exp(settings.jitter * rng.standard_normal())
         frames[evidence[:, label] == 1] += strength * patterns(settings)[label]
-    rgb, audio = np.split(quantize(frames), [settings.rgb_dims], axis=1)
+    # Clipped here, as genuine features were: `quantize` warns of a video that loses much by it.
+    rgb, audio = np.split(quantize(np.clip(frames, *BOX)), [settings.rgb_dims], axis=1)
     return Video(f"{split}-{index:06d}", labels, rgb, audio, evidence)
 
 
