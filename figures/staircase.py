@@ -1,8 +1,9 @@
-"""Two pictures: the paper's staircase taken apart, and what a bound on attention costs and gains.
+"""Pictures and table of the paper's staircase, world by world, and of what a bound on attention costs and gains.
 
-    python figures/staircase.py      # draws figures/staircase.png and figures/frontier.png from the results beside them
+    python figures/staircase.py      # staircase*.png, frontier.png and worlds.md from the results beside them
 
-`make staircase` makes results-staircase.json, `python figures/frontier.py` results-frontier.json.
+`make staircase` makes results-staircase.json, `python figures/real_frames.py CLIPS` results-films.json, `make worlds`
+the other two, `python figures/frontier.py` results-frontier.json.
 """
 
 import json
@@ -23,36 +24,56 @@ STEPS = {  # each changes one thing of the one before
     "trades": "agreement of\npredictions\n(TRADES)",
     "a-art": "+ attention\nterm (A-ART)",
 }
+OTHERS = {"a-art-fixed-maps": "A-ART, clean maps fixed", "trades-uniform": "TRADES, uniform attention"}
 MEASURES = {"at ε": ("o", "-"), "at 2ε": ("s", "--"), "one frame of 8ε": ("^", ":")}
-PAPER = {0: 72.9 / 91, 2: 82 / 91, 6: 1.0}  # its GAP under attack over 91, about its clean score
+PAPER = {"standard": 72.9 / 91, "adversarial-simple": 82 / 91, "a-art": 1.0}  # its GAP over 91, about its clean score
+WORLDS = {  # file of results: how it is called
+    "staircase": "synthetic videos",
+    "films": "real frames, joined clips of UCF-101",
+    "rare": "synthetic videos of 64 to 128 frames, evidence as long as before",
+    "worlds-audioset": "AudioSet, 50 labels",
+}
+T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # Student's t for so many seeds, 95 %, two-sided
+PAIRS = (("a-art-simple", "adversarial-simple"), ("a-art", "trades"), ("a-art-fixed-maps", "trades"))
 
 
-def shares(rows: list[dict]) -> dict[str, dict[str, list[float]]]:
-    """{measure: {defense: share of the own clean GAP that is kept, one number a seed}}"""
-    found: dict = {measure: {} for measure in MEASURES}
-    for row in rows:
-        kept = row["worst"]["gap"], row["other"]["worst@2"]["gap"], row["other"]["frames-1"]["gap"]
-        for measure, gap in zip(MEASURES, kept, strict=True):
-            found[measure].setdefault(row["defense"], []).append(gap / row["clean"]["gap"])
-    return found
+def gaps(rows: list[dict], defense: str) -> np.ndarray:
+    """Clean GAP, and that at ε, at 2ε, through one frame of 8ε and through one that may be anything: [seeds, 5]."""
+    found = [row for row in sorted(rows, key=lambda row: row["seed"]) if row["defense"] == defense]
+    others = ("worst@2", "frames-1", "splice")
+    return np.array(
+        [[r["clean"]["gap"], r["worst"]["gap"], *(r["other"][key]["gap"] for key in others)] for r in found]
+    )
+
+
+def shares(rows: list[dict], defense: str) -> np.ndarray:
+    """Share of the own clean GAP that is kept at ε, at 2ε and through one frame: [seeds, 3]."""
+    found = gaps(rows, defense)
+    return found[:, 1:4] / found[:, :1]
+
+
+def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over seeds [seeds, ...] and half its 95 % interval; of a single seed the half is NaN."""
+    count = len(values)
+    half = T95[count] * values.std(0, ddof=1) / count**0.5 if count > 1 else np.full(values.shape[1:], np.nan)
+    return values.mean(0), half
 
 
 @style.styled
-def plot_staircase(rows: list[dict]) -> Figure:
-    """Kept shares step by step, a point a seed, beside the paper's three."""
-    found, colors = shares(rows), ("#D55E00", "#0072B2", "#009E73")
-    first, last = (np.mean(found["at ε"][name]) for name in ("standard", "a-art"))
-    title = f"From {first:.0%} to {last:.0%} of the clean score: learning under attack, then a larger training ε"
+def plot_staircase(rows: list[dict], world: str = "synthetic videos") -> Figure:
+    """Kept shares step by step with intervals over seeds, beside the paper's three."""
+    steps = [name for name in STEPS if any(row["defense"] == name for row in rows)]
+    means, halves = np.transpose([interval(shares(rows, name)) for name in steps], (1, 0, 2))  # each [steps, 3]
+    title = f"From {means[0, 0]:.0%} to {means[-1, 0]:.0%} of the clean score: {world}"
     ax = style.new_axes(None, title, 4.6)
-    for (measure, (marker, line)), color in zip(MEASURES.items(), colors, strict=True):
-        means = [np.mean(found[measure][name]) for name in STEPS]
-        ax.plot(range(len(STEPS)), means, line, marker=marker, color=color, ms=7, label=measure)
-        for place, name in enumerate(STEPS):
-            seeds = found[measure][name]
-            ax.plot([place] * len(seeds), seeds, "_", color=color, ms=12, alpha=0.7)
-    ax.plot(list(PAPER), list(PAPER.values()), "*", color="black", ms=13, ls="", label="the paper, over 91")
-    ax.set_xticks(range(len(STEPS)), list(STEPS.values()), size=8)
-    ax.set(ylim=(0.35, 1.04))
+    for index, (measure, (marker, line)) in enumerate(MEASURES.items()):
+        color = ("#D55E00", "#0072B2", "#009E73")[index]
+        look = {"color": color, "ms": 7, "capsize": 4, "label": measure}
+        ax.errorbar(range(len(steps)), means[:, index], halves[:, index], fmt=marker + line, **look)
+    stars = {steps.index(name): share for name, share in PAPER.items()}
+    ax.plot(list(stars), list(stars.values()), "*", color="black", ms=13, ls="", label="the paper, over 91")
+    ax.set_xticks(range(len(steps)), [STEPS[name] for name in steps], size=8)
+    ax.set(ylim=(min(0.35, means.min() - 0.05), 1.04))
     style.finish(ax, legend="share kept", ylabel="GAP under attack / clean GAP")
     return ax.figure
 
@@ -80,11 +101,60 @@ def plot_frontier(rows: list[dict]) -> Figure:
     return ax.figure
 
 
+def world_table(rows: list[dict]) -> list[str]:
+    """A row a defense: clean GAP, kept shares, spliced frame, and where its attention lies."""
+    table = [
+        "| | seeds | clean | kept at ε | kept at 2ε | kept, one frame | spliced frame, GAP | evidence share | drift |"
+    ]
+    table.append("|---" * 9 + "|")
+    for name, label in (STEPS | OTHERS).items():
+        mine = [row for row in rows if row["defense"] == name]
+        if not mine:
+            continue
+        kept = zip(*interval(shares(rows, name)), strict=True)
+        shown = [f"{mean:.1%}" + ("" if np.isnan(half) else f" ± {half:.1%}") for mean, half in kept]
+        clean, spliced = gaps(rows, name).mean(0)[[0, 4]]
+        drift = np.mean([row["attention_drift"] for row in mine])
+        evidence = np.mean([(row.get("evidence_share") or {}).get("clean", np.nan) for row in mine])
+        attention = ["–" if np.isnan(evidence) else f"{evidence:.2f}", f"{drift:.3f}"]
+        cells = [label.replace("\n", " "), f"{len(mine)}", f"{clean:.3f}", *shown, f"{spliced:.3f}", *attention]
+        table.append("| " + " | ".join(cells) + " |")
+    return table
+
+
+def term_table(worlds: dict[str, list[dict]]) -> list[str]:
+    """What the attention term adds in each world: the same recipe with it minus without it, in GAP."""
+    table = ["| world | with − without | seeds | at ε | at 2ε | one frame of 8ε | spliced frame |", "|---" * 7 + "|"]
+    for world, rows in worlds.items():
+        for name, other in PAIRS:
+            with_it, without = gaps(rows, name), gaps(rows, other)
+            if len(with_it) and len(with_it) == len(without):
+                both = zip(*interval((with_it - without)[:, 1:]), strict=True)
+                shown = [f"{mean:+.3f}" + ("" if np.isnan(half) else f" ± {half:.3f}") for mean, half in both]
+                cells = [WORLDS[world], f"{name} − {other}", str(len(with_it)), *shown]
+                table.append("| " + " | ".join(cells) + " |")
+    return table
+
+
 def main() -> None:
-    for name, plot in (("staircase", plot_staircase), ("frontier", plot_frontier)):
-        path = HERE / f"results-{name}.json"
-        if path.exists():
-            plots.save(plot(json.loads(path.read_text(encoding="utf-8"))["rows"]), HERE / f"{name}.png")
+    found = {name: HERE / f"results-{name}.json" for name in WORLDS}
+    results = {n: json.loads(path.read_text(encoding="utf-8")) for n, path in found.items() if path.exists()}
+    text = ["# The staircase, world by world", ""]
+    text += ["Written by `python figures/staircase.py`; [README.md](README.md) says how each world was made.", ""]
+    text += ["± is half the 95 % interval over seeds (Student's t); without it, one seed.", ""]
+    for name, world in results.items():
+        rows, threat, train = world["rows"], world["threat"], world["train"]
+        picture = "staircase.png" if name == "staircase" else f"staircase-{name.removeprefix('worlds-')}.png"
+        plots.save(plot_staircase(rows, WORLDS[name]), HERE / picture)
+        text += [f"## {WORLDS[name][0].upper()}{WORLDS[name][1:]}", ""]
+        text += [f"{world['data']['videos']['test']} test videos, {threat['norm']}, ε = {threat['epsilon']:g}, "]
+        text[-1] += f"suite *{train['suite']}*."
+        text += ["", f"![Share of the clean score kept, step by step: {WORLDS[name]}]({picture})", ""]
+        text += [*world_table(rows), ""]
+    text += ["## What the attention term adds", "", *term_table({n: world["rows"] for n, world in results.items()})]
+    (HERE / "worlds.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+    frontier = json.loads((HERE / "results-frontier.json").read_text(encoding="utf-8"))
+    plots.save(plot_frontier(frontier["rows"]), HERE / "frontier.png")
 
 
 if __name__ == "__main__":

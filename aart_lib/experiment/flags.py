@@ -49,8 +49,12 @@ def _up(row: dict) -> float:
 
 
 def _far(row: dict) -> float | None:
-    """GAP left at the largest ε, if that is at least eight times the table's."""
+    """GAP left at the largest ε, if that is at least eight times the table's, above that of the worst order of scores.
+
+    With few labels even the worst order keeps a score: all of them are among the twenty that count.
+    """
     epsilon, left = _curve(row)[-1]
+    left -= row.get("checks", {}).get("floor", 0.0)
     return left if epsilon > 3.9 * row["other"]["pgd@2"]["threat"]["epsilon"] else None
 
 

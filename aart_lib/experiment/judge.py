@@ -294,6 +294,7 @@ def _row(trial: _Trial, found: list[_Found]) -> dict:
             "zero_gradient": mean["zero gradient", "clean"],
             "repeat": max(measures["repeat", "clean"]),
             "violation": max(measures["violation", "all"]),
+            "floor": merged([Accumulator().update(-one.labels.double(), one.labels) for one in found]).result()["gap"],
         }
     return row
 

@@ -77,6 +77,14 @@ def test_each_fraud_raises_its_own_flag(name):
     assert names(changed(*DOCTORED[name])) == {name}
 
 
+def test_a_score_that_the_worst_order_keeps_is_no_failed_search():
+    row = changed("other curve@16 gap", 0.3)
+    row["checks"]["floor"] = 0.3  # with few labels all of them are among the twenty that count
+    assert names(row) == set()
+    row["checks"]["floor"] = 0.1
+    assert names(row) == {"never-reaches-chance"}
+
+
 def test_a_validation_curve_that_still_rises_or_is_too_short_is_flagged():
     for key in ("clean", "attacked"):
         assert names(HONEST, [*HISTORY, HISTORY[-1] | {key: 0.85}]) == {"still-rising"}
