@@ -81,9 +81,11 @@ def wait_for_status(page, pattern: str, seconds: float) -> float:
 
 
 def run_all(page, seconds: float) -> None:
-    """Choose Run All until the cell runs: on a busy machine JupyterLab drops a click while the kernel connects."""
+    """Choose Run All until the cell runs: while the kernel connects, JupyterLab refuses, in a dialog or silently."""
     started, prompt = time.perf_counter(), page.locator(".jp-CodeCell .jp-InputPrompt").first
-    while prompt.inner_text().strip() == "[ ]:" and time.perf_counter() - started < seconds:
+    while not re.search(r"[*\d]", prompt.inner_text()) and time.perf_counter() - started < seconds:
+        if page.locator(".jp-Dialog .jp-mod-accept").count():
+            page.locator(".jp-Dialog .jp-mod-accept").first.click()
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         page.wait_for_timeout(1000)
