@@ -30,7 +30,7 @@ PAPER = {"standard": 72.9 / 91, "adversarial-simple": 82 / 91, "a-art": 1.0}  # 
 WORLDS = {  # file of results: how it is called
     "staircase": "synthetic videos",
     "films": "real frames, joined clips of UCF-101",
-    "rare": "synthetic videos of 64 to 128 frames, evidence as long as before",
+    "rare": "videos of 64 to 128 frames, rare evidence",
     "worlds-audioset": "AudioSet, 50 labels",
 }
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # Student's t for so many seeds, 95 %, two-sided
@@ -80,7 +80,7 @@ def plot_staircase(rows: list[dict], world: str = "synthetic videos") -> Figure:
 
 @style.styled
 def plot_frontier(rows: list[dict]) -> Figure:
-    """GAP at ε across, against a spliced frame up; a curve a method, a point a bound."""
+    """GAP at ε across, against a spliced frame up; a curve per method, a point per bound."""
     looks = {"trades": ("#0072B2", "o", "-"), "a-art": ("#009E73", "s", "-")}
     looks |= {f"{name}-splice": (color, mark, "--") for name, (color, mark, _) in looks.items()}
     title = "A bound on attention scores guards against one spliced frame, for a few points at ε"
