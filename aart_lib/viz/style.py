@@ -12,7 +12,7 @@ NAMES = "standard", "adversarial", "logit-pairing", "trades", "vat", "a-art"
 DEFENSE_COLORS = dict(zip(NAMES, "#000000 #E69F00 #999999 #56B4E9 #CC79A7 #009E73".split(), strict=True))
 DEFENSE_COLORS |= {"adversarial-uniform": "#7A4B00", "adversarial-mean": "#F0E442", "attention-only": "#882255"}
 DEFENSE_COLORS |= {"attention-noise": "#AA44CC", "attention-shuffled": "#FF6B8B", "a-art-all-rows": "#8FDDB8"}
-DEFENSE_COLORS |= {"adversarial-relu": "#D55E00", "a-art-fixed-maps": "#00441B"}
+DEFENSE_COLORS |= {"adversarial-relu": "#C2185B", "a-art-fixed-maps": "#00441B"}
 LINES = {"clean": dict(color=CLEAN, marker="o", ls="-"), "attacked": dict(color=ATTACKED, marker="s", ls="--")}
 CEILING = {"color": "#332288", "ls": (0, (6, 2)), "lw": 1.3, "zorder": 3}
 HATCHED = {"color": ATTACKED, "hatch": "////", "ec": "white", "lw": 0}
