@@ -59,6 +59,12 @@ def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values.mean(0), half
 
 
+def written(values: np.ndarray, form: str) -> list[str]:
+    """Mean ± half of each column of values [seeds, columns], in a format such as "+.3f"."""
+    pairs = zip(*interval(values), strict=True)
+    return [f"{mean:{form}}" + ("" if np.isnan(half) else f" ± {half:{form.lstrip('+')}}") for mean, half in pairs]
+
+
 @style.styled
 def plot_staircase(rows: list[dict], world: str = "synthetic videos") -> Figure:
     """Kept shares step by step with intervals over seeds, beside the paper's three."""
@@ -102,7 +108,7 @@ def plot_frontier(rows: list[dict]) -> Figure:
 
 
 def world_table(rows: list[dict]) -> list[str]:
-    """A row a defense: clean GAP, kept shares, spliced frame, and where its attention lies."""
+    """A row per defense: clean GAP, kept shares, spliced frame, and where its attention lies."""
     table = [
         "| | seeds | clean | kept at ε | kept at 2ε | kept, one frame | spliced frame, GAP | evidence share | drift |"
     ]
@@ -111,13 +117,12 @@ def world_table(rows: list[dict]) -> list[str]:
         mine = [row for row in rows if row["defense"] == name]
         if not mine:
             continue
-        kept = zip(*interval(shares(rows, name)), strict=True)
-        shown = [f"{mean:.1%}" + ("" if np.isnan(half) else f" ± {half:.1%}") for mean, half in kept]
         clean, spliced = gaps(rows, name).mean(0)[[0, 4]]
         drift = np.mean([row["attention_drift"] for row in mine])
         evidence = np.mean([(row.get("evidence_share") or {}).get("clean", np.nan) for row in mine])
         attention = ["–" if np.isnan(evidence) else f"{evidence:.2f}", f"{drift:.3f}"]
-        cells = [label.replace("\n", " "), f"{len(mine)}", f"{clean:.3f}", *shown, f"{spliced:.3f}", *attention]
+        cells = [label.replace("\n", " "), f"{len(mine)}", f"{clean:.3f}", *written(shares(rows, name), ".1%")]
+        cells += [f"{spliced:.3f}", *attention]
         table.append("| " + " | ".join(cells) + " |")
     return table
 
@@ -130,9 +135,8 @@ def term_table(worlds: dict[str, list[dict]]) -> list[str]:
             with_it, without = gaps(rows, name), gaps(rows, other)
             same = (world, name) != ("worlds-audioset", "a-art-fixed-maps")  # there its other weights are not TRADES'
             if same and len(with_it) and len(with_it) == len(without):
-                both = zip(*interval((with_it - without)[:, 1:]), strict=True)
-                shown = [f"{mean:+.3f}" + ("" if np.isnan(half) else f" ± {half:.3f}") for mean, half in both]
-                cells = [WORLDS[world], f"{name} − {other}", str(len(with_it)), *shown]
+                difference = written((with_it - without)[:, 1:], "+.3f")
+                cells = [WORLDS[world], f"{name} − {other}", str(len(with_it)), *difference]
                 table.append("| " + " | ".join(cells) + " |")
     return table
 

@@ -1,6 +1,7 @@
 """synthetic.py: frozen bytes, honest evidence, and the likeness to genuine videos that it claims."""
 
 import hashlib
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -210,3 +211,11 @@ def test_statistics_recover_a_known_autocorrelation():
         assert found[part]["std"] == pytest.approx(0.5, abs=0.02)
         lags = found[part]["autocorrelation"]
         assert (lags["1"], lags["2"]) == pytest.approx((0.6, 0.36), abs=0.03)
+
+
+def test_a_video_that_is_cut_off_by_the_box_is_generated_in_silence():
+    wild = replace(DEFAULT, offset_std=(3.0, 3.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        video = synthetic.generate(wild, "train", 0)
+    assert (np.isin(video.rgb, (0, 255))).mean() > 0.25

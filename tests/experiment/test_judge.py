@@ -283,6 +283,8 @@ def test_an_attack_that_breaks_its_bounds_is_flagged(model, dataset, monkeypatch
     monkeypatch.setattr(evaluation, "perturb", too_far)
     row = evaluate(model, Videos(dataset[:12]), THREAT, name="strong", only=(), progress=False)
     assert "threat-violated" in raised(row)
+    labels = torch.stack([torch.as_tensor(item.labels) for item in dataset[:12]]).double().numpy()
+    assert row["checks"]["floor"] == pytest.approx(gap(-labels, labels), abs=1e-9)  # of the worst order
 
 
 # ---------------------------------------------------------------- the strong suite

@@ -2,6 +2,8 @@
 
 import json
 import re
+import runpy
+from pathlib import Path
 
 import pytest
 
@@ -195,3 +197,14 @@ def test_every_picture_is_drawn_named_after_the_report_and_has_alternative_text(
     assert [name for _, name in shown] == [f"short-{key}.png" for key in keys]
     assert all(len(about) > 40 for about, _ in shown)
     assert {path.name for path in tmp_path.glob("*.png")} == {name for _, name in shown}
+
+
+def test_the_committed_table_of_worlds_is_what_its_results_say():
+    where = Path(__file__).resolve().parents[2] / "figures"
+    code = runpy.run_path(str(where / "staircase.py"))
+    worlds = {name: json.loads((where / f"results-{name}.json").read_text(encoding="utf-8")) for name in code["WORLDS"]}
+    lines = (where / "worlds.md").read_text(encoding="utf-8").splitlines()
+    for world in worlds.values():
+        assert set(code["world_table"](world["rows"])) <= set(lines)
+    last = code["term_table"]({name: world["rows"] for name, world in worlds.items()})
+    assert lines[-len(last) :] == last

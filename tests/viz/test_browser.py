@@ -63,6 +63,7 @@ def lab(tmp_path_factory):
     finally:
         server.terminate()
         server.wait(20)
+        log.close()
 
 
 def picture(page) -> str:
