@@ -135,9 +135,10 @@ class Defense:
 
     @property
     def needs_maps(self) -> bool | str:
-        """What a forward pass must give for the terms: False, True (all maps) or "cls" (no more rows than are read)."""
+        """What a forward pass must give for the terms: False, True (all maps) or "cls" (the last layer's [CLS] row)."""
         wanted = {term(name).needs_maps for name in self.weights} - {False}
-        return "cls" if wanted == {"rows"} and self.rows == "cls" else bool(wanted)
+        one_row = wanted == {"rows"} and (self.layers, self.rows) == ("last", "cls")
+        return "cls" if one_row else bool(wanted)
 
     @property
     def shares_clean_pass(self) -> bool:

@@ -68,7 +68,7 @@ class Output(NamedTuple):
     """What a forward pass gives."""
 
     logits: Tensor  # [B,C]
-    attention: tuple[Tensor, ...] | None  # a layer each: [B,H,T+1,T+1], rows are queries, token 0 is [CLS]
+    attention: tuple[Tensor, ...] | None  # of layers: [B,H,T+1,T+1], rows are queries, token 0 is [CLS]
 
 
 def predict(model, frames: Tensor, mask: Tensor, *, return_attention: bool | str = False, held=None) -> Output:
@@ -195,8 +195,8 @@ class VideoTransformer(nn.Module):
 
         Args:
             frames: [B,T,D] float, padding anything finite; mask: [B,T] bool, True = real frame.
-            return_attention: True for the maps of all layers, explicit softmax instead of the fused kernel;
-                "cls" leaves all rows but [CLS] out of the last layer's map, which nothing reads (cheaper to train on).
+            return_attention: True for the maps of all layers, explicit softmax instead of the fused kernel; "cls" for
+                the last layer's map alone, and of it the row of [CLS], which A-ART reads (a third less memory).
             held: maps of an earlier pass, used in place of this one's ("steady attention").
         Raises: ValueError for shapes that do not fit and for a video without a real frame.
         """
@@ -206,10 +206,13 @@ class VideoTransformer(nn.Module):
         bias = F.pad(torch.zeros_like(x[:, 1:, 0]).masked_fill(~mask, -torch.inf), (1, 0))[:, None, None]  # [B,1,1,T+1]
         maps = []
         for i, block in enumerate(self.blocks):
-            cls_only = self.config.pooling == "cls" and i == len(self.blocks) - 1
+            last = block is self.blocks[-1]
+            cls_only = last and self.config.pooling == "cls"
+            wanted = return_attention if last else return_attention is True
             run = partial(checkpoint, block, use_reentrant=False) if self.recompute and x.requires_grad else block
-            x, attention = run(x, bias, cls_only=cls_only, maps=return_attention, held=held[i] if held else None)
-            maps.append(attention)
+            x, attention = run(x, bias, cls_only=cls_only, maps=wanted, held=held[i] if held else None)
+            if wanted:
+                maps.append(attention)
         return Output(self.head(self.norm(self._pool(x, mask))), tuple(maps) if return_attention else None)
 
     def _pool(self, x: Tensor, mask: Tensor) -> Tensor:

@@ -111,6 +111,7 @@ def measure(name: str, precision: str, floats: bool, size: dict, device: torch.d
         **{"defense": name, "precision": precision, "frames": kind, "steps_per_second": 1 / spent, "seconds": spent},
         **{"bound_transfer": bounds[0], "bound_operations": bounds[1], "bytes": moved, "flops": flops},
         "seconds_to_features": seconds(device, lambda: ready[0].to(device).frames, size["steps"]),
+        "maps": DEFENSES[name].needs_maps,
         "peak_bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
     }
 

@@ -183,6 +183,7 @@ def page(results: dict) -> str:
     table = as_table(head, lines)
     waits = next(n for n in range(1, 1000) if (run := hours(results, card, n))["storage"] > run["computing"])
     one, days = MEASURED * flops / seconds / 1e9, VIDEOS * PRESET.epochs * seconds / MEASURED / 3600 / 24
+    maps = "" if "maps" in GPU["rows"][0] else " Steps still kept the maps of all layers then; now A-ART's keep a row."
     terabytes, million = VIDEOS * FRAMES * SPEC.dims / 1e12, parameters() / 1e6
     return f"""# What the full run would cost
 
@@ -207,7 +208,7 @@ counted: validation while training, starting the processes.
 {GPU["card"]}, PyTorch {GPU["torch"]}, `python tests/benchmarks/gpu.py --out figures/gpu.json`: {GPU["size"]["steps"]}
 steps of each kind after some that warm up, batches of random bytes in pinned memory. The bus moved {bus:.0f} GB/s, a
 large multiplication ran at {single:.0f} TFLOP/s in float32 and {half:.0f} in bfloat16. `a-art-fast` attacks in one
-step, `a-art` in two.
+step, `a-art` in two.{maps}
 
 {gpu_table()}
 
