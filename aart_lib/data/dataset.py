@@ -9,7 +9,8 @@ import copy
 import math
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
@@ -228,7 +229,7 @@ class VideoDataset(Dataset):
         workers = workers if workers and can_start_processes() else 0
         own_seed = torch.Generator()  # so that reading draws nothing from the numbers that dropout draws
         how: dict = {"num_workers": workers, "pin_memory": torch.cuda.is_available(), "generator": own_seed}
-        return DataLoader(_Together(drawn), batch_size=None, sampler=plan, **how)
+        return _Loader(_Together(drawn), batch_size=None, sampler=plan, **how)
 
     def _order(self, seed: int) -> np.ndarray:
         """A permutation of the videos [N]: window by window where the data set is streamed."""
@@ -256,6 +257,21 @@ class _Together(Dataset):
 
     def __getitem__(self, indices: np.ndarray) -> Batch | None:
         return self.dataset.batch(indices)
+
+
+class _Loader(DataLoader):
+    """Torch's loader, which without reader processes takes a thread to read the next batch while one is in use."""
+
+    def __iter__(self) -> Iterator:  # type: ignore[override]  # torch names a class of its own
+        batches, end = super().__iter__(), object()
+        if self.num_workers:
+            yield from batches
+            return
+        with ThreadPoolExecutor(1) as reader:
+            coming = reader.submit(next, batches, end)
+            while (batch := coming.result()) is not end:
+                coming = reader.submit(next, batches, end)
+                yield batch
 
 
 def _room_for(shape: tuple[int, ...], dtype) -> Tensor:

@@ -4,6 +4,7 @@
 dequantized to float32 [B,T,D]. Labels are multi-hot [B,C] in both.
 """
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -13,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from aart_lib.data import dataset as data
-from aart_lib.data import records
+from aart_lib.data import index, records
 from aart_lib.data.batch import BOX, LEVEL, dequantize
 from aart_lib.data.formats import SPECS
 
@@ -77,9 +78,16 @@ def ours_stored(path) -> Iterator:
 
 
 def ours_opened(path, *, cached: bool = False):
-    """The data set, with room in its cache for all of the shard, or for nothing, as if it were a large one."""
-    with mock.patch.object(data, "CACHE_BYTES", 2**30 if cached else 0):
-        return data.VideoDataset([path], SPEC)
+    """The data set with room in its cache for all of the shard; else as if it were a large one, opened first now.
+
+    Of a large one nothing is cached, and opening reads the head of each record, if no index of it is at hand.
+    """
+    if cached:
+        with mock.patch.object(data, "CACHE_BYTES", 2**30):
+            return data.VideoDataset([path], SPEC)
+    with tempfile.TemporaryDirectory() as empty, mock.patch.object(data, "STREAM_BYTES", 0):
+        with mock.patch.object(index, "cache_folder", lambda: Path(empty)):
+            return data.VideoDataset([path], SPEC)
 
 
 def ours_batches(dataset, workers: int = 0) -> Iterator:

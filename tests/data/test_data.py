@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -176,6 +177,23 @@ def test_bytes_come_through_a_reader_process(tmp_path, monkeypatch, shared):
     for here, there in zip(dataset.batches(4), dataset.batches(4, workers=1), strict=True):
         assert there.stored.dtype == torch.uint8 and torch.equal(here.stored, there.stored)
         assert torch.equal(here.frames, there.frames)
+
+
+def test_the_next_batch_is_read_while_one_is_in_use_and_its_error_waits_its_turn(tmp_path, monkeypatch):
+    read, waited, error = VideoDataset.batch, threading.Event(), RecordError("a", 0, "damaged")
+
+    def watched(dataset, indices):
+        if 4 in indices:
+            waited.set()
+            raise error
+        return read(dataset, indices)
+
+    monkeypatch.setattr(VideoDataset, "batch", watched)
+    batches = iter(VideoDataset([many(tmp_path, [f"v{i}" for i in range(11)])], TINY).batches(4))
+    assert next(batches).ids == ("v0", "v1", "v2", "v3") and waited.wait(10)
+    with pytest.raises(RecordError) as caught:
+        next(batches)
+    assert caught.value is error
 
 
 # ---------------------------------------------------------------- reading
