@@ -22,7 +22,7 @@ ROWS ?=  # of the benchmarks: make bench ROWS="--only gap --only step"
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lab figures checkpoints headline credit staircase worlds explore films page plan colab bench lint
+.PHONY: help reproduce test lab figures checkpoints headline credit staircase worlds voting explore films page plan colab bench lint
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -80,6 +80,12 @@ worlds: $(STAMP) ## the same steps where evidence is rare, and on AudioSet: make
 	$(BIN) -m aart_lib reproduce --data audioset --data-dir "$(AUDIOSET)" --labels 50 --epsilon 0.704 --suite splice --test-videos 1000 \
 	    --defenses $(STAIRS) --out runs/staircase-audioset --resume
 	cp runs/staircase-audioset/results.json figures/results-worlds-audioset.json
+	$(BIN) figures/staircase.py
+
+voting: $(STAMP) ## three voters against a planted frame, as in figures/worlds.md: half an hour, AUDIOSET=DIR adds it; resumes
+	$(BIN) figures/voting.py --out runs/voting
+	$(if $(AUDIOSET),$(BIN) figures/voting.py --out runs/voting --data audioset --data-dir "$(AUDIOSET)")
+	cp runs/voting/voting-*.json figures
 	$(BIN) figures/staircase.py
 
 plan: $(STAMP) ## measure a step and write what the full run would cost, figures/scale-plan.md: a minute

@@ -211,8 +211,7 @@ class VideoTransformer(nn.Module):
             wanted = return_attention if last else return_attention is True
             run = partial(checkpoint, block, use_reentrant=False) if self.recompute and x.requires_grad else block
             x, attention = run(x, bias, cls_only=cls_only, maps=wanted, held=held[i] if held else None)
-            if wanted:
-                maps.append(attention)
+            maps += [attention] if wanted else []
         return Output(self.head(self.norm(self._pool(x, mask))), tuple(maps) if return_attention else None)
 
     def _pool(self, x: Tensor, mask: Tensor) -> Tensor:

@@ -7,10 +7,14 @@ import pytest
 import torch
 
 from aart_lib.attention import SteadyAttention
-from aart_lib.data import VideoDataset
+from aart_lib.data import Splits, VideoDataset
+from aart_lib.losses import DEFENSES
 from aart_lib.metrics import gap
 from aart_lib.model import ModelConfig, VideoTransformer
 from aart_lib.scoring import probabilities, score
+from aart_lib.steps import Learner, TrainConfig
+from aart_lib.threats import ThreatModel
+from aart_lib.training import train
 
 CODE = runpy.run_path(str(Path(__file__).parents[2] / "figures" / "voting.py"))
 FrameVote, certified = CODE["FrameVote"], CODE["certified"]
@@ -67,3 +71,21 @@ def test_too_short_a_video_and_an_even_vote_are_refused(data, vote):
         FrameVote(vote.model, 5)(data[0].frames[None], torch.ones(1, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="odd in number"):
         FrameVote(vote.model, 2)
+
+
+def test_training_shows_each_step_the_frames_of_one_voter_in_turns(monkeypatch):
+    made = torch.Generator().manual_seed(0)
+    videos = [torch.randn(length, 6, generator=made).clamp(-1.9, 1.9) for length in [2] + [8] * 23]
+    videos[2][4] = 1.5  # whoever sees the frame 4 is the second voter
+    every = VideoDataset.from_tensors(videos, torch.rand(24, 4, generator=made) > 0.5)
+    splits, seen = Splits(every.spec, every, every, every), []
+    learned = Learner.gradients
+    monkeypatch.setattr(
+        Learner, "gradients", lambda run, batch, *more: seen.append(batch) or learned(run, batch, *more)
+    )
+    shape, threat = ModelConfig(6, 4, max_frames=8, width=16, heads=2), ThreatModel("linf", 0.1)
+    how = {"kind": CODE["OneVoter"], "progress": None}
+    train(DEFENSES["a-art"], splits, shape, threat, TrainConfig(epochs=3, batch_size=24), **how)
+    assert [batch.mask.shape[1] for batch in seen] == [3, 3, 2]
+    assert [len(batch) for batch in seen] == [24, 24, 23]  # the third voter sees nothing of two frames
+    assert [bool((batch.frames == 1.5).all(2).any()) for batch in seen] == [False, True, False]
