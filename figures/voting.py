@@ -6,7 +6,8 @@
 
 For each label the middle one of the three answers counts. Whatever a planted frame shows, it has one voice, and the
 middle lies between the other two: that is a certificate, which no attack can go below. The price is what only one frame
-shows, since nobody can tell it from a planted one.
+shows, since nobody can tell it from a planted one. It holds for a frame that is replaced, not for one that is put in
+between: that would move all frames behind it to other voters.
 
 Source: Levine & Feizi 2020 (arXiv 2002.10733) let parts of a picture vote against a patch; here frames of a video vote.
 """
