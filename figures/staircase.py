@@ -169,10 +169,10 @@ def vote_table(worlds: dict[str, list[dict]]) -> list[str]:
     table = [f"| {heads} |", "|---" * 9 + "|"]
     for name, rows in worlds.items():
         found = {method: votes_of(rows, method) for method in ("trades", "a-art")}
-        for method, values in found.items():
-            table.append("| " + " | ".join([VOTES[name], method, str(len(values)), *written(values, ".3f")]) + " |")
-        cells = [VOTES[name], "a-art − trades", str(len(rows) // 2), *written(found["a-art"] - found["trades"], "+.3f")]
-        table.append("| " + " | ".join(cells) + " |")
+        apart = written(found["a-art"] - found["trades"], "+.3f")
+        lines = {method: written(values, ".3f") for method, values in found.items()} | {"a-art − trades": apart}
+        seeds = len(found["a-art"])
+        table += [f"| {VOTES[name]} | {key} | {seeds} | " + " | ".join(cells) + " |" for key, cells in lines.items()]
     return table
 
 
