@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy import stats
 
+from aart_lib.experiment.uncertainty import holm
 from aart_lib.viz import plots, style
 
 HERE = Path(__file__).resolve().parent
@@ -34,7 +36,6 @@ WORLDS = {  # file of results: how it is called
     "worlds-audioset": "AudioSet, 50 labels",
 }
 VOTES = {"synthetic": "synthetic videos", "films": WORLDS["films"], "audioset": WORLDS["worlds-audioset"]}
-T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # Student's t for so many seeds, 95 %, two-sided
 PAIRS = (("a-art-simple", "adversarial-simple"), ("a-art", "trades"), ("a-art-fixed-maps", "trades"))
 
 
@@ -56,8 +57,9 @@ def shares(rows: list[dict], defense: str) -> np.ndarray:
 def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean over seeds [seeds, ...] and half its 95 % interval; of a single seed the half is NaN."""
     count = len(values)
-    half = T95[count] * values.std(0, ddof=1) / count**0.5 if count > 1 else np.full(values.shape[1:], np.nan)
-    return values.mean(0), half
+    if count == 1:
+        return values[0], np.full(values.shape[1:], np.nan)
+    return values.mean(0), stats.t.ppf(0.975, count - 1) * values.std(0, ddof=1) / count**0.5
 
 
 def written(values: np.ndarray, form: str) -> list[str]:
@@ -148,17 +150,27 @@ def world_table(rows: list[dict]) -> list[str]:
 
 
 def term_table(worlds: dict[str, list[dict]]) -> list[str]:
-    """What the attention term adds in each world: the same recipe with it minus without it, in GAP."""
-    table = ["| world | with − without | seeds | at ε | at 2ε | one frame of 8ε | spliced frame |", "|---" * 7 + "|"]
+    """What the attention term adds in each world: the same recipe with it minus without it, in GAP.
+
+    Bold: a paired t-test over the seeds tells it from zero, corrected after Holm for all tests of the table.
+    """
+    apart = {}
     for world, rows in worlds.items():
         for name, other in PAIRS:
             with_it, without = gaps(rows, name), gaps(rows, other)
             same = (world, name) != ("worlds-audioset", "a-art-fixed-maps")  # there its other weights are not TRADES'
             if same and len(with_it) and len(with_it) == len(without):
-                difference = written((with_it - without)[:, 1:], "+.3f")
-                cells = [WORLDS[world], f"{name} − {other}", str(len(with_it)), *difference]
-                table.append("| " + " | ".join(cells) + " |")
-    return table
+                apart[world, name, other] = (with_it - without)[:, 1:]
+    tested = {key: stats.ttest_1samp(values, 0.0).pvalue for key, values in apart.items() if len(values) > 1}
+    sure = holm({f"{key} {i}": float(p) for key, values in tested.items() for i, p in enumerate(values)})
+    table = ["| world | with − without | seeds | at ε | at 2ε | one frame of 8ε | spliced frame |", "|---" * 7 + "|"]
+    for key, values in apart.items():
+        cells = written(values, "+.3f")
+        cells = [f"**{cell}**" if sure.get(f"{key} {i}", 1.0) < 0.05 else cell for i, cell in enumerate(cells)]
+        world, name, other = key
+        table.append(f"| {WORLDS[world]} | {name} − {other} | {len(values)} | " + " | ".join(cells) + " |")
+    told = "Bold: told from zero by a paired t-test over the seeds, corrected after Holm for all"
+    return [*table, "", f"{told} {len(sure)} tests of the table."]
 
 
 def vote_table(worlds: dict[str, list[dict]]) -> list[str]:
