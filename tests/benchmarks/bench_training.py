@@ -5,7 +5,6 @@ from dataclasses import fields
 import models
 import torch
 from bench import Entry, Settings, in_turns
-from torch.utils.flop_counter import FlopCounterMode
 
 from aart_lib.losses import DEFENSES, Defense
 
@@ -31,18 +30,15 @@ def _bound(shape, options) -> float:
     """
     model, batch = models.make(shape, options)
 
-    def counted(run) -> float:
-        with FlopCounterMode(display=False) as counter:
-            run()
-        return counter.get_total_flops()
+    def forward(frames=batch.frames):
+        return model(frames, batch.mask).logits.sum()
 
     def attack():
-        delta = torch.zeros_like(batch.frames).requires_grad_()
-        torch.autograd.grad(model(batch.frames + delta, batch.mask).logits.sum(), delta)
+        frames = batch.frames.detach().requires_grad_()
+        torch.autograd.grad(forward(frames), frames)
 
-    forward = counted(lambda: model(batch.frames, batch.mask))
-    standard = counted(lambda: model(batch.frames, batch.mask).logits.sum().backward())
-    return (counted(attack) + standard + (standard - forward)) / standard
+    once, attacked, standard = map(models.counted, (forward, attack, lambda: forward().backward()))
+    return (attacked + standard + (standard - once)) / standard
 
 
 def step(settings: Settings) -> list[Entry]:

@@ -22,11 +22,11 @@ def test_the_committed_pages_are_made_of_the_committed_numbers():
 
 
 def test_a_target_is_met_only_where_it_is_reached_and_the_results_are_equal():
-    fast = {"ratio": 24.0, "target": 20.0}
+    fast = {"ours_seconds": 1.0, "peer_seconds": 24.0, "ratio": 24.0}
     slow = Entry("step", "step", "standard", 0.5, 0.2, ratio=2.5, target=2.4, meaning="ours / peer")
-    assert Entry("gap", "GAP", "loop", **fast).met and slow.met is False
-    assert Entry("gap", "GAP", "loop", **fast, holds=False).met is False
-    assert Entry("gap", "GAP", "loop", ratio=24.0).met is None
+    assert Entry("gap", "GAP", "loop", **fast, target=20.0).met and slow.met is False
+    assert Entry("gap", "GAP", "loop", **fast, target=20.0, holds=False).met is False
+    assert Entry("gap", "GAP", "loop", **fast).met is None
 
 
 def test_hours_are_the_division_one_would_do_by_hand():
