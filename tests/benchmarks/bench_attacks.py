@@ -6,7 +6,7 @@ from functools import partial
 import models
 import torch
 import torch.nn.functional as F
-from bench import Entry, Settings, in_turns, peer
+from bench import Settings, in_turns, peer
 from peers_attacks import ART, Foolbox
 
 from aart_lib import attacks
@@ -42,7 +42,7 @@ def _passes(model, batch, objective: str) -> None:
         torch.autograd.grad(loss, frames)
 
 
-def pgd10(settings: Settings) -> list[Entry]:
+def pgd10(settings: Settings) -> list[dict]:
     """PGD-10 from zero with the same budget and step for all, on a small and on a 300-frame model."""
     small, long = (settings.size(shape, models.TINY) for shape in (models.SMALL, models.LONG))
     entries = _duel(settings, "PGD-10, small model", "ART", *models.make(*small), "bce")
@@ -55,7 +55,7 @@ def pgd10(settings: Settings) -> list[Entry]:
     return entries + _duel(settings, "PGD-10, 300-frame model", "ART", *models.make(*long), "bce")
 
 
-def _duel(settings: Settings, what: str, name: str, model, batch, objective: str) -> list[Entry]:
+def _duel(settings: Settings, what: str, name: str, model, batch, objective: str) -> list[dict]:
     """Ours, with the best iterate and with the last, against the peer of this name and against the bound."""
     attack = pgd(ThreatModel("linf", EPSILON), STEPS, restarts=1, start="zero", objective=objective)
     ours = {"ours": attack, "ours, last iterate": replace(attack, keep_best=False)}

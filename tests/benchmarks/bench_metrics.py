@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
-from bench import Entry, Settings, Stopwatch, in_turns, peer
+from bench import Settings, Stopwatch, in_turns, peer
 
 from aart_lib.metrics import Accumulator
 
@@ -86,7 +86,7 @@ def _peak(videos: int) -> float:
     return peak / 2**20
 
 
-def gap(settings: Settings) -> list[Entry]:
+def gap(settings: Settings) -> list[dict]:
     """Streaming GAP@20 over 50,000 videos and 3,862 labels."""
     videos = settings.size(VIDEOS, 2 * BATCH)
     what = f"GAP@20, {videos:,} videos x {CLASSES:,} labels, streaming"

@@ -3,7 +3,7 @@
 import numpy as np
 import peers_read as readers
 import torch
-from bench import Entry, Settings, in_turns, peer
+from bench import Settings, in_turns, peer
 
 from aart_lib.data.batch import features
 
@@ -59,7 +59,7 @@ def _jobs(path, cached, product: str) -> dict:
     return jobs
 
 
-def read(settings: Settings) -> list[Entry]:
+def read(settings: Settings) -> list[dict]:
     """The whole shard into batches: as stored bytes and as floats, from the file and from the cache."""
     path, entries = _shard(settings), []
     cached = readers.ours_opened(path, cached=True)
@@ -91,7 +91,7 @@ def _fill(dataset, product: str) -> None:
         source[rows].clone() if product == "stored bytes" else features(source[rows], real[rows])
 
 
-def shuffled(settings: Settings) -> list[Entry]:
+def shuffled(settings: Settings) -> list[dict]:
     """Single videos in a shuffled order, each read from the file anew."""
     path, what = _shard(settings), "shuffled access to single videos"
     if peer("tfrecord") is None:

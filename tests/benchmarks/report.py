@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-SIGNS = {"peer / ours": "≥", "ours / peer": "≤"}
+from bench import DEARER, FASTER
+
+SIGNS = {FASTER: "≥", DEARER: "≤"}
 YES = {True: "yes", False: "**no**", None: "–"}
 
 

@@ -38,12 +38,12 @@ ROWS = {
 
 
 def measure(names, settings: Settings) -> list[dict]:
-    """The entries of the named rows, as plain dictionaries, each with the machine's load before and after its row."""
+    """The entries of the named rows, each with the machine's load before and after its row."""
     entries = []
     for name in names:
         module, function = ROWS[name]
         started, before = time.perf_counter(), load()
-        found = [entry.plain() for entry in getattr(__import__(module), function)(settings)]
+        found = getattr(__import__(module), function)(settings)
         entries += [entry | {"load": [before, load()]} for entry in found]
         print(*map(report.line, found), f"  ({name}: {time.perf_counter() - started:.0f} s)", sep="\n")
     return entries

@@ -248,30 +248,20 @@ def test_a_link_leads_to_its_state_and_a_wrong_one_to_what_it_can(tab, shown):
     assert chosen(tab) == {"film": shown["videos"][0]["id"], "model": "standard", "eps": "1"}
 
 
+ANSWER = """control => {
+  const menu = control.closest("select"), start = performance.now();
+  if (menu) { menu.value = control.value; menu.dispatchEvent(new Event("change")); } else control.click();
+  document.body.getBoundingClientRect(); // lays it out
+  return performance.now() - start;
+}"""
+
+
 def test_every_control_answers_within_a_tenth_of_a_second(tab, shown):
     opened(tab, film=shown["videos"][-1]["id"])
-    slowest = tab.evaluate(
-        """() => {
-        const clicked = [...document.querySelectorAll("#model input, #attack input, #steady, #strip button")];
-        const acts = clicked.map((control) => () => control.click());
-        for (const menu of document.querySelectorAll("select")) {
-          for (const option of menu.options) {
-            acts.push(() => { menu.value = option.value; menu.dispatchEvent(new Event("change")); });
-          }
-        }
-        const quickest = acts.map(() => Infinity); // of three rounds: others may be at work on the machine
-        for (let round = 0; round < 3; round++) {
-          acts.forEach((act, index) => {
-            const start = performance.now();
-            act();
-            document.body.getBoundingClientRect(); // lays it out
-            quickest[index] = Math.min(quickest[index], performance.now() - start);
-          });
-        }
-        return Math.max(...quickest);
-      }"""
-    )
-    assert slowest < 100
+    controls = tab.query_selector_all("#model input, #attack input, #steady, #strip button, option")
+    rounds = [[control.evaluate(ANSWER) for control in controls] for _ in range(3)]
+    # the quickest of three counts: others may be at work on the machine
+    assert len(controls) > 20 and max(map(min, zip(*rounds, strict=True))) < 100
 
 
 def test_page_fits_a_phone_every_control_has_a_name_and_colors_are_not_alone(tab):
