@@ -122,5 +122,6 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
-    found |= {name: os.environ[name] for name in ("GLIBC_TUNABLES",) if os.environ.get(name)}
+    if tunables := os.environ.get("GLIBC_TUNABLES"):
+        found["GLIBC_TUNABLES"] = tunables
     return found | {"cores": str(os.cpu_count()), "threads used": os.environ.get("OMP_NUM_THREADS", "all")}

@@ -110,11 +110,9 @@ def shuffled(settings: Settings) -> list[dict]:
     note = "we check the CRC and make multi-hot labels, the peer does neither; both turn bytes into floats in our way, "
     note += f"which alone takes {times.median('bound'):.3g} s: no reader is more than "
     note += f"{times.ratio('tfrecord with index', 'bound'):.1f} times as fast as the peer"
-    more = {"target": 5.0, "holds": same}
+    notes = {"floats": note, "bytes": "we check the CRC, the peer does not"}
+    pairs = {"floats": ("ours", "tfrecord with index"), "bytes": ("ours, bytes", "tfrecord with index, bytes")}
     return [
-        times.entry("shuffled", f"{what}, floats", "ours", "tfrecord with index", note=note, **more),
-        times.entry(
-            "shuffled", f"{what}, bytes", "ours, bytes", "tfrecord with index, bytes",
-            note="we check the CRC, the peer does not", **more,
-        ),
-    ]  # fmt: skip
+        times.entry("shuffled", f"{what}, {product}", *pair, target=5.0, holds=same, note=notes[product])
+        for product, pair in pairs.items()
+    ]
