@@ -1,12 +1,14 @@
 """`make colab REPO=owner/name`: badges and the setup cell's variable, and nothing else."""
 
-import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import colab
+import execute
+import nbformat
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -15,21 +17,11 @@ PATHS = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
 NAME = PATHS[1].name
 
 
-def module(name: str):
-    spec = importlib.util.spec_from_file_location(f"notebooks_{name}", NOTEBOOKS / f"{name}.py")
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
-colab = module("colab")
-
-
 @pytest.fixture
 def project(tmp_path) -> Path:
     folder = tmp_path / "a project"
     (folder / "notebooks").mkdir(parents=True)
-    for path in (f"notebooks/{NAME}", "README.md"):
+    for path in (f"notebooks/{NAME}", "notebooks/colab.py", "README.md"):
         shutil.copy(ROOT / path, folder / path)
     return folder
 
@@ -40,7 +32,6 @@ def contents(project: Path) -> dict:
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_badge_and_variable_name_the_repository_and_fresh_outputs_stay_fresh(path):
-    execute, nbformat = module("execute"), pytest.importorskip("nbformat")
     before = path.read_text(encoding="utf-8")
     pointed = colab.point(before, "some-one/a.art")
     assert f"github/some-one/a.art/blob/main/notebooks/{path.name}" in pointed, "no badge"
@@ -52,10 +43,11 @@ def test_badge_and_variable_name_the_repository_and_fresh_outputs_stay_fresh(pat
 
 
 def test_a_second_name_replaces_the_first_and_the_same_again_changes_nothing(project, capsys):
-    assert colab.main(["two/second"], project) == 0
+    # as a command, with nothing but Python
+    subprocess.run([sys.executable, "-I", "-S", str(project / "notebooks" / "colab.py"), "two/second"], check=True)
     once = contents(project)
-    assert b"two/second" in once[NAME]
-    colab.main(["one/first"], project)
+    assert json.loads(once[NAME]) and b"two/second" in once[NAME]
+    assert colab.main(["one/first"], project) == 0
     assert contents(project)[NAME] != once[NAME]
     colab.main(["https://github.com/two/second/"], project)
     assert contents(project) == once
@@ -69,10 +61,3 @@ def test_what_is_no_repository_changes_nothing(project, wrong, capsys):
     assert colab.main([wrong], project) == 2
     assert "owner/name" in capsys.readouterr().err
     assert contents(project) == before
-
-
-def test_runs_as_a_command_with_nothing_but_python(project):
-    shutil.copy(NOTEBOOKS / "colab.py", project / "notebooks")
-    command = [sys.executable, "-I", "-S", str(project / "notebooks" / "colab.py"), "one/first"]
-    subprocess.run(command, check=True)
-    assert json.loads(contents(project)[NAME]) and b"one/first" in contents(project)[NAME]

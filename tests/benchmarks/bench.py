@@ -1,6 +1,6 @@
 """How a row is measured: in turns, in one process, medians, ratios of the same round.
 
-A row is a function of `Settings` that gives one `Entry` for every pair it compares. Everything runs on one thread, so
+A row is a function of `Settings` that gives an entry for every pair it compares. Everything runs on one thread, so
 that a busy second core changes little; the load of the machine is kept beside the times.
 """
 
@@ -10,11 +10,12 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from unittest import mock
 
+FASTER, DEARER = "peer / ours", "ours / peer"
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
     "torch numpy google-crc32c accelerate tfrecord protobuf tensorflow-cpu tensorflow scikit-learn "
@@ -29,44 +30,9 @@ class Settings:
     folder: Path  # for files of the rows
     quick: bool = False
     repeats: int = 7  # rounds, after one that warms up
-    before: str = ""  # the revision that `reproduce` is compared with
 
     def size(self, full, quick):
         return quick if self.quick else full
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of the table.
-
-    ``ratio`` is what ``meaning`` says: "peer / ours" (how many times faster we are; ``target`` is the least) or
-    "ours / peer" (how much more we pay; ``target`` is the most). Without a target it is printed only. ``holds`` is
-    whether the equality check of the pair held, None where there is nothing to compare.
-    """
-
-    row: str
-    what: str
-    peer: str
-    ours_seconds: float | None = None  # medians
-    peer_seconds: float | None = None
-    ratio: float | None = None
-    meaning: str = "peer / ours"
-    target: float | None = None
-    holds: bool | None = None
-    note: str = ""
-    unit: str = "s"  # of the two medians
-    rounds: Mapping[str, list] = field(default_factory=dict)
-
-    @property
-    def met(self) -> bool | None:
-        """None without a target or a measurement; an equality that does not hold is a target missed."""
-        if self.target is None or self.ratio is None:
-            return None
-        reached = self.ratio >= self.target if self.meaning == "peer / ours" else self.ratio <= self.target
-        return reached and self.holds is not False
-
-    def plain(self) -> dict:
-        return asdict(self) | {"met": self.met}
 
 
 @dataclass(frozen=True)
@@ -82,12 +48,21 @@ class Times:
         """The median over the rounds of one's time over the other's."""
         return statistics.median(a / b for a, b in zip(self.wall[over], self.wall[under], strict=True))
 
-    def entry(self, row: str, what: str, ours: str, peer: str, *, meaning: str = "peer / ours", **more) -> Entry:
-        """The line of the table for two of the names."""
-        pair = (peer, ours) if meaning == "peer / ours" else (ours, peer)
-        rounds = {f"wall {name}": self.wall[name] for name in (ours, peer)}
-        seconds = self.median(ours), self.median(peer)
-        return Entry(row, what, peer, *seconds, self.ratio(*pair), meaning, rounds=rounds, **more)
+    def entry(self, row: str, what: str, ours: str, peer: str, *, meaning=FASTER, target=None, holds=None, note=""):
+        """The line of the table for two of the names, as a dictionary.
+
+        The ratio is what ``meaning`` says: how many times faster we are, and ``target`` is the least, or how much more
+        we pay, and ``target`` is the most. Without a target it is printed only. ``holds`` is whether the equality
+        check of the pair held, None where there is nothing to compare; one that failed is a target missed.
+        """
+        ratio = self.ratio(peer, ours) if meaning == FASTER else self.ratio(ours, peer)
+        met = None
+        if target is not None:
+            met = (ratio >= target if meaning == FASTER else ratio <= target) and holds is not False
+        found = {"row": row, "what": what, "peer": peer}
+        found |= {"ours_seconds": self.median(ours), "peer_seconds": self.median(peer), "ratio": ratio}
+        found |= {"meaning": meaning, "target": target, "holds": holds, "note": note, "unit": "s"}
+        return found | {"rounds": {f"wall {name}": self.wall[name] for name in (ours, peer)}, "met": met}
 
 
 class Stopwatch:
@@ -129,8 +104,9 @@ def peer(name: str):
         return None
 
 
-def missing(row: str, what: str, name: str, **more) -> Entry:
-    return Entry(row, what, name, note="not installed", **more)
+def peak(pid: int | str = "self") -> int:
+    """Largest resident memory of a process so far, bytes (Linux)."""
+    return int(Path(f"/proc/{pid}/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 
 
 def load() -> float | None:
@@ -146,5 +122,6 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
-    found |= {name: os.environ[name] for name in ("GLIBC_TUNABLES",) if os.environ.get(name)}
+    if tunables := os.environ.get("GLIBC_TUNABLES"):
+        found["GLIBC_TUNABLES"] = tunables
     return found | {"cores": str(os.cpu_count()), "threads used": os.environ.get("OMP_NUM_THREADS", "all")}

@@ -3,9 +3,10 @@
 import heapq
 import tracemalloc
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
-from bench import Entry, Settings, Stopwatch, in_turns, missing, peer
+from bench import Settings, Stopwatch, in_turns, peer
 
 from aart_lib.metrics import Accumulator
 
@@ -79,30 +80,29 @@ def _run(make, videos: int) -> tuple[float, Stopwatch]:
 def _peak(videos: int) -> float:
     """MiB that we hold at most, one batch of input and the work on it included."""
     tracemalloc.start()
-    _run(lambda: Accumulator(TOP), videos)
+    _run(partial(Accumulator, TOP), videos)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return peak / 2**20
 
 
-def gap(settings: Settings) -> list[Entry]:
+def gap(settings: Settings) -> list[dict]:
     """Streaming GAP@20 over 50,000 videos and 3,862 labels."""
     videos = settings.size(VIDEOS, 2 * BATCH)
     what = f"GAP@20, {videos:,} videos x {CLASSES:,} labels, streaming"
-    makers = {"ours": lambda: Accumulator(TOP), "heap and loop": Loop, "numpy + scikit-learn": Sklearn}
-    if not peer("sklearn"):
-        del makers["numpy + scikit-learn"]
-    values = {name: _run(make, videos)[0] for name, make in makers.items()}
-    times = in_turns({name: lambda make=make: _run(make, videos)[1] for name, make in makers.items()}, settings.repeats)
     few, many = _peak(videos // 5), _peak(videos)
     memory = f"; at most {few:.0f} MiB for {videos // 5:,} videos, {many:.0f} MiB for {videos:,}"
     memory += f", whose scores are {videos * CLASSES * 4 / 2**20:,.0f} MiB"
-    entries = []
-    for name, target, within in (("heap and loop", 20.0, 1e-12), ("numpy + scikit-learn", None, 1e-6)):
-        if name not in makers:
-            entries.append(missing("gap", what, name, target=target))
-            continue
+    # the peer, the target, how far the two values may be apart, what else is said
+    peers = {"heap and loop": (Loop, 20.0, 1e-12, memory)}
+    if peer("sklearn"):
+        peers["numpy + scikit-learn"] = Sklearn, None, 1e-6, ""
+    meters = {"ours": partial(Accumulator, TOP)} | {name: meter for name, (meter, *_) in peers.items()}
+    values = {name: _run(meter, videos)[0] for name, meter in meters.items()}
+    jobs = {name: lambda meter=meter: _run(meter, videos)[1] for name, meter in meters.items()}
+    times, entries = in_turns(jobs, settings.repeats), []
+    for name, (_, target, within, more) in peers.items():
         apart = abs(values["ours"] - values[name])
-        note = f"differs by {apart:.1g} (allowed {within:g})" + memory * (target is not None)
+        note = f"differs by {apart:.1g} (allowed {within:g}){more}"
         entries.append(times.entry("gap", what, "ours", name, target=target, holds=apart <= within, note=note))
     return entries

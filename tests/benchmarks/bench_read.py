@@ -3,7 +3,7 @@
 import numpy as np
 import peers_read as readers
 import torch
-from bench import Entry, Settings, in_turns, missing, peer
+from bench import Settings, in_turns, peer
 
 from aart_lib.data.batch import features
 
@@ -15,10 +15,7 @@ BOUNDS = {
 }
 TARGETS = {  # from the file, and from the cache
     "stored bytes": ({"tfrecord": 6.0, "tf.data": 3.0}, {"tfrecord": 25.0}),
-    "floats": (
-        {"tfrecord": 3.0, "tfrecord, two processes": None, "tf.data": 1.5},
-        {"tfrecord": 10.0},
-    ),
+    "floats": ({"tfrecord": 3.0, "tfrecord, two processes": None, "tf.data": 1.5}, {"tfrecord": 10.0}),
 }
 THREADS = {"stored bytes": 1, "floats": 2}
 
@@ -32,28 +29,15 @@ def _shard(settings: Settings):
 
 def _digest(batches) -> list:
     """What two readers must agree on: the number of videos, and sums of frames and labels."""
-    counted = [
-        (
-            len(frames),
-            int(np.asarray(frames).view(np.uint8).sum(dtype=np.int64)),
-            int(np.nonzero(np.asarray(labels))[1].sum()),
-        )
-        for frames, labels in batches
-    ]
-    return [sum(column) for column in zip(*counted, strict=True)]
+    found = np.zeros(3, np.int64)
+    for frames, labels in batches:
+        found += len(frames), frames.view(np.uint8).sum(dtype=np.int64), labels.nonzero()[1].sum()
+    return found.tolist()
 
 
 def _drain(batches) -> None:
     for _ in batches:
         pass
-
-
-def _limit_tensorflow():
-    tf = peer("tensorflow")
-    if tf is not None:
-        tf.config.threading.set_intra_op_parallelism_threads(1)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
-    return tf
 
 
 def _jobs(path, cached, product: str) -> dict:
@@ -67,13 +51,15 @@ def _jobs(path, cached, product: str) -> dict:
     if peer("tfrecord"):
         jobs["tfrecord"] = lambda: readers.batched(readers.tfrecord_stored(path), floats)
         if floats:
-            jobs["tfrecord, two processes"] = lambda: readers.tfrecord_batches(path, 2)
-    if _limit_tensorflow():
+            jobs["tfrecord, two processes"] = lambda: readers.tfrecord_batches(path)
+    if tensorflow := peer("tensorflow"):
+        tensorflow.config.threading.set_intra_op_parallelism_threads(1)
+        tensorflow.config.threading.set_inter_op_parallelism_threads(1)
         jobs["tf.data"] = lambda: readers.tf_batches(path, floats, threads=1 + floats)
     return jobs
 
 
-def read(settings: Settings) -> list[Entry]:
+def read(settings: Settings) -> list[dict]:
     """The whole shard into batches: as stored bytes and as floats, from the file and from the cache."""
     path, entries = _shard(settings), []
     cached = readers.ours_opened(path, cached=True)
@@ -84,18 +70,13 @@ def read(settings: Settings) -> list[Entry]:
         digests = {name: _digest(job()) for name, job in jobs.items()}
         timed = {name: lambda job=job: _drain(job()) for name, job in jobs.items()}
         times = in_turns(timed | {"bound": lambda product=product: _fill(cached, product)}, settings.repeats)
+        least = f"cores that each side may use: {THREADS[product]}; bound: {times.median('bound'):.3g} s to {bound}"
         for ours, targets in zip(("ours", "ours, cached"), TARGETS[product], strict=True):
             what = f"read a shard into batches of {product}" + ", once cached" * (ours == "ours, cached")
-            for name, target in targets.items():
-                if name not in jobs:
-                    entries.append(missing("read", what, name, target=target))
-                    continue
-                note = (
-                    f"cores that each side may use: {THREADS[product]}; bound: {times.median('bound'):.3g} s to {bound}"
-                )
-                note += f": no reader is more than {times.ratio(name, 'bound'):.1f} times as fast as {name}"
-                holds = digests[ours] == digests[name]
-                entries.append(times.entry("read", what, ours, name, target=target, holds=holds, note=note))
+            for name in filter(jobs.get, targets):
+                note = f"{least}: no reader is more than {times.ratio(name, 'bound'):.1f} times as fast as {name}"
+                more = {"target": targets[name], "holds": digests[ours] == digests[name], "note": note}
+                entries.append(times.entry("read", what, ours, name, **more))
     torch.set_num_threads(1)
     return entries
 
@@ -110,11 +91,11 @@ def _fill(dataset, product: str) -> None:
         source[rows].clone() if product == "stored bytes" else features(source[rows], real[rows])
 
 
-def shuffled(settings: Settings) -> list[Entry]:
+def shuffled(settings: Settings) -> list[dict]:
     """Single videos in a shuffled order, each read from the file anew."""
     path, what = _shard(settings), "shuffled access to single videos"
     if peer("tfrecord") is None:
-        return [missing("shuffled", what, "tfrecord with index", target=5.0)]
+        return []
     theirs, ours = readers.TFRecordItems(path), readers.ours_opened(path)
     order = np.random.default_rng(1).permutation(len(theirs.index)).tolist()
     same = all(np.array_equal(ours[i].frames.numpy(), readers.dequantize(theirs[i])) for i in order[:50])
@@ -129,11 +110,9 @@ def shuffled(settings: Settings) -> list[Entry]:
     note = "we check the CRC and make multi-hot labels, the peer does neither; both turn bytes into floats in our way, "
     note += f"which alone takes {times.median('bound'):.3g} s: no reader is more than "
     note += f"{times.ratio('tfrecord with index', 'bound'):.1f} times as fast as the peer"
-    more = {"target": 5.0, "holds": same}
+    notes = {"floats": note, "bytes": "we check the CRC, the peer does not"}
+    pairs = {"floats": ("ours", "tfrecord with index"), "bytes": ("ours, bytes", "tfrecord with index, bytes")}
     return [
-        times.entry("shuffled", f"{what}, floats", "ours", "tfrecord with index", note=note, **more),
-        times.entry(
-            "shuffled", f"{what}, bytes", "ours, bytes", "tfrecord with index, bytes",
-            note="we check the CRC, the peer does not", **more,
-        ),
-    ]  # fmt: skip
+        times.entry("shuffled", f"{what}, {product}", *pair, target=5.0, holds=same, note=notes[product])
+        for product, pair in pairs.items()
+    ]

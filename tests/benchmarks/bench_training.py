@@ -4,8 +4,7 @@ from dataclasses import fields
 
 import models
 import torch
-from bench import Entry, Settings, in_turns
-from torch.utils.flop_counter import FlopCounterMode
+from bench import DEARER, Settings, in_turns
 
 from aart_lib.losses import DEFENSES, Defense
 
@@ -31,21 +30,18 @@ def _bound(shape, options) -> float:
     """
     model, batch = models.make(shape, options)
 
-    def counted(run) -> float:
-        with FlopCounterMode(display=False) as counter:
-            run()
-        return counter.get_total_flops()
+    def forward(frames=batch.frames):
+        return model(frames, batch.mask).logits.sum()
 
     def attack():
-        delta = torch.zeros_like(batch.frames).requires_grad_()
-        torch.autograd.grad(model(batch.frames + delta, batch.mask).logits.sum(), delta)
+        frames = batch.frames.detach().requires_grad_()
+        torch.autograd.grad(forward(frames), frames)
 
-    forward = counted(lambda: model(batch.frames, batch.mask))
-    standard = counted(lambda: model(batch.frames, batch.mask).logits.sum().backward())
-    return (counted(attack) + standard + (standard - forward)) / standard
+    once, attacked, standard = map(models.counted, (forward, attack, lambda: forward().backward()))
+    return (attacked + standard + (standard - once)) / standard
 
 
-def step(settings: Settings) -> list[Entry]:
+def step(settings: Settings) -> list[dict]:
     """Steps of A-ART beside a standard step of the same model and batch."""
     shape, options = settings.size(models.SMALL, models.TINY)
     _, batch = models.make(shape, options)
@@ -65,7 +61,7 @@ def step(settings: Settings) -> list[Entry]:
         f"{_bound(shape, options):.2f} by counted operations: one forward pass, the gradient of the frames, a "
         "standard step on the attacked frames, the backward half of one on the clean side of the pairs"
     )
-    single, more = "A-ART step, single-step attack", {"meaning": "ours / peer"}
+    single, more = "A-ART step, single-step attack", {"meaning": DEARER}
     same = f"after three steps no weight differs by more than {apart:.1g}"
     return [
         times.entry("step", single, "fast", "standard", target=2.4, note=bound, **more),

@@ -5,9 +5,9 @@ python tests/benchmarks/full_size.py [--accumulate 4] [--recompute]
 
 import argparse
 import time
-from pathlib import Path
 
 import models
+from bench import peak
 
 from aart_lib.losses import DEFENSES
 from aart_lib.steps import Hardware
@@ -28,8 +28,7 @@ def main() -> None:
         started = time.perf_counter()
         shown = ", ".join(f"{name} {value:.4g}" for name, value in step().items())
         print(f"{time.perf_counter() - started:.1f} s a step of 32 videos; {shown}", flush=True)
-    peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
-    print(f"peak memory {peak / 1e9:.2f} GB")
+    print(f"peak memory {peak() / 1e9:.2f} GB")
 
 
 if __name__ == "__main__":

@@ -12,20 +12,20 @@ import json
 import sys
 import time
 import types
-from contextlib import nullcontext
 from itertools import cycle, product
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 try:
     import google_crc32c  # noqa: F401 (the library reads files with it, this program reads none)
 except ImportError:
     sys.modules["google_crc32c"] = types.ModuleType("google_crc32c")
+
+import models
 
 from aart_lib.data.batch import Batch, features
 from aart_lib.experiment.presets import PRESETS
@@ -84,16 +84,6 @@ def learner(name: str, size: dict, precision: str, device: torch.device) -> Lear
     return made
 
 
-def counted(step) -> int:
-    """FLOPs as PyTorch counts them, two for a multiplication and an addition; not by module, which hooks gradients."""
-    counter = FlopCounterMode(display=False)
-    counter.mod_tracker = nullcontext()
-    counter.mod_tracker.parents = {"Global"}
-    with counter:
-        step()
-    return counter.get_total_flops()
-
-
 def measure(name: str, precision: str, floats: bool, size: dict, device: torch.device, known: dict) -> dict:
     """Steps of one kind beside their bounds."""
     own, threat = learner(name, size, precision, device), ThreatModel("linf", 0.04)
@@ -103,7 +93,7 @@ def measure(name: str, precision: str, floats: bool, size: dict, device: torch.d
     turns = cycle(ready)
     spent = seconds(device, lambda: own.learn([next(turns)], size["videos"], threat), size["steps"])
     moved = sum(tensor.nbytes for tensor in (ready[0].stored, ready[0].mask, ready[0].labels))
-    flops = counted(lambda: own.learn([ready[0]], size["videos"], threat))
+    flops = models.counted(lambda: own.learn([ready[0]], size["videos"], threat))
     bounds = moved / known["bus_bytes_per_second"], flops / known[f"flops_per_second_{precision}"]
     kind = "floats" if floats else "bytes"
     print(f"{name:12} {precision:5} {kind:7} {1 / spent:7.2f} steps/s, bound {1 / sum(bounds):.2f}", flush=True)

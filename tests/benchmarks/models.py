@@ -1,7 +1,10 @@
 """The models that are timed, with random weights and videos: time does not ask what a model has learned."""
 
+from contextlib import nullcontext
+
 import torch
 from accelerate import Accelerator
+from torch.utils.flop_counter import FlopCounterMode
 
 from aart_lib.data.batch import BOX, LEVEL, Batch
 from aart_lib.losses import Defense
@@ -35,3 +38,13 @@ def stepping(defense: Defense, parts: list[Batch], hardware: Hardware | None = N
     videos, network = sum(map(len, parts)), ModelConfig(features, labels, max_frames=frames, **shape)
     learner = Learner(defense, network, TrainConfig(batch_size=videos), 10**6, Accelerator(), hardware)
     return learner.model.train(), lambda: learner.learn(parts, videos, ThreatModel("linf", LEVEL))
+
+
+def counted(run) -> int:
+    """FLOPs as PyTorch counts them, two for a multiplication and an addition; not by module, which hooks gradients."""
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = nullcontext()
+    counter.mod_tracker.parents = {"Global"}
+    with counter:
+        run()
+    return counter.get_total_flops()

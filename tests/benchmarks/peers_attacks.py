@@ -5,6 +5,7 @@ Each class is made once and called in every round; the call gives attacked frame
 
 import os
 import tempfile
+from unittest import mock
 
 import numpy as np
 import torch
@@ -40,19 +41,13 @@ class ART:
 
     def __init__(self, model, batch: Batch, attack: Attack):
         # its first import makes a folder in the home folder, so it is given another home
-        kept, folder = os.environ.get("HOME"), tempfile.TemporaryDirectory()
-        os.environ["HOME"] = folder.name
-        try:
+        with tempfile.TemporaryDirectory() as home, mock.patch.dict(os.environ, HOME=home):
             from art.attacks.evasion import ProjectedGradientDescentPyTorch
             from art.estimators.classification import PyTorchClassifier
-        finally:
-            folder.cleanup()
-            os.environ.pop("HOME") if kept is None else os.environ.update(HOME=kept)
         size, labels = tuple(batch.frames.shape[1:]), batch.labels.shape[1]
         logits = Logits(model, batch.mask)
-        classifier = PyTorchClassifier(logits, SummedBCE(), size, labels, clip_values=BOX, device_type="cpu")
         self.search = ProjectedGradientDescentPyTorch(
-            classifier,
+            PyTorchClassifier(logits, SummedBCE(), size, labels, clip_values=BOX, device_type="cpu"),
             norm=NORMS[attack.threat.norm],
             eps=attack.threat.epsilon,
             eps_step=attack.size,
@@ -69,14 +64,14 @@ class ART:
 
 
 class Foolbox:
-    """foolbox's linf PGD with cross-entropy, one label a video [B]; ``run`` leaves out the checks around it."""
+    """foolbox's linf PGD with cross-entropy, one label a video; ``run`` leaves out the checks around it."""
 
-    def __init__(self, model, batch: Batch, attack: Attack, labels: Tensor):
+    def __init__(self, model, batch: Batch, attack: Attack):
         import foolbox
 
         self.model = foolbox.PyTorchModel(Logits(model, batch.mask).eval(), bounds=BOX, device="cpu")
         self.search = foolbox.attacks.LinfPGD(abs_stepsize=attack.size, steps=attack.steps, random_start=False)
-        self.frames, self.criterion = batch.frames, foolbox.criteria.Misclassification(labels)
+        self.frames, self.criterion = batch.frames, foolbox.criteria.Misclassification(batch.labels.argmax(1))
         self.epsilon = attack.threat.epsilon
 
     def __call__(self) -> Tensor:

@@ -23,22 +23,16 @@ SPEC = SPECS["yt8m-frame"].leading(**LISTS)
 BATCH = 50
 
 
-def a_video(rng, name: str, frames: int) -> bytes:
-    """A record like YouTube-8M's: random bytes, three labels."""
-    lists = {key: rng.integers(0, 256, (frames, size), np.uint8) for key, size in LISTS.items()}
-    labels = np.sort(rng.choice(SPEC.classes, 3, replace=False))
-    return records.encode_sequence_example({"id": name, "labels": labels}, lists)
-
-
 def write_shard(path: Path, videos: int, frames: int, seed: int = 0) -> None:
+    """Records like YouTube-8M's: random bytes, three labels a video."""
     rng = np.random.default_rng(seed)
-    records.write_records(path, (a_video(rng, f"{path.stem}-{i:05d}", frames) for i in range(videos)))
 
+    def record(number: int) -> bytes:
+        lists = {key: rng.integers(0, 256, (frames, size), np.uint8) for key, size in LISTS.items()}
+        labels = np.sort(rng.choice(SPEC.classes, 3, replace=False))
+        return records.encode_sequence_example({"id": f"{path.stem}-{number:05d}", "labels": labels}, lists)
 
-def hot(labels) -> np.ndarray:
-    row = np.zeros(SPEC.classes, np.float32)
-    row[list(labels)] = 1
-    return row
+    records.write_records(path, map(record, range(videos)))
 
 
 def batched(videos: Iterator, floats: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -49,8 +43,8 @@ def batched(videos: Iterator, floats: bool = False) -> Iterator[tuple[np.ndarray
     row = 0
     for tables, numbers in videos:
         if row == 0:
-            shape = BATCH, len(tables[0]), SPEC.dims
-            frames, labels = np.empty(shape, np.float32 if floats else np.uint8), []
+            frames = np.empty((BATCH, len(tables[0]), SPEC.dims), np.float32 if floats else np.uint8)
+            labels = np.zeros((BATCH, SPEC.classes), np.float32)
         used = 0
         for table in tables:
             place = frames[row, :, used : used + table.shape[1]]
@@ -59,12 +53,12 @@ def batched(videos: Iterator, floats: bool = False) -> Iterator[tuple[np.ndarray
             else:
                 place[...] = table
             used += table.shape[1]
-        labels.append(hot(numbers))
+        labels[row, list(numbers)] = 1
         row = (row + 1) % BATCH
         if row == 0:
-            yield frames, np.stack(labels)
+            yield frames, labels
     if row:
-        yield frames[:row], np.stack(labels)
+        yield frames[:row], labels[:row]
 
 
 # ---------------------------------------------------------------- ours
@@ -90,9 +84,9 @@ def ours_opened(path, *, cached: bool = False):
             return data.VideoDataset([path], SPEC)
 
 
-def ours_batches(dataset, workers: int = 0) -> Iterator:
+def ours_batches(dataset) -> Iterator:
     """Float batches as training sees them."""
-    for batch in dataset.batches(BATCH, workers=workers):
+    for batch in dataset.batches(BATCH):
         yield batch.frames.numpy(), batch.labels.numpy()
 
 
@@ -118,14 +112,14 @@ def tfrecord_stored(path) -> Iterator:
         yield _from_lists(lists), context["labels"]
 
 
-def tfrecord_batches(path, workers: int) -> Iterator:
-    """Float batches by the package's data set in torch's loader, each of whose processes reads a part of the file."""
+def tfrecord_batches(path) -> Iterator:
+    """Float batches by the package's data set in torch's loader, each of whose two processes reads half of the file."""
     from tfrecord.torch.dataset import TFRecordDataset
 
-    names = dict.fromkeys(LISTS, "byte")
-    index = indexed(path)
-    dataset = TFRecordDataset(str(path), str(index), {"labels": "int"}, sequence_description=names, transform=_listed)
-    yield from DataLoader(dataset, BATCH, num_workers=workers, collate_fn=_float_batch)
+    options = {"sequence_description": dict.fromkeys(LISTS, "byte"), "transform": _listed}
+    dataset = TFRecordDataset(str(path), str(indexed(path)), {"labels": "int"}, **options)
+    for frames, labels in DataLoader(dataset, BATCH, num_workers=2, collate_fn=_float_batch):
+        yield frames.numpy(), labels.numpy()
 
 
 def _listed(found) -> tuple:

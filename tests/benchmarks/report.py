@@ -3,36 +3,23 @@
 import json
 from pathlib import Path
 
-SIGNS = {"peer / ours": "≥", "ours / peer": "≤"}
+from bench import DEARER, FASTER
+
+SIGNS = {FASTER: "≥", DEARER: "≤"}
 YES = {True: "yes", False: "**no**", None: "–"}
 
 
-def _amount(value: float | None, unit: str) -> str:
-    """A median with its unit: milliseconds below a second."""
-    if value is None:
-        return "–"
-    return f"{1e3 * value:.3g} ms" if unit == "s" and value < 1 else f"{value:.3g} {unit}"
-
-
-def cells(entry: dict) -> list[str]:
-    """The cells of an entry's line of the table."""
-    target, ratio = entry["target"], entry["ratio"]
-    return [
-        entry["what"],
-        entry["peer"],
-        _amount(entry["ours_seconds"], entry["unit"]),
-        _amount(entry["peer_seconds"], entry["unit"]),
-        "–" if ratio is None else f"{ratio:.2f}x",
-        "–" if ratio is None else entry["meaning"],
-        "–" if target is None else f"{SIGNS[entry['meaning']]} {target:.2f}x",
-        YES[entry["met"]],
-        YES[entry["holds"]],
-        entry["note"],
-    ]
+def _amount(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def line(entry: dict) -> str:
-    return "| " + " | ".join(cells(entry)) + " |"
+    """An entry's line of the table."""
+    target, meaning = entry["target"], entry["meaning"]
+    least = "–" if target is None else f"{SIGNS[meaning]} {target:.2f}x"
+    times = _amount(entry["ours_seconds"]), _amount(entry["peer_seconds"]), f"{entry['ratio']:.2f}x"
+    judged = least, YES[entry["met"]], YES[entry["holds"]]
+    return f"| {' | '.join([entry['what'], entry['peer'], *times, meaning, *judged, entry['note']])} |"
 
 
 def table(results: dict) -> str:

@@ -34,18 +34,16 @@ ROWS = {
     "step": ("bench_training", "step"),
     "pgd": ("bench_attacks", "pgd10"),
     "gap": ("bench_metrics", "gap"),
-    "reproduce": ("bench_program", "reproduce"),
 }
-BEFORE = "80fedd3"  # the revision before anything was made faster
 
 
 def measure(names, settings: Settings) -> list[dict]:
-    """The entries of the named rows, as plain dictionaries, each with the machine's load before and after its row."""
+    """The entries of the named rows, each with the machine's load before and after its row."""
     entries = []
     for name in names:
         module, function = ROWS[name]
         started, before = time.perf_counter(), load()
-        found = [entry.plain() for entry in getattr(__import__(module), function)(settings)]
+        found = getattr(__import__(module), function)(settings)
         entries += [entry | {"load": [before, load()]} for entry in found]
         print(*map(report.line, found), f"  ({name}: {time.perf_counter() - started:.0f} s)", sep="\n")
     return entries
@@ -57,7 +55,6 @@ def main(arguments=None) -> int:
     parser.add_argument("--only", action="append", choices=list(ROWS), help="this row, may be repeated")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and two rounds, for tests")
     parser.add_argument("--repeats", type=int, default=7, help="rounds after the one that warms up")
-    parser.add_argument("--before", default=BEFORE, help="git revision that the row `reproduce` is compared with")
     options = parser.parse_args(arguments)
     import torch
 
@@ -68,7 +65,7 @@ def main(arguments=None) -> int:
         kept = [entry for entry in stored if entry["row"] in ROWS and entry["row"] not in names]
     repeats = 2 if options.quick else options.repeats
     with tempfile.TemporaryDirectory() as folder:
-        entries = kept + measure(names, Settings(Path(folder), options.quick, repeats, options.before))
+        entries = kept + measure(names, Settings(Path(folder), options.quick, repeats))
     entries.sort(key=lambda entry: list(ROWS).index(entry["row"]))
     options.out.mkdir(parents=True, exist_ok=True)
     results = {"versions": versions(), "quick": options.quick, "repeats": repeats, "entries": entries}

@@ -2,18 +2,18 @@
 
     python tests/benchmarks/stream.py --gigabytes 20 --workers 2
 
-The shards (3,862 labels, 300 frames of 1,024 + 128 bytes) are written into a temporary folder, or --dir, and removed.
+The shards (3,862 labels, 300 frames of 1,024 + 128 bytes) are written into a temporary folder (TMPDIR) and removed.
 """
 
 import argparse
 import json
 import os
-import shutil
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from bench import peak
 from peers_read import SPEC, write_shard
 
 from aart_lib.data import dataset as data
@@ -26,14 +26,8 @@ def write(folder: Path, gigabytes: float) -> list[Path]:
     """Shards of random bytes, about so many gigabytes together."""
     paths = [folder / f"train{n:04}.tfrecord" for n in range(max(1, round(gigabytes * 1e9 / VIDEO / SHARD)))]
     for number, path in enumerate(paths):
-        if not path.exists():
-            write_shard(path, SHARD, FRAMES, seed=number)
+        write_shard(path, SHARD, FRAMES, seed=number)
     return paths
-
-
-def peak(pid: int | str = "self") -> int:
-    """Largest resident memory of a process so far, bytes (Linux)."""
-    return int(Path(f"/proc/{pid}/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 
 
 def children() -> list[int]:
@@ -81,17 +75,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=20)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--dir", type=Path, help="keep the shards here")
     parser.add_argument("--out", type=Path, help="write the numbers here (.json)")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    folder = options.dir or Path(tempfile.mkdtemp(prefix="aart-stream-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        found = json.dumps(measure(folder, options.gigabytes, options.workers), indent=1)
-    finally:
-        if options.dir is None:
-            shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(prefix="aart-stream-") as folder:
+        found = json.dumps(measure(Path(folder), options.gigabytes, options.workers), indent=1)
     print(found)
     if options.out:
         options.out.write_text(found, encoding="utf-8")

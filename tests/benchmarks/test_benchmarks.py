@@ -9,7 +9,7 @@ from dataclasses import replace
 import plan
 import pytest
 import report
-from bench import Entry
+from bench import DEARER, FASTER, Times
 
 RESULTS = json.loads((plan.FIGURES / "scale-plan.json").read_text(encoding="utf-8"))
 CARD = plan.Machine(5e12, 7e8)
@@ -22,11 +22,14 @@ def test_the_committed_pages_are_made_of_the_committed_numbers():
 
 
 def test_a_target_is_met_only_where_it_is_reached_and_the_results_are_equal():
-    fast = {"ratio": 24.0, "target": 20.0}
-    slow = Entry("step", "step", "standard", 0.5, 0.2, ratio=2.5, target=2.4, meaning="ours / peer")
-    assert Entry("gap", "GAP", "loop", **fast).met and slow.met is False
-    assert Entry("gap", "GAP", "loop", **fast, holds=False).met is False
-    assert Entry("gap", "GAP", "loop", ratio=24.0).met is None
+    times = Times({"ours": [1.0], "loop": [24.0]})
+
+    def met(target=None, holds=None, ours="ours", peer="loop", meaning=FASTER):
+        return times.entry("gap", "GAP", ours, peer, target=target, holds=holds, meaning=meaning)["met"]
+
+    assert met() is None
+    assert met(20.0) is True and met(20.0, holds=False) is False
+    assert met(25.0) is False and met(20.0, ours="loop", peer="ours", meaning=DEARER) is False
 
 
 def test_hours_are_the_division_one_would_do_by_hand():

@@ -1,6 +1,5 @@
 """JupyterLab in a real browser: the explorer shows the picture of the ε and the model that were chosen, at once."""
 
-import json
 import os
 import re
 import socket
@@ -10,6 +9,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+import execute
+import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,32 +27,19 @@ Explorer(models, open_data("synthetic").test, names, ThreatModel("linf", 0.0416)
 """
 
 
-@pytest.fixture(scope="module")
-def page(browser):
-    return browser.new_page(viewport={"width": 1280, "height": 1000})
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    """The address of a notebook with the explorer in a JupyterLab."""
-    folder = tmp_path_factory.mktemp("lab")
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    cell = {"cell_type": "code", "id": "a", "execution_count": None, "metadata": {}, "outputs": [], "source": CELL}
-    notebook = {"cells": [cell], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
-    (folder / "explorer.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+@pytest.fixture
+def page(browser, tmp_path):
+    """A notebook with the explorer in a JupyterLab."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)], metadata=execute.METADATA)
+    nbformat.write(notebook, tmp_path / "explorer.ipynb")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    settings = {"JUPYTER_CONFIG_DIR": str(folder / "config"), "PYTHONPATH": str(ROOT)}
     options = [f"--port={port}", "--ip=127.0.0.1", "--no-browser", "--IdentityProvider.token=", "--allow-root"]
     options += ["--KernelManager.transport=ipc"]  # two kernels started at once can take the same port
-    log = (folder / "log").open("w", encoding="utf-8")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "jupyterlab", *options, f"--ServerApp.root_dir={folder}", "--LabApp.news_url=None"],
-        env=os.environ | settings,
-        stdout=log,
-        stderr=log,
-    )
+    options += [f"--ServerApp.root_dir={tmp_path}", "--LabApp.news_url=None"]
+    env = os.environ | {"JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "PYTHONPATH": str(ROOT)}
+    server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], env=env, stderr=subprocess.DEVNULL)
     try:
         for _ in range(120):
             try:
@@ -59,11 +47,12 @@ def lab(tmp_path_factory):
                 break
             except OSError:
                 time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/lab/tree/explorer.ipynb?reset"
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.goto(f"http://127.0.0.1:{port}/lab/tree/explorer.ipynb?reset")
+        yield page
     finally:
         server.terminate()
         server.wait(20)
-        log.close()
 
 
 def picture(page) -> str:
@@ -92,8 +81,7 @@ def run_all(page, seconds: float) -> None:
         page.wait_for_timeout(1000)
 
 
-def test_explorer_follows_the_slider_and_the_menu(page, lab):
-    page.goto(lab)
+def test_explorer_follows_the_slider_and_the_menu(page):
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=60_000, state="attached")
     run_all(page, 60)
     page.wait_for_selector("p[role=status]", timeout=150_000, state="attached")

@@ -96,13 +96,9 @@ def test_setting_seen_before_comes_back_at_once(explorer, monkeypatch):
     assert (explorer.picture.value, explorer.status.value) == before
 
 
-def test_every_control_has_a_label_and_the_slider_waits_for_release(undrawn, explorer):
-    for name, control in explorer.controls.items():
-        assert control.description == name
+def test_controls_have_labels_the_slider_waits_and_without_a_kernel_the_picture_is_there(undrawn, explorer):
+    assert all(control.description == name for name, control in explorer.controls.items())
     assert explorer.controls["epsilon"].continuous_update is False
-
-
-def test_where_no_kernel_runs_the_picture_is_there(undrawn, explorer):
     shown = explorer._repr_mimebundle_()
     assert base64.b64decode(shown["image/png"]) == explorer.picture.value
     assert "application/vnd.jupyter.widget-view+json" in shown

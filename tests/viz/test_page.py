@@ -8,7 +8,7 @@ import json
 import re
 import time
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -27,6 +27,7 @@ from aart_lib.viz import page as module
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, FOLDER = ROOT / "figures" / "explorer.html", ROOT / "aart_lib" / "viz"
+CLOSE = 0.02  # bytes are exact to 0.004
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +38,33 @@ def shown() -> dict:
 
 # ---------------------------------------------------------------- the numbers
 
-opened_once = lru_cache(open_data)
+opened_once, loaded = cache(open_data), cache(checkpoint.load)
 
 
 def behind(film: dict):
-    """Where a video of the page comes from: its source, the test video itself, the names of the C labels."""
+    """Where a video of the page comes from: its source, a batch of the test video alone, the names of the C labels."""
     source = next(source for source in module.SOURCES if source.about == film["about"])
     splits = opened_once(source.data)
     item = next(item for item in map(splits.test.__getitem__, source.videos) if item.id.startswith(film["id"]))
     known = module.vocabulary(splits.spec, module.BUNDLED).names
-    return source, item, [known[label] for label in splits.labels]
+    return source, collate([item]), [known[label] for label in splits.labels]
+
+
+def model_of(source: module.Source, about: dict):
+    return loaded(source.checkpoints / f"{about['name']}-seed0.safetensors")
+
+
+@torch.no_grad()
+def test_films_labels_evidence_and_clean_scores_are_the_present_ones(shown):
+    for film in shown["videos"]:
+        source, batch, names = behind(film)
+        true = {names[c]: batch.evidence[0, :, c].nonzero()[:, 0].tolist() for c in batch.labels[0].nonzero()[:, 0]}
+        assert dict(zip(film["names"], film["evidence"], strict=False)) == true  # true labels come first
+        assert [about["name"] for about in film["models"]] == [*source.defenses]
+        columns = [names.index(name) for name in film["names"]]
+        for about in film["models"]:
+            scores = model_of(source, about)[0](batch.frames, batch.mask).logits.sigmoid()[0, columns]
+            assert np.abs(read(film, about, "all", 0, 0)["scores"] - scores.numpy()).max() < CLOSE
 
 
 def read(film: dict, model: dict, kind: str, eps: int, frame: int) -> dict:
@@ -85,15 +103,14 @@ def fresh(model, batch, threat: ThreatModel, kind: str, factor: float, frame: in
     return max(found, key=lambda frames: float(bce(model(frames, batch.mask).logits, batch.labels)))
 
 
-@pytest.mark.parametrize("seed", range(6))  # two of each kind
-def test_a_state_picked_at_random_equals_a_fresh_computation(shown, seed):
+@pytest.mark.parametrize("seed, kind", [(0, "all"), (1, "one"), (2, "box")])
+def test_a_state_picked_at_random_equals_a_fresh_computation(shown, seed, kind):
     rng = np.random.default_rng([20, seed])
     film = shown["videos"][rng.integers(len(shown["videos"]))]
-    about, kind = film["models"][rng.integers(len(film["models"]))], ("all", "one", "box")[seed % 3]
+    about = film["models"][rng.integers(len(film["models"]))]
     eps, frame = int(rng.integers(len(module.FACTORS))), int(rng.integers(len(film["pictures"])))
-    source, item, names = behind(film)
-    batch = collate([item])
-    model, notes = checkpoint.load(source.checkpoints / f"{about['name']}-seed0.safetensors")
+    source, batch, names = behind(film)
+    model, notes = model_of(source, about)
     threat, found = ThreatModel(**notes["threat"]), read(film, about, kind, eps, frame)
 
     with torch.no_grad():
@@ -101,21 +118,11 @@ def test_a_state_picked_at_random_equals_a_fresh_computation(shown, seed):
         output = model(frames, batch.mask, return_attention=True)
         steady = SteadyAttention(model, model(batch.frames, batch.mask, return_attention=True).attention)
         held = steady(fresh(steady, batch, threat, kind, module.FACTORS[eps], frame), batch.mask)
-    if kind != "all":
-        assert {*(frames != batch.frames).any(2)[0].nonzero()[:, 0].tolist()} <= {frame}
     weights = torch.stack([layer[0, :, 0, 1:] for layer in output.attention]).numpy()
     columns = [names.index(name) for name in film["names"]]
-    assert np.abs(found["attention"] - weights).max() < 0.02  # bytes are exact to 0.004
-    assert np.abs(found["scores"] - output.logits.sigmoid()[0, columns].numpy()).max() < 0.02
-    assert np.abs(found["steady"] - held.logits.sigmoid()[0, columns].numpy()).max() < 0.02
-
-
-def test_true_labels_come_first_with_the_frames_that_show_them(shown):
-    for film in shown["videos"]:
-        source, item, names = behind(film)
-        true = {names[c]: item.evidence[:, c].nonzero()[:, 0].tolist() for c in item.labels.nonzero()[:, 0].tolist()}
-        assert dict(zip(film["names"], film["evidence"], strict=False)) == true
-        assert [model["name"] for model in film["models"]] == [*source.defenses]
+    assert np.abs(found["attention"] - weights).max() < CLOSE
+    for key, logits in {"scores": output.logits, "steady": held.logits}.items():
+        assert np.abs(found[key] - logits.sigmoid()[0, columns].numpy()).max() < CLOSE
 
 
 def test_page_in_the_repository_has_the_present_script_and_style():
@@ -126,22 +133,16 @@ def test_page_in_the_repository_has_the_present_script_and_style():
     assert len(around) == 3 and PAGE.stat().st_size < 3e6
 
 
-def test_command_writes_a_page(tmp_path, monkeypatch, capsys):
-    films, _ = module.SOURCES
+def test_command_writes_a_page_and_without_models_a_sentence(tmp_path, monkeypatch, capsys):
+    out, source = tmp_path / "new" / "page.html", replace(module.SOURCES[0], defenses=("standard",), videos=(23,))
     monkeypatch.setattr(module, "FACTORS", (0.0, 1.0))
-    monkeypatch.setattr(module.page, "__defaults__", ((replace(films, defenses=("standard",), videos=(23,)),),))
-    assert main(["page", "--out", str(tmp_path / "new" / "page.html")]) == 0
-    assert "1 videos" in capsys.readouterr().out
-    text = (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
-    assert "{{" not in text.replace("${{", "") and "<noscript" not in text and len(text) < 5e5
-
-
-def test_page_without_its_models_is_one_sentence(tmp_path, monkeypatch, capsys):
-    films, _ = module.SOURCES
-    monkeypatch.setattr(module.page, "__defaults__", ((replace(films, checkpoints=tmp_path),),))
-    assert main(["page", "--out", str(tmp_path / "page.html")]) == 2
+    monkeypatch.setattr(module.page, "__defaults__", ((replace(source, checkpoints=tmp_path),),))
+    assert main(["page", "--out", str(out)]) == 2 and not out.exists()
     assert "standard-seed0.safetensors is not a file" in capsys.readouterr().err
-    assert not (tmp_path / "page.html").exists()
+    monkeypatch.setattr(module.page, "__defaults__", ((source,),))
+    assert main(["page", "--out", str(out)]) == 0
+    text = out.read_text(encoding="utf-8")
+    assert "{{" not in text.replace("${{", "") and "<noscript" not in text and len(text) < 5e5
 
 
 def test_workflow_publishes_the_page_where_pages_are_switched_on_and_may_do_nothing_else():
@@ -247,55 +248,34 @@ def test_a_link_leads_to_its_state_and_a_wrong_one_to_what_it_can(tab, shown):
     assert chosen(tab) == {"film": shown["videos"][0]["id"], "model": "standard", "eps": "1"}
 
 
+ANSWER = """control => {
+  const menu = control.closest("select"), start = performance.now();
+  if (menu) { menu.value = control.value; menu.dispatchEvent(new Event("change")); } else control.click();
+  document.body.getBoundingClientRect(); // lays it out
+  return performance.now() - start;
+}"""
+
+
 def test_every_control_answers_within_a_tenth_of_a_second(tab, shown):
     opened(tab, film=shown["videos"][-1]["id"])
-    slowest = tab.evaluate(
-        """() => {
-        const changed = [...document.querySelectorAll("#model input, #attack input, #steady")];
-        const acts = changed.map((input) => () => input.click());
-        acts.push(...[...document.querySelectorAll("#strip button")].map((button) => () => button.click()));
-        for (const menu of document.querySelectorAll("select")) {
-          for (const option of menu.options) {
-            acts.push(() => { menu.value = option.value; menu.dispatchEvent(new Event("change")); });
-          }
-        }
-        const quickest = acts.map(() => Infinity); // of three rounds: others may be at work on the machine
-        for (let round = 0; round < 3; round++) {
-          acts.forEach((act, index) => {
-            const start = performance.now();
-            act();
-            document.body.getBoundingClientRect(); // lays it out
-            quickest[index] = Math.min(quickest[index], performance.now() - start);
-          });
-        }
-        return Math.max(...quickest);
-      }"""
-    )
-    assert slowest < 100
+    controls = tab.query_selector_all("#model input, #attack input, #steady, #strip button, option")
+    rounds = [[control.evaluate(ANSWER) for control in controls] for _ in range(3)]
+    # the quickest of three counts: others may be at work on the machine
+    assert len(controls) > 20 and max(map(min, zip(*rounds, strict=True))) < 100
 
 
-@pytest.mark.parametrize("width, scheme", [(390, "dark"), (1400, "light")])
-def test_page_fits_its_window(tab, width, scheme):
-    tab.set_viewport_size({"width": width, "height": 900})
-    tab.emulate_media(color_scheme=scheme)
+def test_page_fits_a_phone_every_control_has_a_name_and_colors_are_not_alone(tab):
     opened(tab)
-    assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    assert min(box["width"] for box in (b.bounding_box() for b in tab.locator("#strip button").all())) >= 35
-    background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (background == "rgb(255, 255, 255)") == (scheme == "light")
-
-
-def test_every_control_has_a_name_and_colors_are_not_alone(tab):
-    opened(tab)
+    for width in (1400, 390):
+        tab.set_viewport_size({"width": width, "height": 900})
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert min(button.bounding_box()["width"] for button in tab.locator("#strip button").all()) >= 35
     for control in tab.locator("button, input, select").all():
-        name = control.evaluate(
-            "c => c.ariaLabel || c.innerText || [...c.labels].map((label) => label.innerText).join('')"
-        )
+        name = control.evaluate("c => c.ariaLabel || c.innerText || [...c.labels].map((l) => l.innerText).join('')")
         assert name.strip(), control.evaluate("c => c.outerHTML")
     assert tab.locator(".bars .attacked").first.evaluate("e => getComputedStyle(e).borderTopStyle") == "dashed"
-    assert "attacked" in tab.locator("#strip button[aria-pressed=true] .number").evaluate(
-        "e => getComputedStyle(e, '::after').content"
-    )
+    pressed = tab.locator("#strip button[aria-pressed=true] .number")
+    assert "attacked" in pressed.evaluate("e => getComputedStyle(e, '::after').content")
 
 
 def test_without_a_script_or_with_broken_data_there_is_a_sentence_and_a_picture(browser, tmp_path):
