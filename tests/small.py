@@ -20,6 +20,15 @@ def network(seed=0, **changes) -> VideoTransformer:
     return model
 
 
+def linear(weights: torch.Tensor):
+    """A model whose logits are linear in the frames: weights [T,D,C]."""
+
+    def model(frames, mask):
+        return torch.einsum("btd,tdc->bc", frames * mask[..., None], weights)
+
+    return model
+
+
 def videos(count=6, frames=5, seed=0, lengths=None, spread=0.8) -> Batch:
     """Random videos inside the box, zero padding, random labels."""
     draw = generator(seed)

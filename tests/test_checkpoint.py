@@ -3,24 +3,18 @@
 import json
 import pickle
 import struct
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from small import network
 
 from aart_lib import checkpoint
-from aart_lib.model import ModelConfig, VideoTransformer
 from aart_lib.runtime import files
 
-CONFIG = ModelConfig(features=4, labels=3, max_frames=5, width=8, heads=2, layers=2)
-NOTES = {"data": "synthetic", "labels": [2, 0, 7], "defense": "a-art", "seed": 3, "history": [{"clean": 0.5}]}
+NOTES = {"data": "synthetic", "labels": [2, 0, 7, 5], "defense": "a-art", "seed": 3, "history": [{"clean": 0.5}]}
 NOTES |= {"threat": {"norm": "linf", "epsilon": 0.04}}
-
-
-def network(config=CONFIG) -> VideoTransformer:
-    torch.manual_seed(0)
-    return VideoTransformer(config)
 
 
 @pytest.fixture
@@ -32,7 +26,7 @@ def saved(tmp_path):
 def forge(path, *, text=None, tensors=None, without="", config=None, notes=None) -> None:
     """A safetensors file with other tensors, settings or notes, or with another text for its description."""
     held = {name: tensor.contiguous() for name, tensor in network().state_dict().items() if name != without}
-    described = {"config": asdict(CONFIG) | (config or {}), "notes": {"version": 1} | NOTES | (notes or {})}
+    described = {"config": asdict(network().config) | (config or {}), "notes": {"version": 1} | NOTES | (notes or {})}
     save_file(held | (tensors or {}), path, metadata={"aart": text or json.dumps(described)})
 
 
@@ -42,7 +36,7 @@ def cut(path, keep: int) -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"attention": "uniform", "pooling": "mean"}])
 def test_weights_settings_and_notes_come_back_exactly(tmp_path, changes):
-    model, path = network(replace(CONFIG, **changes)).train(), tmp_path / "deep" / "model.safetensors"
+    model, path = network(**changes).train(), tmp_path / "deep" / "model.safetensors"
     checkpoint.save(path, model, NOTES)
     before = torch.get_rng_state()
     loaded, notes = checkpoint.load(path)
@@ -108,9 +102,9 @@ BROKEN = {
     "enormous sizes": ({"config": {"width": 2**18, "features": 2**19}}, "is not what the model"),
     "enormous depth": ({"config": {"layers": 2**19, "width": 2}}, "description"),
     "other version": ({"notes": {"version": 99}}, "version 99"),
-    "missing notes": ({"text": json.dumps({"config": asdict(CONFIG), "notes": {"version": 1}})}, "labels"),
+    "missing notes": ({"text": json.dumps({"config": asdict(network().config), "notes": {"version": 1}})}, "labels"),
     "another number of labels": ({"notes": {"labels": [1]}}, "labels"),
-    "labels that are no numbers": ({"notes": {"labels": [[0], [0], [0]]}}, "labels"),
+    "labels that are no numbers": ({"notes": {"labels": [[0], [0], [0], [0]]}}, "labels"),
     "a seed that is text": ({"notes": {"seed": "0"}}, "seed"),
     "no threat": ({"notes": {"threat": 5}}, "description"),
     "negative epsilon": ({"notes": {"threat": {"norm": "linf", "epsilon": -1}}}, "epsilon must be"),

@@ -4,7 +4,7 @@ There is no GPU where these tests run. `Elsewhere` is a tensor that claims anoth
 refuses to meet a CPU tensor, as CUDA and MPS refuse it, and what it computes is real, so that results can be compared.
 """
 
-from types import SimpleNamespace
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from aart_lib import checkpoint
-from aart_lib import training as loop
 from aart_lib.attacks import CHOICES, OBJECTIVES, VIEWS, Attack, perturb
 from aart_lib.attention import SteadyAttention
 from aart_lib.data.catalog import Splits, open_data
@@ -27,7 +26,7 @@ from aart_lib.model import VideoTransformer
 from aart_lib.runtime import processes
 from aart_lib.steps import Learner, TrainConfig
 from aart_lib.threats import NORMS, ThreatModel
-from aart_lib.training import Run, train
+from aart_lib.training import Run
 
 AWAY = torch.device("meta")
 INDEXING = ("aten.index.Tensor", "aten.index_put", "aten._unsafe_index")  # may be given positions on the CPU
@@ -49,9 +48,6 @@ class Elsewhere(torch.Tensor):
 
     def __deepcopy__(self, memo):
         return type(self)(self.inner.clone())
-
-    def __repr__(self):
-        return f"Elsewhere({self.inner})"
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -133,12 +129,16 @@ ATTACKS = [
 
 
 def test_attacks_find_the_same_elsewhere(elsewhere):
-    here, away, batch = network(), network().to(AWAY), batch_of(lengths=LENGTHS)
+    here, away, batch = network(layers=1), network(layers=1).to(AWAY), batch_of(lengths=LENGTHS)
     for attack in ATTACKS:
         expected = perturb(here, batch, attack, generator=generator())
         found = perturb(away, batch.to(AWAY), attack, generator=generator())
         assert isinstance(found, Elsewhere), attack
         assert torch.allclose(home(found), expected, atol=1e-5), attack
+
+
+def plain_steps(parameters, rate=0.1, **_):
+    return torch.optim.SGD(parameters, rate, foreach=False)
 
 
 class Accelerator:
@@ -151,16 +151,13 @@ class Accelerator:
         return self.model
 
     def prepare(self, optimizer):  # a real device keeps the parameters; this one has made new ones
-        return torch.optim.SGD(self.model.parameters(), 0.1, foreach=False)
+        return plain_steps(self.model.parameters())
 
     def backward(self, loss, **options):
         loss.backward(**options)
 
     def clip_grad_norm_(self, parameters, norm):
         return torch.nn.utils.clip_grad_norm_(list(parameters), norm, foreach=False)
-
-    def unwrap_model(self, model, **_):
-        return model
 
 
 class Anywhere(torch.Generator):
@@ -186,8 +183,7 @@ class Anywhere(torch.Generator):
 @pytest.fixture
 def training(elsewhere):
     """What a run makes for its device is made for the other one."""
-    plain = lambda parameters, rate, **_: torch.optim.SGD(parameters, rate, foreach=False)  # noqa: E731
-    with mock.patch("torch.Generator", Anywhere), mock.patch("torch.optim.AdamW", plain):
+    with mock.patch("torch.Generator", Anywhere), mock.patch("torch.optim.AdamW", plain_steps):
         yield
 
 
@@ -201,41 +197,28 @@ def test_a_training_step_keeps_everything_elsewhere(training, name):
 
 @pytest.fixture(scope="module")
 def splits(written) -> Splits:
-    return open_data("synthetic", written(train_videos=8, test_videos=12, shard_size=20, frames=(3, 6)))
-
-
-def trained(splits, kept: dict, stop=None) -> dict[str, torch.Tensor]:
-    """Weights after two epochs of three steps; ``kept`` is the file of the state, the stop-th step gets a signal."""
-    own, steps = Run.learn, []
-
-    def step(self, *rest):
-        steps.append(1)
-        self.stopped = len(steps) == stop
-        return own(self, *rest)
-
-    few = SimpleNamespace(train=splits.test, validation=splits.test.select(range(2)))
-    config, state = TrainConfig(epochs=2, batch_size=4), SimpleNamespace(exists=lambda: bool(kept))
-    copied = lambda state: tree_map(lambda x: home(x) if torch.is_tensor(x) else x, state)  # noqa: E731
-    file = {"save_state": lambda _, state: kept.update(copied(state)), "load_state": lambda _: kept}
-    with (
-        mock.patch.multiple(loop, Accelerator=Accelerator, Path=lambda state: state, **file),
-        mock.patch.object(Run, "learn", step),
-        mock.patch("aart_lib.training.fingerprint", return_value="same"),
-    ):
-        model, _ = train(DEFENSES["a-art"], few, network(**WIDE).config, THREAT, config, state=state, progress=None)
-    return copied(model.state_dict())
+    return open_data("synthetic", written(train_videos=8, test_videos=6, shard_size=20, frames=(3, 6)))
 
 
 @pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")
 def test_a_run_elsewhere_goes_on_with_the_noise_it_would_have_drawn(training, splits):
-    whole, kept = trained(splits, {}), {}
+    few = replace(splits, train=splits.test, validation=splits.test.select(range(2)))
+    made = DEFENSES["a-art"], few, network(**WIDE).config, THREAT, TrainConfig(epochs=2, batch_size=3)
+    whole, stopped, resumed = (Run(*made, Accelerator()) for _ in range(3))
+    bar = mock.Mock()
+    for run in (whole, whole, stopped):
+        run.one_epoch(bar)
+    stopped.stopped = True  # as a signal does
     with pytest.raises(KeyboardInterrupt):
-        trained(splits, kept, stop=5)
-    resumed = trained(splits, kept)
-    assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
+        stopped.one_epoch(bar)
+    resumed.restore(stopped.state(), "run.state")
+    assert (resumed.epoch, resumed.step) == (1, 1)
+    resumed.one_epoch(bar)
+    pairs = zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
+    assert all(torch.equal(home(one), home(other)) for one, other in pairs)
 
 
-def test_judging_brings_batches_and_surrogates_to_the_model(splits):
+def test_judging_brings_batches_and_surrogates_to_the_model(splits, short_suite):
     expected, other = evaluate(network(**WIDE), splits.test, THREAT, progress=False), network(**WIDE)
     with Device():
         model = network(**WIDE).to(AWAY)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import C, D, generator, network, size, videos
+from small import C, D, generator, linear, network, size, videos
 from torch import nn
 
 from aart_lib.attacks import OBJECTIVES, Attack, AttackFailed, fgsm, perturb, pgd
@@ -151,7 +151,7 @@ def test_on_features_of_another_range_pgd_reaches_the_known_optimum(norm):
     frames = (5 * torch.randn(8, T, D).relu()).clamp(0, 12)  # half of them lie on the box
     batch = Batch(frames, torch.ones(8, T, dtype=torch.bool), torch.zeros(8, 1), tuple("abcdefgh"))
     weights, threat = torch.randn(T, D), ThreatModel(norm, 0.4, box=(0, 12))
-    model = lambda frames, mask: (frames * weights).sum((1, 2))[:, None]  # noqa: E731
+    model = linear(weights[..., None])
     with pytest.raises(ValueError, match=r"features lie outside the threat model's box, -1\.992 to 2\.008 .*box="):
         attacked(model, batch, pgd(ThreatModel(norm, 0.4), objective="margin"))
     if norm == "linf":
@@ -175,17 +175,14 @@ def test_other_attackers_of_a_threat_keep_its_box():
 
 def test_logits_may_come_alone_or_as_an_attribute_of_a_module_or_a_function():
     model = Own()
-    function = lambda frames, mask: model(frames, mask)  # noqa: E731
-    for other in (Own(give=lambda logits: Output(logits, None)), function):
+    for other in (Own(give=lambda logits: Output(logits, None)), model.forward):
         torch.testing.assert_close(attacked(other), attacked(model))
 
 
-@pytest.mark.parametrize(
-    "give", [lambda logits: (logits, None), lambda logits: {"logits": logits}, lambda logits: logits[0]]
-)
-def test_what_a_model_must_return_is_told(give):
-    with pytest.raises(ValueError, match=r"the model Own must return logits \[B,C\] with B=6, or `.logits`; got "):
-        attacked(Own(give=give))
+def test_what_a_model_must_return_is_told():
+    for give in (lambda logits: (logits, None), lambda logits: {"logits": logits}, lambda logits: logits[0]):
+        with pytest.raises(ValueError, match=r"the model Own must return logits \[B,C\] with B=6, or `.logits`; got "):
+            attacked(Own(give=give))
 
 
 def test_maps_that_are_missing_or_of_another_shape_are_told():

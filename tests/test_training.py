@@ -98,16 +98,13 @@ def test_a_term_of_clean_frames_alone_is_learned_without_an_attack(splits, monke
     assert last_loss(held, splits)["flat"] < last_loss(free, splits)["flat"]
 
 
-def double_run(name, splits, **changes) -> tuple[training.Run, Batch]:
-    """A run and a batch in float64, so that no gradient is on the edge of its sign."""
+def double_run(name, splits, **changes) -> tuple[training.Run, Batch, Part]:
+    """A run and a whole batch in float64, so that no gradient is on the edge of its sign."""
     made = begun(name, splits, **changes)
     made.model.double()
     (batch,) = splits.train.batches(1000)
-    return made, replace(batch, frames=batch.frames.double(), labels=batch.labels.double())
-
-
-def whole(batch: Batch) -> Part:
-    return Part(torch.Generator().manual_seed(3), *batch.mask.shape)
+    whole = Part(torch.Generator().manual_seed(3), *batch.mask.shape)
+    return made, replace(batch, frames=batch.frames.double(), labels=batch.labels.double()), whole
 
 
 TWO_STEPS = Attack(THREAT, "kl", 2, start="random", keep_best=False)
@@ -122,7 +119,7 @@ CRAFTED = {
     "name, norm", [*((name, "linf") for name in CRAFTED), ("a-art", "l2-clip"), ("a-art-fast", "l2-frame")]
 )
 def test_a_step_has_the_gradients_of_three_passes_as_one_would_write_them_down(splits, name, norm):
-    made, batch = double_run(name, splits)
+    made, batch, whole = double_run(name, splits)
     defense, model, threat = made.defense, copy.deepcopy(made.model), ThreatModel(norm, 0.2)
     draw = torch.Generator().manual_seed(3)
     if name == "attention-shuffled":
@@ -138,7 +135,7 @@ def test_a_step_has_the_gradients_of_three_passes_as_one_would_write_them_down(s
         loss = terms(defense, side, attacked, batch.labels, batch.mask, [key])[key]
         (weight * loss).backward(retain_graph=True)
     made.optimizer.zero_grad()
-    made.gradients(batch, threat, whole(batch))
+    made.gradients(batch, threat, whole)
     for (key, found), expected in zip(made.model.named_parameters(), model.parameters(), strict=True):
         if expected.grad is None:  # queries and keys of uniform attention
             assert found.grad is None, key
@@ -147,10 +144,10 @@ def test_a_step_has_the_gradients_of_three_passes_as_one_would_write_them_down(s
 
 
 def test_a_fast_a_art_step_is_two_forward_passes(splits):
-    made, batch = double_run("a-art-fast", splits)
+    made, batch, whole = double_run("a-art-fast", splits)
     passes = []
     made.model.register_forward_hook(lambda *arguments: passes.append(1))
-    made.gradients(batch, THREAT, whole(batch))
+    made.gradients(batch, THREAT, whole)
     assert len(passes) == 2
 
 
@@ -168,9 +165,9 @@ def test_shuffling_reorders_real_frames_and_leaves_padding_last():
 
 @pytest.mark.parametrize("splice", [False, True])
 def test_a_share_of_the_videos_can_meet_a_one_frame_attacker(splits, splice):
-    made, batch = double_run("a-art-few", splits, objective="noise", splice=splice)
+    made, batch, whole = double_run("a-art-few", splits, objective="noise", splice=splice)
     full = THREAT.times(made.defense.epsilon_scale)
-    frames = made.attacked(batch, full, whole(batch))
+    frames = made.attacked(batch, full, whole)
     delta, half = frames - batch.frames, len(batch) // 2
     touched = (delta != 0).any(2).sum(1)
     assert (touched[:half] == batch.mask[:half].sum(1)).all() and (touched[half:] == 1).all()
