@@ -3,37 +3,30 @@
 import json
 import pickle
 import struct
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from small import network
 
 from aart_lib import checkpoint
-from aart_lib.model import ModelConfig, VideoTransformer
 from aart_lib.runtime import files
 
-CONFIG = ModelConfig(features=4, labels=3, max_frames=5, width=8, heads=2, layers=2)
-NOTES = {"data": "synthetic", "labels": [2, 0, 7], "defense": "a-art", "seed": 3, "history": [{"clean": 0.5}]}
+NOTES = {"data": "synthetic", "labels": [2, 0, 7, 5], "defense": "a-art", "seed": 3, "history": [{"clean": 0.5}]}
 NOTES |= {"threat": {"norm": "linf", "epsilon": 0.04}}
-
-
-def network(config=CONFIG) -> VideoTransformer:
-    torch.manual_seed(0)
-    return VideoTransformer(config)
 
 
 @pytest.fixture
 def saved(tmp_path):
-    path = tmp_path / "model.safetensors"
-    checkpoint.save(path, network(), NOTES)
-    return path
+    checkpoint.save(tmp_path / "model.safetensors", network(), NOTES)
+    return tmp_path / "model.safetensors"
 
 
 def forge(path, *, text=None, tensors=None, without="", config=None, notes=None) -> None:
     """A safetensors file with other tensors, settings or notes, or with another text for its description."""
     held = {name: tensor.contiguous() for name, tensor in network().state_dict().items() if name != without}
-    described = {"config": asdict(CONFIG) | (config or {}), "notes": {"version": 1} | NOTES | (notes or {})}
+    described = {"config": asdict(network().config) | (config or {}), "notes": {"version": 1} | NOTES | (notes or {})}
     save_file(held | (tensors or {}), path, metadata={"aart": text or json.dumps(described)})
 
 
@@ -43,18 +36,14 @@ def cut(path, keep: int) -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"attention": "uniform", "pooling": "mean"}])
 def test_weights_settings_and_notes_come_back_exactly(tmp_path, changes):
-    model, path = network(replace(CONFIG, **changes)).train(), tmp_path / "deep" / "model.safetensors"
+    model, path = network(**changes).train(), tmp_path / "deep" / "model.safetensors"
     checkpoint.save(path, model, NOTES)
     before = torch.get_rng_state()
     loaded, notes = checkpoint.load(path)
     assert torch.equal(torch.get_rng_state(), before)  # of the run around it
-    assert loaded.config == model.config and not loaded.training
-    assert notes == NOTES | {"version": checkpoint.VERSION}
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, loaded.state_dict()[name]), name
-    assert all(parameter.requires_grad for parameter in loaded.parameters())
-    frames, mask = torch.randn(2, 5, 4), torch.ones(2, 5, dtype=torch.bool)
-    assert torch.equal(loaded(frames, mask).logits, model.eval()(frames, mask).logits)
+    assert loaded.config == model.config and notes == NOTES | {"version": checkpoint.VERSION}
+    assert not loaded.training and all(parameter.requires_grad for parameter in loaded.parameters())
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
@@ -63,8 +52,7 @@ def test_torchs_defaults_do_not_change_what_is_loaded(tmp_path, kind, around):
     model, path = network().to(kind), tmp_path / "model.safetensors"
     checkpoint.save(path, model, NOTES)
     try:
-        if isinstance(around, torch.dtype):
-            torch.set_default_dtype(around)
+        torch.set_default_dtype(around if isinstance(around, torch.dtype) else torch.float32)
         with torch.device("meta" if around == "meta" else "cpu"), torch.inference_mode(around == "inference"):
             loaded, _ = checkpoint.load(path)
     finally:
@@ -114,9 +102,9 @@ BROKEN = {
     "enormous sizes": ({"config": {"width": 2**18, "features": 2**19}}, "is not what the model"),
     "enormous depth": ({"config": {"layers": 2**19, "width": 2}}, "description"),
     "other version": ({"notes": {"version": 99}}, "version 99"),
-    "missing notes": ({"text": json.dumps({"config": asdict(CONFIG), "notes": {"version": 1}})}, "labels"),
+    "missing notes": ({"text": json.dumps({"config": asdict(network().config), "notes": {"version": 1}})}, "labels"),
     "another number of labels": ({"notes": {"labels": [1]}}, "labels"),
-    "labels that are no numbers": ({"notes": {"labels": [[0], [0], [0]]}}, "labels"),
+    "labels that are no numbers": ({"notes": {"labels": [[0], [0], [0], [0]]}}, "labels"),
     "a seed that is text": ({"notes": {"seed": "0"}}, "seed"),
     "no threat": ({"notes": {"threat": 5}}, "description"),
     "negative epsilon": ({"notes": {"threat": {"norm": "linf", "epsilon": -1}}}, "epsilon must be"),

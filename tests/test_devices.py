@@ -4,33 +4,29 @@ There is no GPU where these tests run. `Elsewhere` is a tensor that claims anoth
 refuses to meet a CPU tensor, as CUDA and MPS refuse it, and what it computes is real, so that results can be compared.
 """
 
-import dataclasses
-from types import SimpleNamespace
+from dataclasses import replace
 from unittest import mock
 
 import pytest
 import torch
+from small import generator, network
+from small import videos as batch_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from aart_lib import checkpoint
-from aart_lib import training as loop
 from aart_lib.attacks import CHOICES, OBJECTIVES, VIEWS, Attack, perturb
-from aart_lib.attention import (
-    SteadyAttention,
-)
-from aart_lib.data.batch import Batch, drawn
-from aart_lib.data.catalog import open_data
-from aart_lib.data.dataset import VideoDataset
+from aart_lib.attention import SteadyAttention
+from aart_lib.data.catalog import Splits, open_data
 from aart_lib.experiment.judge import evaluate
 from aart_lib.experiment.presets import calibrate, model_config, preset_named
 from aart_lib.experiment.reproduce import Experiment
 from aart_lib.losses import DEFENSES
-from aart_lib.model import ModelConfig, VideoTransformer
+from aart_lib.model import VideoTransformer
 from aart_lib.runtime import processes
-from aart_lib.steps import Hardware, Learner, TrainConfig
+from aart_lib.steps import Learner, TrainConfig
 from aart_lib.threats import NORMS, ThreatModel
-from aart_lib.training import Run, train
+from aart_lib.training import Run
 
 AWAY = torch.device("meta")
 INDEXING = ("aten.index.Tensor", "aten.index_put", "aten._unsafe_index")  # may be given positions on the CPU
@@ -52,9 +48,6 @@ class Elsewhere(torch.Tensor):
 
     def __deepcopy__(self, memo):
         return type(self)(self.inner.clone())
-
-    def __repr__(self):
-        return f"Elsewhere({self.inner})"
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -96,38 +89,13 @@ def elsewhere():
         yield
 
 
-def moved(model: torch.nn.Module) -> torch.nn.Module:
-    return model.to(AWAY)
-
-
 def home(x: torch.Tensor) -> torch.Tensor:
     return (x.detach().inner if isinstance(x, Elsewhere) else x.detach()).clone()
 
 
-CONFIG = ModelConfig(features=6, labels=5, max_frames=8, width=8, heads=2, layers=2)
-WIDE = ModelConfig(features=320, labels=40, width=8, heads=2, layers=1)  # of synthetic videos
+WIDE = {"features": 320, "labels": 40, "layers": 1}  # a network for synthetic videos
 THREAT = ThreatModel("linf", 0.1)
-
-
-def make(config=CONFIG):
-    torch.manual_seed(0)
-    return VideoTransformer(config).eval()
-
-
-def batch_of(count=4) -> Batch:
-    draw = torch.Generator().manual_seed(1)
-    mask = torch.arange(8) < torch.tensor([[8], [5], [3], [6]])[:count]
-    frames = torch.randn(count, 8, 6, generator=draw) * mask[..., None] * 0.3
-    labels = (torch.rand(count, 5, generator=draw) < 0.4).float()
-    labels[:, 0] = 1
-    return Batch(frames, mask, labels, tuple("abcd"[:count]))
-
-
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(3)
-
-
-# ---------------------------------------------------------------- the tool itself
+LENGTHS = [5, 3, 2, 4]
 
 
 def test_the_other_device_refuses_tensors_of_the_cpu(elsewhere):
@@ -138,21 +106,17 @@ def test_the_other_device_refuses_tensors_of_the_cpu(elsewhere):
         there + torch.ones(3)
 
 
-# ---------------------------------------------------------------- model, attacks, losses, metrics
-
-
 @pytest.mark.parametrize("changes", [{}, {"attention": "uniform"}, {"pooling": "mean"}], ids=str)
 def test_model_computes_the_same_elsewhere(elsewhere, changes):
-    config, batch = dataclasses.replace(CONFIG, **changes), batch_of()
-    plain, away, there = make(config), moved(make(config)), batch.to(AWAY)
-    for maps in (False, True, "cls"):
+    plain, away, batch = network(**changes), network(**changes).to(AWAY), batch_of(lengths=LENGTHS)
+    there = batch.to(AWAY)
+    for maps in (False, "cls", True):
         expected = plain(batch.frames, batch.mask, return_attention=maps)
         found = away(there.frames, there.mask, return_attention=maps)
         assert isinstance(found.logits, Elsewhere)
-        assert torch.allclose(home(found.logits), expected.logits, atol=1e-6)
-    full = away(there.frames, there.mask, return_attention=True)
-    held = SteadyAttention(away, full.attention)(there.frames, there.mask)
-    assert torch.allclose(home(held.logits), home(full.logits), atol=1e-5)
+        assert torch.allclose(home(found.logits), expected.logits, atol=1e-5)
+    held = SteadyAttention(away, found.attention)(there.frames, there.mask)
+    assert torch.allclose(home(held.logits), home(found.logits), atol=1e-5)
 
 
 ATTACKS = [
@@ -164,16 +128,17 @@ ATTACKS = [
 ]
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda a: "-".join([a.threat.norm, a.search, a.frames, str(a.view)]))
-def test_attacks_find_the_same_elsewhere(elsewhere, attack):
-    batch = batch_of()
-    expected = perturb(make(), batch, attack, generator=seeded())
-    found = perturb(moved(make()), batch.to(AWAY), attack, generator=seeded())
-    assert isinstance(found, Elsewhere)
-    assert torch.allclose(home(found), expected, atol=1e-5)
+def test_attacks_find_the_same_elsewhere(elsewhere):
+    here, away, batch = network(layers=1), network(layers=1).to(AWAY), batch_of(lengths=LENGTHS)
+    for attack in ATTACKS:
+        expected = perturb(here, batch, attack, generator=generator())
+        found = perturb(away, batch.to(AWAY), attack, generator=generator())
+        assert isinstance(found, Elsewhere), attack
+        assert torch.allclose(home(found), expected, atol=1e-5), attack
 
 
-# ---------------------------------------------------------------- training and judging
+def plain_steps(parameters, rate=0.1, **_):
+    return torch.optim.SGD(parameters, rate, foreach=False)
 
 
 class Accelerator:
@@ -182,20 +147,17 @@ class Accelerator:
     device, scaler, gradient_accumulation_steps = AWAY, None, 1
 
     def prepare_model(self, model, **_):
-        self.model = moved(model)
+        self.model = model.to(AWAY)
         return self.model
 
     def prepare(self, optimizer):  # a real device keeps the parameters; this one has made new ones
-        return torch.optim.SGD(self.model.parameters(), 0.1, foreach=False)
+        return plain_steps(self.model.parameters())
 
     def backward(self, loss, **options):
         loss.backward(**options)
 
     def clip_grad_norm_(self, parameters, norm):
         return torch.nn.utils.clip_grad_norm_(list(parameters), norm, foreach=False)
-
-    def unwrap_model(self, model, **_):
-        return model
 
 
 class Anywhere(torch.Generator):
@@ -221,99 +183,66 @@ class Anywhere(torch.Generator):
 @pytest.fixture
 def training(elsewhere):
     """What a run makes for its device is made for the other one."""
-    plain = lambda parameters, rate, **_: torch.optim.SGD(parameters, rate, foreach=False)  # noqa: E731
-    with mock.patch("torch.Generator", Anywhere), mock.patch("torch.optim.AdamW", plain):
+    with mock.patch("torch.Generator", Anywhere), mock.patch("torch.optim.AdamW", plain_steps):
         yield
-
-
-def learner(name: str) -> Learner:
-    return Learner(DEFENSES[name], CONFIG, TrainConfig(rate=0.1), 10, Accelerator(), Hardware())
 
 
 @pytest.mark.parametrize("name", ["standard", "trades", "vat", "a-art", "a-art-few", "attention-shuffled"])
 def test_a_training_step_keeps_everything_elsewhere(training, name):
-    made = learner(name)
+    made = Learner(DEFENSES[name], network().config, TrainConfig(rate=0.1), 10, Accelerator())
     before = [home(p) for p in made.model.parameters()]
-    made.learn([batch_of()], 4, THREAT)
+    made.learn([batch_of(4)], 4, THREAT)
     assert any(not torch.equal(a, home(b)) for a, b in zip(before, made.model.parameters(), strict=True))
 
 
-def noise_of(rank: int, count: int) -> torch.Tensor:
-    """What one of some processes draws for its share of four videos."""
-    made, share = learner("a-art"), batch_of(4 // count)
-    told = {"rank": lambda: rank, "count": lambda: count, "gathered": lambda frames: [frames]}
-    with mock.patch.multiple(processes, **told):
-        ((_, part),) = made.placed([share], 4)
-    return home(drawn(share.frames.shape, part))
-
-
-def test_processes_elsewhere_draw_the_noise_of_one(training):
-    assert torch.equal(torch.cat([noise_of(0, 2), noise_of(1, 2)]), noise_of(0, 1))
-
-
 @pytest.fixture(scope="module")
-def videos(written) -> VideoDataset:
-    return open_data("synthetic", written(train_videos=8, test_videos=12, shard_size=20, frames=(3, 6))).test
-
-
-def trained(videos, kept: dict, stop=None) -> dict[str, torch.Tensor]:
-    """Weights after two epochs of three steps; ``kept`` is the file of the state, the stop-th step gets a signal."""
-    own, steps = Run.learn, []
-
-    def step(self, *rest):
-        steps.append(1)
-        self.stopped = len(steps) == stop
-        return own(self, *rest)
-
-    splits = SimpleNamespace(train=videos, validation=videos.select(range(2)))
-    config, state = TrainConfig(epochs=2, batch_size=4), SimpleNamespace(exists=lambda: bool(kept))
-    copied = lambda state: tree_map(lambda x: home(x) if torch.is_tensor(x) else x, state)  # noqa: E731
-    file = {"save_state": lambda _, state: kept.update(copied(state)), "load_state": lambda _: kept}
-    with (
-        mock.patch.multiple(loop, Accelerator=Accelerator, Path=lambda state: state, **file),
-        mock.patch.object(Run, "learn", step),
-        mock.patch("aart_lib.training.fingerprint", return_value="same"),
-    ):
-        model, _ = train(DEFENSES["a-art"], splits, WIDE, THREAT, config, state=state, progress=None)
-    return copied(model.state_dict())
+def splits(written) -> Splits:
+    return open_data("synthetic", written(train_videos=8, test_videos=6, shard_size=20, frames=(3, 6)))
 
 
 @pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")
-def test_a_run_elsewhere_goes_on_with_the_noise_it_would_have_drawn(training, videos):
-    whole, kept = trained(videos, {}), {}
+def test_a_run_elsewhere_goes_on_with_the_noise_it_would_have_drawn(training, splits):
+    few = replace(splits, train=splits.test, validation=splits.test.select(range(2)))
+    made = DEFENSES["a-art"], few, network(**WIDE).config, THREAT, TrainConfig(epochs=2, batch_size=3)
+    whole, stopped, resumed = (Run(*made, Accelerator()) for _ in range(3))
+    bar = mock.Mock()
+    for run in (whole, whole, stopped):
+        run.one_epoch(bar)
+    stopped.stopped = True  # as a signal does
     with pytest.raises(KeyboardInterrupt):
-        trained(videos, kept, stop=5)
-    resumed = trained(videos, kept)
-    assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
+        stopped.one_epoch(bar)
+    resumed.restore(stopped.state(), "run.state")
+    assert (resumed.epoch, resumed.step) == (1, 1)
+    resumed.one_epoch(bar)
+    pairs = zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
+    assert all(torch.equal(home(one), home(other)) for one, other in pairs)
 
 
-def test_judging_brings_batches_and_surrogates_to_the_model(videos):
-    expected = evaluate(make(WIDE), videos, THREAT, progress=False)
-    other = make(WIDE)
+def test_judging_brings_batches_and_surrogates_to_the_model(splits, short_suite):
+    expected, other = evaluate(network(**WIDE), splits.test, THREAT, progress=False), network(**WIDE)
     with Device():
-        model = moved(make(WIDE))
-        found = evaluate(model, videos, THREAT, surrogates={"other": other}, progress=False)
+        model = network(**WIDE).to(AWAY)
+        found = evaluate(model, splits.test, THREAT, surrogates={"other": other}, progress=False)
         assert all(isinstance(parameter, Elsewhere) for parameter in other.parameters())
-        assert calibrate(model, videos, THREAT, target=0.5, tolerance=0.5)[0] > 0
+        assert calibrate(model, splits.test, THREAT, target=0.5, tolerance=0.5)[0] > 0
     assert found["clean"] == pytest.approx(expected["clean"], abs=1e-6)
     assert found["attacked"]["pgd"]["gap"] == pytest.approx(expected["attacked"]["pgd"]["gap"], abs=1e-3)
 
 
-# ---------------------------------------------------------------- what is chosen for which device
-
-
-def test_a_gpu_is_used_for_readers_and_processes_where_there_is_one(monkeypatch, videos):
+def test_a_gpu_is_used_for_readers_and_processes_where_there_is_one(monkeypatch, splits):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for gpu in (False, True):
         with mock.patch("torch.cuda.is_available", return_value=gpu), mock.patch("accelerate.PartialState") as meeting:
-            assert videos.batches(4).pin_memory == gpu
+            assert splits.test.batches(4).pin_memory == gpu
             processes.start()
         meeting.assert_called_once_with(cpu=not gpu)
 
 
-def test_a_model_from_a_checkpoint_goes_where_the_run_computes(written, tmp_path):
-    splits, path = open_data("synthetic", written(train_videos=8, test_videos=8)), tmp_path / "model.safetensors"
-    experiment = Experiment(splits, preset_named("quick"), tmp_path, progress=False)
+def test_a_model_from_a_checkpoint_goes_where_the_run_computes(splits, tmp_path):
+    path, experiment = (
+        tmp_path / "model.safetensors",
+        Experiment(splits, preset_named("quick"), tmp_path, progress=False),
+    )
     notes = {"data": "synthetic", "labels": splits.labels, "defense": "standard", "seed": 0, "fingerprint": "same"}
     checkpoint.save(path, VideoTransformer(model_config(splits, experiment.preset)), notes | {"threat": vars(THREAT)})
     with (

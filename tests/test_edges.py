@@ -4,14 +4,13 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 from aart_lib.data.catalog import open_splits
 from aart_lib.data.formats import DatasetSpec
 from aart_lib.data.records import RecordError, encode_sequence_example, write_records
 from aart_lib.experiment.judge import judge
 from aart_lib.losses import DEFENSES
-from aart_lib.model import ModelConfig, VideoTransformer
+from aart_lib.model import ModelConfig
 from aart_lib.steps import TrainConfig
 from aart_lib.threats import ThreatModel
 from aart_lib.training import train
@@ -80,10 +79,3 @@ def test_splits_without_any_label_are_refused(tmp_path):
         opened(tmp_path, labels=lambda i: [])
     with pytest.raises(ValueError, match=r"no test video of these has a label"):
         opened(tmp_path, labels=lambda i: [0][: i // 6])
-
-
-@pytest.mark.parametrize("changes", [{}, {"attention": "uniform"}, {"pooling": "mean"}])
-def test_a_model_refuses_a_video_of_padding_alone(changes):
-    model = VideoTransformer(ModelConfig(6, 3, max_frames=5, width=8, heads=2, layers=2, **changes))
-    with pytest.raises(ValueError, match="video 1 of the batch has no real frame; leave it out"):
-        model(torch.zeros(2, 4, 6), torch.tensor([[True] * 4, [False] * 4]))

@@ -8,14 +8,12 @@ branch of a choice alone. mutmut itself passes over what stands outside of a fun
 defenses do) and below a decorator; this program mutates whole modules, annotations and docstrings aside.
 
 A mutant that fails no test survives and is printed: read whether it can be found (an equal value, only time or memory:
-it cannot). The libraries are imported once: every mutant is tried in a fork (Linux, macOS), so that the modules take
-minutes, not hours.
+it cannot). The libraries are imported once, and every mutant is tried in a fork (Linux, macOS): minutes, not hours.
 """
 
 import argparse
 import difflib
-import gc
-import importlib.machinery
+import importlib
 import importlib.util
 import os
 import resource
@@ -78,22 +76,19 @@ def difference(source: str, mutated: str) -> str:
     return " → ".join(sides)
 
 
-class Mutated(importlib.machinery.SourceFileLoader):
-    """Loads a module from a text instead of its file."""
+def path_of(module: str) -> Path:
+    return TESTS.parent / "aart_lib" / f"{module}.py"
 
-    def __init__(self, name: str, path: Path, text: str):
-        super().__init__(name, str(path))
-        self.text = text
 
-    def find_spec(self, name, path=None, target=None):
-        return importlib.util.spec_from_loader(name, self) if name == self.name else None
-
-    def get_code(self, fullname):
-        return compile(self.text, self.path, "exec")
+def put(module: str, text: str) -> None:
+    """Make a text the module that everybody imports from now on."""
+    spec = importlib.util.spec_from_file_location(f"aart_lib.{module}", path_of(module))
+    sys.modules[spec.name] = made = importlib.util.module_from_spec(spec)
+    exec(compile(text, spec.origin, "exec"), made.__dict__)
 
 
 class FirstFailure:
-    """Tells pytest to end with the first test that fails."""
+    """Tells pytest to end with the first test that fails: the end of its run takes longer than most mutants live."""
 
     def pytest_collection(self):
         """After conftest.py: a failure is enough, no example of it need be small."""
@@ -102,13 +97,10 @@ class FirstFailure:
         settings.register_profile("mutants", settings(), phases=[Phase.explicit, Phase.generate])
         settings.load_profile("mutants")
 
-    def pytest_collectreport(self, report):
-        self.pytest_runtest_logreport(report)
-
     def pytest_runtest_logreport(self, report):
         if report.failed:
             print(report.nodeid, report.longreprtext, sep="\n", flush=True)
-            os._exit(1)  # the end of a run of pytest takes longer than most mutants live
+            os._exit(1)
 
 
 def survives(module: str, text: str, seconds: float, loud: bool = False) -> bool | None:
@@ -116,24 +108,19 @@ def survives(module: str, text: str, seconds: float, loud: bool = False) -> bool
     if not (child := os.fork()):
         code = 1
         try:
+            signal.alarm(int(seconds))  # it ends this process
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
             if not loud:
                 sink = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(sink, 1), os.dup2(sink, 2)
-            sys.meta_path.insert(0, Mutated(f"aart_lib.{module}", TESTS.parent / "aart_lib" / f"{module}.py", text))
-            still = [f"--tb={'short' if loud else 'no'}", "-p", "no:cacheprovider", "-p", "no:unraisableexception"]
-            code = pytest.main([*still, *(str(TESTS / name) for name in SUITES[module])], [FirstFailure()])
+            put(module, text)
+            code = pytest.main(
+                ["-p", "no:cacheprovider", *(str(TESTS / name) for name in SUITES[module])], [FirstFailure()]
+            )
         finally:
             os._exit(int(code))
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return status == 0
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
+    _, status = os.waitpid(child, 0)
+    return None if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM else status == 0
 
 
 def main() -> None:
@@ -143,22 +130,17 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=10, help="times what the tests take without a mutant")
     options = parser.parse_args()
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # their import takes longer than most mutants live
-    import hypothesis.strategies  # noqa: F401
-    import numpy  # noqa: F401
-    import seaborn  # noqa: F401
-    import torch  # noqa: F401  all of these for the forks, none of aart_lib
-
-    gc.freeze()
+    for library in ("hypothesis.strategies", "numpy", "seaborn", "torch"):  # for the forks, none of aart_lib
+        importlib.import_module(library)
     for module in options.modules:
-        source = (TESTS.parent / "aart_lib" / f"{module}.py").read_text(encoding="utf-8")
-        begun = time.monotonic()
+        source, begun, counts = path_of(module).read_text(encoding="utf-8"), time.monotonic(), Counter()
         if not survives(module, source, 600):
             raise SystemExit(f"the tests of {module} fail without a mutant: {', '.join(SUITES[module])}")
-        took, counts = time.monotonic() - begun, Counter()
+        most = 5 + options.timeout * (time.monotonic() - begun)
         for number, (line, text) in enumerate(mutants(source)):
             if options.only and number not in options.only:
                 continue
-            outcome = survives(module, text, 5 + options.timeout * took, loud=bool(options.only))
+            outcome = survives(module, text, most, loud=bool(options.only))
             counts[{True: "survived", False: "killed", None: "too slow"}[outcome]] += 1
             if outcome:
                 print(f"survived {module} {number}, line {line}: {difference(source, text)}", flush=True)
