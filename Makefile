@@ -16,13 +16,14 @@ BIN := .venv/bin/python
 STAMP := .venv/.installed
 PEERS := .venv-peers
 AUDIOSET ?=
+FILMS ?=
 ROWS ?=  # of the benchmarks: make bench ROWS="--only gap --only step"
 
 # Linux gives large tensors huge pages if it is asked: steps and attacks take some 6 % less time. Others ignore it.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lab figures checkpoints headline credit staircase worlds voting explore films page plan colab bench lint
+.PHONY: help reproduce test lab figures checkpoints headline credit staircase worlds voting forms explore films page plan colab bench lint
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -74,11 +75,12 @@ staircase: $(STAMP) ## the paper's staircase taken apart, as in figures/staircas
 	$(BIN) figures/staircase.py
 
 worlds: $(STAMP) ## the same steps where evidence is rare, and on AudioSet: make worlds AUDIOSET=DIR; hours; resumes
-	$(BIN) -m aart_lib reproduce --data synthetic:rare --suite splice --defenses $(STAIRS),trades-uniform \
+	$(BIN) -m aart_lib reproduce --data synthetic:rare --suite splice --seeds 3 --epsilon 0.0137 \
+	    --defenses $(STAIRS),trades-uniform \
 	    --out runs/rare --resume
 	cp runs/rare/results.json figures/results-rare.json
-	$(BIN) -m aart_lib reproduce --data audioset --data-dir "$(AUDIOSET)" --labels 50 --epsilon 0.704 --suite splice --test-videos 1000 \
-	    --defenses $(STAIRS) --out runs/staircase-audioset --resume
+	$(BIN) -m aart_lib reproduce --data audioset --data-dir "$(AUDIOSET)" --labels 50 --epsilon 0.704 --suite splice --seeds 3 \
+	    --test-videos 1000 --defenses $(STAIRS) --out runs/staircase-audioset --resume
 	cp runs/staircase-audioset/results.json figures/results-worlds-audioset.json
 	$(BIN) figures/staircase.py
 
@@ -87,6 +89,9 @@ voting: $(STAMP) ## three voters against a planted frame, as in figures/worlds.m
 	$(if $(AUDIOSET),$(BIN) figures/voting.py --out runs/voting --data audioset --data-dir "$(AUDIOSET)")
 	cp runs/voting/voting-*.json figures
 	$(BIN) figures/staircase.py
+
+forms: $(STAMP) ## forms of the attention term on validation splits, as in figures/forms.md: FILMS=DIR, AUDIOSET=DIR; hours; resumes
+	$(BIN) figures/forms.py --out runs/forms $(if $(FILMS),--films "$(FILMS)") $(if $(AUDIOSET),--audioset "$(AUDIOSET)")
 
 plan: $(STAMP) ## measure a step and write what the full run would cost, figures/scale-plan.md: a minute
 	OMP_NUM_THREADS=1 $(BIN) tests/benchmarks/plan.py --out figures

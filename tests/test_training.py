@@ -116,7 +116,12 @@ CRAFTED = {
 
 
 @pytest.mark.parametrize(
-    "name, norm", [*((name, "linf") for name in CRAFTED), ("a-art", "l2-clip"), ("a-art-fast", "l2-frame")]
+    "name, norm",
+    [
+        *((name, "linf") for name in CRAFTED),
+        ("a-art", "l2-clip"),
+        *(("a-art-fast", n) for n in ("l2-frame", "l2-clip")),
+    ],
 )
 def test_a_step_has_the_gradients_of_three_passes_as_one_would_write_them_down(splits, name, norm):
     made, batch, whole = double_run(name, splits)
