@@ -32,7 +32,7 @@ ORDER = (
     "metrics model attention losses threats objectives attacks scoring checkpoint steps training "
     "viz.style viz.film viz.plots viz.explorer viz.page "
     "experiment.recipes experiment.presets experiment.suites experiment.judge experiment.flags experiment.uncertainty "
-    "experiment.ceiling experiment.summary experiment.reproduce experiment.tune experiment.figures experiment.report "
+    "experiment.ceiling experiment.summary experiment.reproduce experiment.figures experiment.report "
     "cli.options cli.films cli.commands cli.parser"
 ).split()
 FREE = {"__main__", *(name for name in NAMES.values() if name.endswith("__init__"))}  # they hand names on

@@ -23,9 +23,8 @@ from aart_lib.data.download import download
 from aart_lib.experiment.judge import evaluate
 from aart_lib.experiment.presets import default_threat, model_config
 from aart_lib.experiment.report import insert_results, write_report
-from aart_lib.experiment.reproduce import Experiment, described, find_threat, reproduce, with_notes
+from aart_lib.experiment.reproduce import Experiment, described, reproduce, with_notes
 from aart_lib.experiment.summary import read_results, summarize
-from aart_lib.experiment.tune import best, read_ledger, threat_of, tune, with_grid
 from aart_lib.losses import defense
 from aart_lib.model import VideoTransformer
 from aart_lib.runtime import jobs, processes
@@ -42,10 +41,10 @@ def _say(text: str) -> None:
         print(text)
 
 
-def _reserve(options, out: Path, needed: int, *, resume: bool = True, **names) -> None:
+def _reserve(options, out: Path, needed: int, *, resume: bool = True) -> None:
     """The output folder for this command alone; what an earlier run left there is never overwritten unasked."""
     if processes.is_main():
-        options.held.enter_context(reserved(out, needed, **names))
+        options.held.enter_context(reserved(out, needed))
         if not resume and any(not entry.name.startswith(".") for entry in out.iterdir()):
             raise ValueError(f"{out} is not empty; add --resume to go on with the run, or choose another --out")
     processes.gathered(None)  # nothing is done before the main process has looked
@@ -168,20 +167,6 @@ def _told_apart(paths: list[Path]) -> list[str]:
     parts = [path.resolve().with_suffix("").parts for path in paths]
     endings = (["-".join(part[-depth:]) for part in parts] for depth in range(1, 99))
     return next(names for names in endings if len({*names}) == len(names))
-
-
-def run_tune(options) -> None:
-    preset = preset_asked(options)
-    check_threat(options)
-    names = with_grid(options.data.partition(":")[0], defenses_asked(options))
-    known = read_ledger(options.out)
-    splits = open_asked(options, preset)
-    _reserve(options, options.out.parent, SMALL, name=options.out.name)  # other ledgers may lie beside it
-    threat = threat_asked(options, splits) or threat_of(known) or find_threat(splits, preset)[0]
-    for name, trials in tune(splits, threat, preset, options.out, defenses=names).items():
-        found = best(trials, name)
-        gaps = f"GAP {found['pgd']:.3f} at ε, {found['pgd@2']:.3f} at 2ε"
-        print(f"{name:20} {len(trials)} trials, best {found['changes']}: {gaps}")
 
 
 def run_download(options) -> None:

@@ -62,12 +62,6 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--surrogates", type=Path, nargs="*", metavar="CHECKPOINT", help=about)
     add.add_argument("--out", type=Path, required=True, metavar="DIR", help="results.json goes here")
 
-    add = _command(commands, "tune", "run the same number of trials for every defense; keep the ledger")
-    _data_options(add)
-    add.add_argument("--defenses", metavar="A,B,...", help="only these; default: all that have a grid")
-    _training_options(add)
-    add.add_argument("--out", type=Path, required=True, metavar="FILE", help="the ledger (.json), gone on with")
-
     add = _command(commands, "download", "fetch genuine shards or the vocabulary")
     add.add_argument("dataset", metavar="DATASET", help="yt8m-frame, yt8m-video, audioset or vocabulary")
     add.add_argument("--split", default="train", help="train (default), validate or test")

@@ -39,13 +39,9 @@ TARGET_RATIO = 0.80  # the paper's baseline falls from about 91 (assumed) to 72.
 EVERYWHERE = {"noise", "fgsm", "pgd", "pgd-10", "pgd-50", "pgd-100", "gradient-free"}
 
 
-def find_threat(splits: Splits, preset: Preset, model=None) -> tuple[ThreatModel, float]:
-    """ε at which a baseline (trained here with seed 0 if not given) keeps `TARGET_RATIO` of its validation GAP."""
+def find_threat(splits: Splits, model) -> tuple[ThreatModel, float]:
+    """ε at which a baseline keeps `TARGET_RATIO` of its validation GAP, and the ratio reached."""
     start = default_threat(splits)
-    if model is None:
-        recipe, settings = tuned(splits.spec.name, "standard")
-        config, shape = train_config(splits, preset, **settings), model_config(splits, preset)
-        model, _ = train(recipe, splits, shape, start, config, hardware=preset.hardware, progress="standard")
     epsilon, reached = calibrate(model, splits.validation, start, target=TARGET_RATIO)
     return replace(start, epsilon=epsilon), reached
 
@@ -102,7 +98,7 @@ class Experiment:
         start, path = default_threat(self.splits), self.out / "threat.json"
         if (known := read_json(path)).get("fingerprint") == notes["fingerprint"]:
             return replace(start, epsilon=known["epsilon"]), known["reached"]
-        threat, reached = find_threat(self.splits, self.preset, model)
+        threat, reached = find_threat(self.splits, model)
         processes.write(write_json, path, _noted(threat) | {"reached": reached, "fingerprint": notes["fingerprint"]})
         return threat, reached
 

@@ -269,8 +269,8 @@ def test_a_folder_that_may_not_be_written_to_is_refused(tiny, tmp_path, capsys, 
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(arguments[0]))
 
     monkeypatch.setattr(files, "open", refused, raising=False)
-    for command, out in (("train", tmp_path), ("reproduce", tmp_path), ("tune", tmp_path / "ledger.json")):
-        said = answer(capsys, [command, "--data-dir", tiny, "--out", out])
+    for command in ("train", "reproduce"):
+        said = answer(capsys, [command, "--data-dir", tiny, "--out", tmp_path])
         assert f"{tmp_path} cannot be written to (Permission denied); choose another --out" in said
 
 
