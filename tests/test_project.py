@@ -28,7 +28,7 @@ ORDER = (
     "runtime.start runtime.files runtime.signals runtime.processes runtime.jobs "
     "data.batch data.exact data.foreign data.records data.formats data.index data.tensors data.dataset data.synthetic "
     "data.vocabulary data.catalog data.describe data.download "
-    "data.pictures data.extractor data.pixels data.sources data.films data.photographs "
+    "data.pictures data.extractor data.pixels data.sources data.films "
     "metrics model attention losses threats objectives attacks scoring checkpoint steps training "
     "viz.style viz.film viz.plots viz.explorer viz.page "
     "experiment.recipes experiment.presets experiment.suites experiment.judge experiment.flags experiment.uncertainty "

@@ -13,7 +13,6 @@ from aart_lib.data import extractor as extracting
 from aart_lib.data.batch import Batch, Item, collate, dequantize, quantize
 from aart_lib.data.films import Joins, films
 from aart_lib.data.formats import chosen_frames
-from aart_lib.data.photographs import photographs
 from aart_lib.data.pictures import pictures
 from aart_lib.data.pixels import PIXEL, FilmModel, as_pictures, pixel_batch, stored_pictures
 from aart_lib.data.vocabulary import read_vocabulary
@@ -27,10 +26,6 @@ def make(options) -> str:
     left_out: list[ValueError] = []
     how: dict = {"dims": options.dims}
     how |= {"bad": left_out.append} if options.on_bad_video == "skip" else {}
-    if str(options.source) == "photographs" and not options.source.exists():
-        if (options.fps, options.size, options.join, options.background) != (1.0, 224, None, None):
-            raise ValueError("films of photographs have their own size, rate and times; leave these options out")
-        return photographs(options.out, **how | {"dims": min(options.dims, 48)})
     names = tuple(name.strip() for name in (options.background or "").split(",") if name.strip())
     if names and not options.join:
         raise ValueError("--background is for joined clips; add --join N")

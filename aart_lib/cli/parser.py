@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     _data_options(add)
 
     add = _command(commands, "films", "make a data set of video files, with pictures; needs the extra films")
-    about = "a folder with a sub-folder a class, a CSV path,labels[,start,end][,group][,split], a video, or photographs"
+    about = "a folder with a sub-folder a class, a CSV path,labels[,start,end][,group][,split], or a video"
     add.add_argument("source", type=Path, metavar="SOURCE", help=about)
     add.add_argument("--out", type=Path, required=True, metavar="DIR", help="use it as --data-dir; gone on with")
     add.add_argument("--fps", type=float, default=1.0, metavar="F", help="frames a second (default 1)")

@@ -160,7 +160,7 @@ def films_spec(data_dir, dims: dict[str, int] | None = None) -> DatasetSpec:
     about = read_json(path)
     stored, classes, frames = found = [about.get(key, -1) for key in ("dims", "classes", "frames")]
     if not all(isinstance(number, int) and 0 <= number < 2**20 for number in found):
-        made = f"`python -m aart_lib films VIDEOS --out {data_dir}` makes one, `films photographs` one of photographs"
+        made = f"`python -m aart_lib films VIDEOS --out {data_dir}` makes one"
         raise ValueError(f"{data_dir} is no folder of films, it has no readable {path.name}; {made}")
     used = min(stored, (dims or {}).get("rgb", stored))
     most = min(frames, SPECS["films"].max_frames)

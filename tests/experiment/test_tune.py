@@ -1,4 +1,4 @@
-"""figures/tune.py and its ledger: no defense with fewer trials than A-ART, the best kept, the README's table from it."""
+"""figures/tune.py: no defense with fewer trials than A-ART, the best of the ledger kept, README and results agree."""
 
 import json
 from dataclasses import replace
