@@ -1,12 +1,14 @@
 """What the commands of the command line do; one function each, given the parsed options."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from aart_lib import checkpoint
-from aart_lib.cli import films as film_commands
+from aart_lib.attacks import Attack, perturb
 from aart_lib.cli.options import (
     check_labels,
     check_model,
@@ -16,10 +18,17 @@ from aart_lib.cli.options import (
     preset_asked,
     threat_asked,
 )
+from aart_lib.data import extractor as extracting
+from aart_lib.data.batch import Batch, Item, collate, dequantize, quantize
 from aart_lib.data.catalog import data_name, find_shards, open_data
 from aart_lib.data.dataset import VideoDataset
 from aart_lib.data.describe import describe
 from aart_lib.data.download import download
+from aart_lib.data.films import Joins, films
+from aart_lib.data.formats import chosen_frames
+from aart_lib.data.pictures import pictures
+from aart_lib.data.pixels import PIXEL, FilmModel, as_pictures, pixel_batch, stored_pictures
+from aart_lib.data.vocabulary import read_vocabulary
 from aart_lib.experiment.judge import evaluate
 from aart_lib.experiment.presets import default_threat, model_config
 from aart_lib.experiment.report import insert_results, write_report
@@ -31,6 +40,8 @@ from aart_lib.runtime import jobs, processes
 from aart_lib.runtime.files import reserved, write_json
 from aart_lib.steps import TrainConfig
 from aart_lib.threats import ThreatModel
+from aart_lib.viz import explorer, plots
+from aart_lib.viz.film import plot_film
 from aart_lib.viz.page import page
 
 SMALL = 2**20  # bytes: reports and figures
@@ -117,8 +128,6 @@ def run_evaluate(options) -> None:
         "threat": notes["threat"] | {"epsilon_levels": threat.levels, "calibration": None},
         "rows": [row],
         "summary": summarize([row]),
-        "comparisons": [],
-        "ceiling": [],
         "flags": raised,
     }
     processes.write(write_json, options.out / "results.json", results)
@@ -184,15 +193,6 @@ def run_download(options) -> None:
     print(f"{len(found)} files in {options.out}: {verified} verified{bare}")
 
 
-def run_films(options) -> None:
-    _reserve(options, options.out, SMALL)
-    print(film_commands.make(options))
-
-
-def run_look(options) -> None:
-    print(film_commands.look(options))
-
-
 def run_page(options) -> None:
     print(page(options.out))
 
@@ -207,3 +207,75 @@ def run_report(options) -> None:
     if options.readme:  # first, since it may have no place for them
         insert_results(options.readme, results)
     print(write_report(results, out, options.results.with_suffix(".md").name.replace("results", "report")))
+
+
+# ---------------------------------------------------------------- video files; these need the extra ``films``
+
+
+def run_films(options) -> None:
+    """Videos that are left out are told on standard error."""
+    names = tuple(name.strip() for name in (options.background or "").split(",") if name.strip())
+    if names and not options.join:
+        raise ValueError("--background is for joined clips; add --join N")
+    _reserve(options, options.out, SMALL)
+    left_out: list[ValueError] = []
+    how: dict = {"bad": left_out.append} if options.on_bad_video == "skip" else {}
+    join = None if options.join is None else Joins(options.join, names)
+    print(films(options.source, options.out, fps=options.fps, join=join, dims=options.dims, size=options.size, **how))
+    if left_out:
+        print(f"aart: left out {len(left_out)} videos that cannot be used; first: {left_out[0]}", file=sys.stderr)
+
+
+def run_look(options) -> None:
+    """Draw one video under attack, and print what the model says of it."""
+    model, notes = checkpoint.load(options.checkpoint)
+    folder = _films_of(options.checkpoint, options.data_dir)
+    extractor = extracting.load(folder)
+    if (got := extractor.about["dims"]) != model.config.features:
+        raise ValueError(f"{options.checkpoint} takes {model.config.features} numbers a frame, {folder} makes {got}")
+    known = read_vocabulary(folder / "vocabulary.csv").names
+    names = [known.get(label, f"label {label}") for label in notes["labels"]]
+    film = list(pictures(options.video, fps=extractor.about["fps"], size=extractor.size))
+    film = [film[t] for t in chosen_frames(len(film), model.config.max_frames)]
+    seen, batch, attack = _searched(options, extractor, model.float(), film, ThreatModel(**notes["threat"]))
+    attacked = perturb(seen, batch, attack, generator=torch.Generator().manual_seed(0))
+    shown: dict = {"attacked_frames": None, "attacked_pictures": None}
+    if options.attack == "pixels":
+        attacked = stored_pictures(attacked, batch.frames)
+        shown["attacked_pictures"] = as_pictures(attacked[0], extractor.size)
+    view = explorer.look(seen, batch, attacked)
+    if options.attack == "frame":
+        shown["attacked_frames"] = view.attacked_frames
+    said = {key: _likeliest(scores, names) for key, scores in view.scores.items()}
+    title = f"{options.video.name}: {view.moved:.0%} of the attention moved"
+    plots.save(plot_film(film, view.attention, said=said, title=title, **shown), options.out)
+    print(f"clean: {said['clean']}; attacked: {said['attacked']}; {options.out}")
+
+
+def _likeliest(scores: np.ndarray, names: list[str]) -> str:
+    return ", ".join(f"{names[c]} {scores[c]:.2f}" for c in np.argsort(-scores)[:3])
+
+
+def _searched(options, extractor, model, film: list, threat: ThreatModel) -> tuple[torch.nn.Module, Batch, Attack]:
+    """The model that is attacked, the film as it takes it, and the attack; the labels to lose are those predicted."""
+    aim: dict = {"steps": 10, "labels": "predicted"}
+    none = torch.zeros(1, model.config.labels)
+    if options.attack == "pixels":
+        threat = ThreatModel("linf", options.epsilon or PIXEL, box=(0, 1))
+        return FilmModel(extractor, model), pixel_batch([film], none), Attack(threat, **aim)
+    features = torch.from_numpy(extracting.network_features(extractor.network, film))
+    frames = torch.from_numpy(dequantize(quantize(extractor.project(features).numpy())))
+    threat = replace(threat, epsilon=options.epsilon or threat.epsilon)
+    threat = threat.few() if options.attack == "frame" else threat
+    return model, collate([Item(frames, none[0], "film")]), Attack(threat, **aim)
+
+
+def _films_of(path: Path, data_dir: Path | None) -> Path:
+    """The folder with the extractor of a model: the one given, or one near the checkpoint. Raises: ValueError."""
+    near = [folder / name for folder in path.resolve().parents[:2] for name in ("", "films")]
+    for folder in [data_dir] if data_dir else near:
+        if (folder / extracting.FILES[0]).is_file():
+            return folder
+    where = f"in {data_dir}" if data_dir else f"near {path}"
+    told = "which tells how features are made; give --data-dir, the films that the model was trained on"
+    raise ValueError(f"there is no {extracting.FILES[0]} {where}, {told}")

@@ -42,9 +42,7 @@ def _check_sampling(options) -> None:
     one_of("sampling", options.sampling, SAMPLINGS)
     if options.data in ("audioset", "yt8m-video") or (options.data.startswith("synthetic") and not options.data_dir):
         longest = spec_named(options.data.partition(":")[0]).max_frames
-        raise ValueError(
-            f"--sampling changes nothing: no video of {options.data} has over {longest} frames; leave it out"
-        )
+        raise ValueError(f"--sampling changes nothing: {options.data} has at most {longest} frames; leave it out")
 
 
 def defenses_asked(options) -> list[str] | None:
@@ -64,10 +62,8 @@ def check_threat(options) -> None:
     if options.epsilon is not None:
         ThreatModel(options.norm or "linf", options.epsilon)
         if not 0 < options.epsilon <= LARGEST_EPSILON:
-            unit = f"feature units, of which features span {BOX[1] - BOX[0]:g}"
-            raise ValueError(
-                f"--epsilon must be above 0 and at most {LARGEST_EPSILON:g} {unit}, got {options.epsilon:g}"
-            )
+            most = f"{LARGEST_EPSILON:g} feature units, of which features span {BOX[1] - BOX[0]:g}"
+            raise ValueError(f"--epsilon must be above 0 and at most {most}, got {options.epsilon:g}")
 
 
 def threat_asked(options, splits):
@@ -77,25 +73,22 @@ def threat_asked(options, splits):
 
 def check_model(options, config, notes: dict) -> None:
     """Whether the data and the preset are those that a model was made for."""
-    (name, _, variant), trained = options.data.partition(":"), notes["data"]
-    asked = name if variant in ("", "default") else options.data
+    asked, trained = options.data.removesuffix(":default"), notes["data"]
+    name = asked.partition(":")[0]
+    same = asked == trained
     if options.data_dir:  # the shards will tell the variant
-        asked, trained = name, trained.partition(":")[0]
-    if asked != trained:
-        raise ValueError(
-            f"{options.checkpoint} was trained on {notes['data']}; evaluate it with --data {notes['data']}"
-        )
+        same = name == trained.partition(":")[0]
+    if not same:
+        raise ValueError(f"{options.checkpoint} was trained on {trained}; evaluate it with --data {trained}")
     if options.segments and name != "yt8m-frame":
         raise ValueError(
-            f"--segments judges the rated segments of yt8m-frame, version 3; {name} has none: leave it out"
+            f"--segments judges the rated segments of yt8m-frame; {name} has none, leave it out"
         )
     sizes = {known: spec_named(name, found.dims, options.data_dir).dims for known, found in PRESETS.items()}
     if sizes[options.preset] != config.features:
         fits = (f"--preset {known}" for known, size in sizes.items() if size == config.features)
-        got = f"--preset {options.preset} gives {sizes[options.preset]}"
-        raise ValueError(
-            f"{options.checkpoint} takes {config.features} numbers a frame, {got}; take {next(fits, 'another model')}"
-        )
+        told = f"--preset {options.preset} gives {sizes[options.preset]}; take {next(fits, 'another model')}"
+        raise ValueError(f"{options.checkpoint} takes {config.features} numbers a frame, {told}")
 
 
 def check_labels(options, spec, own: list[int]) -> None:

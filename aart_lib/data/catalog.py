@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 
 from aart_lib.data import synthetic
 from aart_lib.data.dataset import VideoDataset
@@ -29,9 +28,7 @@ class Splits:
     test: VideoDataset
 
     @classmethod
-    def of(
-        cls, train: VideoDataset, test: VideoDataset, *, labels=None, groups: Mapping[str, str] = MappingProxyType({})
-    ) -> "Splits":
+    def of(cls, train: VideoDataset, test: VideoDataset, *, labels=None, groups: Mapping | None = None) -> "Splits":
         """Splits of data sets that are open; validation, ``labels`` and ``groups`` as in `open_splits`.
 
         Raises: ValueError.
@@ -48,7 +45,8 @@ class Splits:
             test.keep(classes)
         if min(len(train), len(test)) < 2:
             raise ValueError(f"there are {len(train)} train and {len(test)} test videos; it takes at least 2 of each")
-        digests = [hashlib.md5(groups.get(entry.id, entry.id).encode()).digest() for entry in train.entries]
+        names = [(groups or {}).get(entry.id, entry.id) for entry in train.entries]
+        digests = [hashlib.md5(name.encode()).digest() for name in names]
         order = sorted(range(len(train)), key=digests.__getitem__)
         held = min(max(500, len(train) // 10), len(train) // 2, 5000)
         if groups:  # a group lies on one side, unless there is but one
@@ -92,7 +90,7 @@ def open_splits(
     labels: int | Sequence[int] | None = None,
     max_frames=None,
     skipped=None,
-    groups: Mapping[str, str] = MappingProxyType({}),
+    groups: Mapping[str, str] | None = None,
 ) -> Splits:
     """Train, validation and test of a data folder.
 

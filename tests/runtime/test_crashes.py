@@ -152,7 +152,7 @@ def test_who_may_read_what_is_written_is_for_the_umask_to_say(tmp_path):
 
 
 def test_a_reader_that_is_killed_ends_the_run_with_a_sentence(tiny, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(data._Together, "__getitem__", lambda *rest: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(data.VideoDataset, "batch", lambda *rest: os.kill(os.getpid(), signal.SIGKILL))
     assert main(training_of(tiny, tmp_path, "--workers", "1")) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("aart: a process that reads was ended") and "--workers 0" in said and "--shm-size" in said
