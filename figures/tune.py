@@ -10,15 +10,15 @@ split. None sees the test split.
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 from aart_lib.attacks import ThreatModel, pgd
 from aart_lib.cli.options import check_threat, defenses_asked, open_asked, preset_asked, threat_asked
 from aart_lib.data.catalog import Splits, data_name
-from aart_lib.experiment.presets import Preset, default_threat, model_config, train_config
+from aart_lib.experiment.presets import Preset, calibrate, default_threat, model_config, train_config
 from aart_lib.experiment.recipes import MIXED, MIXED_PAIRED, MOSTLY, MOSTLY_PAIRED, changed, tuned
-from aart_lib.experiment.reproduce import find_threat
 from aart_lib.runtime.files import read_json, reserved, write_json
 from aart_lib.scoring import score
 from aart_lib.training import train
@@ -107,11 +107,11 @@ def best(trials: list[dict], name: str) -> dict:
 
 def calibrated(splits: Splits, preset: Preset) -> ThreatModel:
     """The threat model that brings a baseline of seed 0, trained here, down to the target."""
-    recipe, settings = tuned(splits.spec.name, "standard")
+    start, (recipe, settings) = default_threat(splits), tuned(splits.spec.name, "standard")
     config, shape = train_config(splits, preset, **settings), model_config(splits, preset)
     how: dict = {"hardware": preset.hardware, "progress": "standard"}
-    model, _ = train(recipe, splits, shape, default_threat(splits), config, **how)
-    return find_threat(splits, model)[0]
+    model, _ = train(recipe, splits, shape, start, config, **how)
+    return replace(start, epsilon=calibrate(model, splits.validation, start)[0])
 
 
 # ---------------------------------------------------------------- the ledger

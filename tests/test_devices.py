@@ -23,7 +23,7 @@ from aart_lib.data.batch import Batch, drawn
 from aart_lib.data.catalog import open_data
 from aart_lib.data.dataset import VideoDataset
 from aart_lib.experiment.judge import evaluate
-from aart_lib.experiment.presets import calibrate, model_config, preset_named
+from aart_lib.experiment.presets import PRESETS, calibrate, model_config
 from aart_lib.experiment.reproduce import Experiment
 from aart_lib.losses import DEFENSES
 from aart_lib.model import ModelConfig, VideoTransformer
@@ -313,7 +313,7 @@ def test_a_gpu_is_used_for_readers_and_processes_where_there_is_one(monkeypatch,
 
 def test_a_model_from_a_checkpoint_goes_where_the_run_computes(written, tmp_path):
     splits, path = open_data("synthetic", written(train_videos=8, test_videos=8)), tmp_path / "model.safetensors"
-    experiment = Experiment(splits, preset_named("quick"), tmp_path, progress=False)
+    experiment = Experiment(splits, PRESETS["quick"], tmp_path, progress=False)
     notes = {"data": "synthetic", "labels": splits.labels, "defense": "standard", "seed": 0, "fingerprint": "same"}
     checkpoint.save(path, VideoTransformer(model_config(splits, experiment.preset)), notes | {"threat": vars(THREAT)})
     with (

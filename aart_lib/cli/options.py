@@ -7,7 +7,7 @@ from aart_lib.data.catalog import open_data, spec_named
 from aart_lib.data.exact import one_of
 from aart_lib.data.formats import SAMPLINGS
 from aart_lib.data.vocabulary import chosen
-from aart_lib.experiment.presets import PRESETS, preset_named
+from aart_lib.experiment.presets import PRESETS
 from aart_lib.experiment.suites import SUITES
 from aart_lib.losses import defense
 from aart_lib.threats import ThreatModel
@@ -23,7 +23,8 @@ def open_asked(options, preset):
 
 def preset_asked(options):
     """The preset of --preset with what other options change in it. Raises: ValueError."""
-    preset, given = preset_named(options.preset), {k: v for k, v in vars(options).items() if v is not None}
+    one_of("preset", options.preset, PRESETS)
+    preset, given = PRESETS[options.preset], {k: v for k, v in vars(options).items() if v is not None}
     for key in AT_LEAST_ONE:
         if given.get(key, 1) < 1:
             raise ValueError(f"--{key.replace('_', '-')} must be at least 1, got {given[key]}")
@@ -81,9 +82,7 @@ def check_model(options, config, notes: dict) -> None:
     if not same:
         raise ValueError(f"{options.checkpoint} was trained on {trained}; evaluate it with --data {trained}")
     if options.segments and name != "yt8m-frame":
-        raise ValueError(
-            f"--segments judges the rated segments of yt8m-frame; {name} has none, leave it out"
-        )
+        raise ValueError(f"--segments judges the rated segments of yt8m-frame; {name} has none, leave it out")
     sizes = {known: spec_named(name, found.dims, options.data_dir).dims for known, found in PRESETS.items()}
     if sizes[options.preset] != config.features:
         fits = (f"--preset {known}" for known, size in sizes.items() if size == config.features)

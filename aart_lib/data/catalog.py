@@ -126,8 +126,8 @@ def open_data(
     name, _, variant = name.partition(":")
     spec = spec_named(name, dims, data_dir)
     if name == "synthetic":
-        settings = synthetic.settings_named(variant or "default")
-        data_dir = data_dir or synthetic.ensure(settings)
+        one_of("variant of the synthetic data", variant or "default", synthetic.SETTINGS)
+        data_dir = data_dir or synthetic.ensure(synthetic.SETTINGS[variant or "default"])
     elif variant:
         raise ValueError(f"{name} has no variants, got {variant!r}; leave out what follows the colon")
     elif name == "films":

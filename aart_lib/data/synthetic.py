@@ -18,7 +18,6 @@ import numpy as np
 from tqdm import tqdm
 
 from aart_lib.data.batch import BOX, dequantize, quantize
-from aart_lib.data.exact import one_of
 from aart_lib.data.records import encode_sequence_example, write_records
 from aart_lib.runtime.files import beside, cache_folder, read_json, write_json
 
@@ -66,12 +65,6 @@ SETTINGS = {  # all but "default" are unseen variants, with patterns of their ow
     # Four times as long, with as many frames of evidence: it is rarer.
     "rare": replace(_DEFAULT, seed=5, frames=(64, 128), durations=((0.12, 0.25), (0.05, 0.12), (0.015, 0.05))),
 }
-
-
-def settings_named(name: str) -> Settings:
-    """Raises: ValueError that lists the known ones."""
-    one_of("variant of the synthetic data", name, SETTINGS)
-    return SETTINGS[name]
 
 
 @dataclass(frozen=True)
