@@ -63,9 +63,7 @@ def _frames(path, av) -> Iterator[tuple]:
                 time = max(time, frame.time - first if known else count * step)
                 yield time, frame
             if first is not None and (missing := _promised(container, stream) - time) > max(1.0, 0.1 * time):
-                raise ValueError(
-                    f"{path} breaks off {missing:.1f} seconds before its end; fetch it again, or leave it out"
-                )
+                raise ValueError(f"{path} breaks off {missing:.1f} s before its end; fetch it again, or leave it out")
     except av.FFmpegError as error:
         said = str(error.strerror or error).lower()
         what = "is no video that can be read" if first is None else f"breaks off after {time:.1f} seconds"

@@ -36,9 +36,7 @@ class FilmModel(nn.Module):
         """
         size = self.extractor.size
         if frames.shape[2:] != (3 * size * size,):
-            raise ValueError(
-                f"pictures must be [B,T,{3 * size * size}] (3 x {size} x {size}), got {tuple(frames.shape)}"
-            )
+            raise ValueError(f"pictures must be [B,T,n], n = 3 x {size} x {size}, got {tuple(frames.shape)}")
         features = frames.new_zeros(*mask.shape, self.extractor.components.shape[1])
         pictures = frames[mask].unflatten(1, (3, size, size))
         parts = [checkpoint(self.extractor, part, use_reentrant=False) for part in pictures.split(FRAMES)]

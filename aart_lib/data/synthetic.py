@@ -256,6 +256,4 @@ def ensure(settings: Settings = _DEFAULT, cache=None) -> Path:
         except OSError:
             if not folder.is_dir():
                 raise
-    if not (folder / NOTE).exists():  # nothing else makes a folder of this name here
-        write_json(folder / NOTE, _about(settings))
     return folder
