@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 
 from aart_lib.attacks import ThreatModel, pgd
-from aart_lib.cli.options import check_threat, defenses_asked, open_asked, preset_asked, threat_asked
+from aart_lib.cli import asked
 from aart_lib.data.catalog import Splits, data_name
 from aart_lib.experiment.presets import Preset, calibrate, default_threat, model_config, train_config
 from aart_lib.experiment.recipes import MIXED, MIXED_PAIRED, MOSTLY, MOSTLY_PAIRED, changed, tuned
@@ -181,13 +181,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options) -> None:
-    preset = preset_asked(options)
-    check_threat(options)
-    names = with_grid(options.data.partition(":")[0], defenses_asked(options))
+    preset = asked.preset(options)
+    asked.check_threat(options)
+    names = with_grid(options.data.partition(":")[0], asked.defenses(options))
     known = read_ledger(options.out)
-    splits = open_asked(options, preset)
+    splits = asked.splits(options, preset)
     with reserved(options.out.parent, 2**20, name=options.out.name):  # other ledgers may lie beside it
-        threat = threat_asked(options, splits) or threat_of(known) or calibrated(splits, preset)
+        threat = asked.threat(options, splits) or threat_of(known) or calibrated(splits, preset)
         for name, trials in tune(splits, threat, preset, options.out, defenses=names).items():
             found = best(trials, name)
             gaps = f"GAP {found['pgd']:.3f} at ε, {found['pgd@2']:.3f} at 2ε"

@@ -33,7 +33,7 @@ ORDER = (
     "viz.style viz.film viz.plots viz.explorer viz.page "
     "experiment.recipes experiment.presets experiment.suites experiment.judge experiment.flags experiment.uncertainty "
     "experiment.ceiling experiment.summary experiment.reproduce experiment.figures experiment.report "
-    "cli.options cli.commands cli.parser"
+    "cli.asked cli.commands cli.parser"
 ).split()
 FREE = {"__main__", *(name for name in NAMES.values() if name.endswith("__init__"))}  # they hand names on
 FILE_LIMIT, CORE_LIMIT, LIBRARY_LIMIT = 250, 1300, 6250  # lines of code

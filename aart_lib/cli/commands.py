@@ -9,15 +9,7 @@ import torch
 
 from aart_lib import checkpoint
 from aart_lib.attacks import Attack, perturb
-from aart_lib.cli.options import (
-    check_labels,
-    check_model,
-    check_threat,
-    defenses_asked,
-    open_asked,
-    preset_asked,
-    threat_asked,
-)
+from aart_lib.cli import asked
 from aart_lib.data import extractor as extracting
 from aart_lib.data.batch import Batch, Item, collate, dequantize, quantize
 from aart_lib.data.catalog import data_name, find_shards, open_data
@@ -70,11 +62,11 @@ def _bytes(splits, preset, models: int) -> int:
 
 
 def run_reproduce(options) -> None:
-    preset = preset_asked(options)
-    names = defenses_asked(options)
-    check_threat(options)
-    splits = open_asked(options, preset)
-    threat = threat_asked(options, splits)
+    preset = asked.preset(options)
+    names = asked.defenses(options)
+    asked.check_threat(options)
+    splits = asked.splits(options, preset)
+    threat = asked.threat(options, splits)
     needed = _bytes(splits, preset, options.seeds * len(names or preset.defenses) + 1)
     _reserve(options, options.out, needed, resume=options.resume)
     results = reproduce(
@@ -96,12 +88,12 @@ def run_reproduce(options) -> None:
 
 
 def run_train(options) -> None:
-    preset = preset_asked(options)
+    preset = asked.preset(options)
     defense(options.defense)
     TrainConfig(seed=options.seed)
-    check_threat(options)
-    splits = open_asked(options, preset)
-    threat = threat_asked(options, splits) or default_threat(splits)
+    asked.check_threat(options)
+    splits = asked.splits(options, preset)
+    threat = asked.threat(options, splits) or default_threat(splits)
     _reserve(options, options.out, _bytes(splits, preset, 1), resume=options.resume)
     experiment = Experiment(splits, preset, options.out)
     _, notes = experiment.train(options.defense, options.seed, threat, path=options.out / "model.safetensors")
@@ -111,12 +103,12 @@ def run_train(options) -> None:
 
 
 def run_evaluate(options) -> None:
-    preset = preset_asked(options)
+    preset = asked.preset(options)
     if options.surrogates is not None and options.suite != "strong":
         raise ValueError(f"the suite {options.suite} tries no --surrogates; take --suite strong, or leave them out")
     model, notes = checkpoint.load(options.checkpoint)
     model = model.float().to(processes.device())
-    check_model(options, model.config, notes)
+    asked.check_model(options, model.config, notes)
     others = _surrogates(options, model.config, notes) if options.suite == "strong" else {}
     splits, test = _open_for(options, replace(preset, max_frames=model.config.max_frames), notes)
     threat = ThreatModel(**notes["threat"])
@@ -141,7 +133,7 @@ def _open_for(options, preset, notes: dict):
     splits = open_data(options.data, options.data_dir, skipped=options.skipped, **preset.reading)
     if data_name(splits) != (trained := notes["data"]):
         raise ValueError(f"{options.checkpoint} was trained on {trained}; evaluate it with --data {trained}")
-    check_labels(options, splits.spec, notes["labels"])
+    asked.check_labels(options, splits.spec, notes["labels"])
     for part in (splits.train, splits.validation, splits.test):
         part.keep(notes["labels"])
     test, what = splits.test, "test video"
@@ -199,7 +191,7 @@ def run_page(options) -> None:
 
 def run_describe(options) -> None:
     how = {"labels": options.labels, "skipped": options.skipped}
-    print(describe(options.data, options.data_dir, **how, **preset_asked(options).reading))
+    print(describe(options.data, options.data_dir, **how, **asked.preset(options).reading))
 
 
 def run_report(options) -> None:

@@ -12,29 +12,26 @@ from aart_lib.experiment.suites import SUITES
 from aart_lib.losses import defense
 from aart_lib.threats import ThreatModel
 
-AT_LEAST_ONE = ("epochs", "seeds", "test_videos", "batch_size", "accumulate", "jobs")
+AT_LEAST = {"epochs": 1, "seeds": 1, "test_videos": 1, "batch_size": 1, "accumulate": 1, "jobs": 1, "workers": 0}
 LARGEST_EPSILON = 1e4
 
 
-def open_asked(options, preset):
+def splits(options, preset):
     how = {"labels": options.labels, "skipped": options.skipped}
     return open_data(options.data, options.data_dir, **how, **preset.reading)
 
 
-def preset_asked(options):
+def preset(options):
     """The preset of --preset with what other options change in it. Raises: ValueError."""
     one_of("preset", options.preset, PRESETS)
     preset, given = PRESETS[options.preset], {k: v for k, v in vars(options).items() if v is not None}
-    for key in AT_LEAST_ONE:
-        if given.get(key, 1) < 1:
-            raise ValueError(f"--{key.replace('_', '-')} must be at least 1, got {given[key]}")
-    if given.get("workers", 0) < 0:
-        raise ValueError(f"--workers must be at least 0, got {given['workers']}")
+    for key, least in AT_LEAST.items():
+        if given.get(key, least) < least:
+            raise ValueError(f"--{key.replace('_', '-')} must be at least {least}, got {given[key]}")
     one_of("suite", given.get("suite", preset.suite), SUITES)
     if given.get("sampling", "uniform") != "uniform":
         _check_sampling(options)
-    hardware = {key: given[key] for key in ("workers", "accumulate") if key in given}
-    hardware |= {"recompute": True} if given.get("recompute") else {}
+    hardware = {key: given[key] for key in ("workers", "accumulate", "recompute") if key in given}
     changes = {k: given[k] for k in ("epochs", "suite", "test_videos", "batch_size", "sampling") if k in given}
     return replace(preset, hardware=replace(preset.hardware, **hardware), **changes)
 
@@ -46,7 +43,7 @@ def _check_sampling(options) -> None:
         raise ValueError(f"--sampling changes nothing: {options.data} has at most {longest} frames; leave it out")
 
 
-def defenses_asked(options) -> list[str] | None:
+def defenses(options) -> list[str] | None:
     """The names of --defenses, each once; None if it is not given. Raises: ValueError."""
     if options.defenses is None:
         return None
@@ -67,7 +64,7 @@ def check_threat(options) -> None:
             raise ValueError(f"--epsilon must be above 0 and at most {most}, got {options.epsilon:g}")
 
 
-def threat_asked(options, splits):
+def threat(options, splits):
     """The threat model of --norm and --epsilon; None if neither is given."""
     return None if options.epsilon is None else ThreatModel(options.norm or splits.spec.norm, options.epsilon)
 
