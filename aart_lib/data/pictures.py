@@ -89,11 +89,11 @@ def _square(frame, size: int, path) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(center, round(frame.rotation / 90) % 4))
 
 
-def to_jpeg(picture: np.ndarray, width: int = THUMBNAIL, quality: int = 70) -> bytes:
-    """A picture, uint8 [H,W,3], as JPEG of at most ``width`` pixels."""
+def to_jpeg(picture: np.ndarray) -> bytes:
+    """A picture, uint8 [H,W,3], as JPEG of at most `THUMBNAIL` pixels."""
     image = Image.fromarray(picture)
-    image.thumbnail((width, width))
-    image.save(file := io.BytesIO(), "JPEG", quality=quality)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.save(file := io.BytesIO(), "JPEG", quality=70)
     return file.getvalue()
 
 

@@ -43,11 +43,10 @@ class FilmModel(nn.Module):
         return self.model(features.masked_scatter(mask[..., None], torch.cat(parts)), mask, **options)
 
 
-def pixel_batch(films: Sequence[Sequence[np.ndarray]], labels: Tensor, ids: Sequence[str] | None = None) -> Batch:
+def pixel_batch(films: Sequence[Sequence[np.ndarray]], labels: Tensor) -> Batch:
     """Films as sequences of pictures, uint8 [size,size,3] each, with labels [B,C]: a `Batch` for a `FilmModel`."""
-    names = ids or [str(i) for i in range(len(films))]
     frames = (as_tensor(np.stack(list(film))).flatten(1) for film in films)
-    return collate([Item(f, row, name) for f, row, name in zip(frames, labels, names, strict=True)])
+    return collate([Item(f, row, str(i)) for i, (f, row) in enumerate(zip(frames, labels, strict=True))])
 
 
 def stored_pictures(frames: Tensor, clean: Tensor) -> Tensor:

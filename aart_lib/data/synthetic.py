@@ -244,12 +244,12 @@ def made_with(folder) -> str | None:
     return _hash(about) if about else None
 
 
-def ensure(settings: Settings = _DEFAULT, cache=None) -> Path:
+def ensure(settings: Settings = _DEFAULT) -> Path:
     """The folder with the shards of these settings: generated on first use, a few seconds, then reused.
 
     Two processes that start together both generate; the second finds the folder there and drops its own copy.
     """
-    folder = Path(cache or cache_folder()) / f"synthetic-{settings_hash(settings)}"
+    folder = cache_folder() / f"synthetic-{settings_hash(settings)}"
     if not folder.is_dir():
         try:
             write(settings, folder)
