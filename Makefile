@@ -57,7 +57,7 @@ credit: $(STAMP) ## which part of A-ART earns what, as in figures/report-credit.
 	$(BIN) -m aart_lib reproduce --data synthetic --defenses $(CREDIT) --out runs/credit --resume
 
 films: $(STAMP) ## make the films of photographs and their models anew, notebooks/films: half an hour; resumes
-	$(BIN) -m aart_lib films photographs --out runs/films
+	$(BIN) figures/photographs.py --out runs/films
 	$(BIN) -m aart_lib reproduce --data films --data-dir runs/films --out runs/films-models --resume --defenses $(FILMED)
 	mkdir -p notebooks/films/checkpoints
 	cp runs/films/*.tfrecord runs/films/*.csv runs/films/extractor.* notebooks/films

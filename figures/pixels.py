@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from photographs import photograph_film, photograph_halves
 
 from aart_lib import Attack, ThreatModel, checkpoint, gap, perturb, probabilities
 from aart_lib.data import extractor as extracting
-from aart_lib.data.photographs import photograph_film, photograph_halves
 from aart_lib.data.pixels import PIXEL, FilmModel, pixel_batch, stored_pictures
 from aart_lib.data.vocabulary import read_vocabulary
 from aart_lib.runtime.files import read_json, write_json

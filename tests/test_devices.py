@@ -19,7 +19,7 @@ from aart_lib.attacks import CHOICES, OBJECTIVES, VIEWS, Attack, perturb
 from aart_lib.attention import SteadyAttention
 from aart_lib.data.catalog import Splits, open_data
 from aart_lib.experiment.judge import evaluate
-from aart_lib.experiment.presets import calibrate, model_config, preset_named
+from aart_lib.experiment.presets import PRESETS, calibrate, model_config
 from aart_lib.experiment.reproduce import Experiment
 from aart_lib.losses import DEFENSES
 from aart_lib.model import VideoTransformer
@@ -239,10 +239,8 @@ def test_a_gpu_is_used_for_readers_and_processes_where_there_is_one(monkeypatch,
 
 
 def test_a_model_from_a_checkpoint_goes_where_the_run_computes(splits, tmp_path):
-    path, experiment = (
-        tmp_path / "model.safetensors",
-        Experiment(splits, preset_named("quick"), tmp_path, progress=False),
-    )
+    path = tmp_path / "model.safetensors"
+    experiment = Experiment(splits, PRESETS["quick"], tmp_path, progress=False)
     notes = {"data": "synthetic", "labels": splits.labels, "defense": "standard", "seed": 0, "fingerprint": "same"}
     checkpoint.save(path, VideoTransformer(model_config(splits, experiment.preset)), notes | {"threat": vars(THREAT)})
     with (

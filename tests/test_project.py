@@ -28,15 +28,15 @@ ORDER = (
     "runtime.start runtime.files runtime.signals runtime.processes runtime.jobs "
     "data.batch data.exact data.foreign data.records data.formats data.index data.tensors data.dataset data.synthetic "
     "data.vocabulary data.catalog data.describe data.download "
-    "data.pictures data.extractor data.pixels data.sources data.films data.photographs "
+    "data.pictures data.extractor data.pixels data.sources data.films "
     "metrics model attention losses threats objectives attacks scoring checkpoint steps training "
     "viz.style viz.film viz.plots viz.explorer viz.page "
     "experiment.recipes experiment.presets experiment.suites experiment.judge experiment.flags experiment.uncertainty "
-    "experiment.ceiling experiment.summary experiment.reproduce experiment.tune experiment.figures experiment.report "
-    "cli.options cli.films cli.commands cli.parser"
+    "experiment.ceiling experiment.summary experiment.reproduce experiment.figures experiment.report "
+    "cli.asked cli.commands cli.parser"
 ).split()
 FREE = {"__main__", *(name for name in NAMES.values() if name.endswith("__init__"))}  # they hand names on
-FILE_LIMIT, CORE_LIMIT, LIBRARY_LIMIT = 250, 1300, 6250  # lines of code
+FILE_LIMIT, CORE_LIMIT, LIBRARY_LIMIT = 250, 1300, 5972  # lines of code
 NOT_CODE = {"COMMENT", "NL", "NEWLINE", "INDENT", "DEDENT", "ENCODING", "ENDMARKER"}
 
 

@@ -1,37 +1,39 @@
 """What the commands of the command line do; one function each, given the parsed options."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from aart_lib import checkpoint
-from aart_lib.cli import films as film_commands
-from aart_lib.cli.options import (
-    check_labels,
-    check_model,
-    check_threat,
-    defenses_asked,
-    open_asked,
-    preset_asked,
-    threat_asked,
-)
+from aart_lib.attacks import Attack, perturb
+from aart_lib.cli import asked
+from aart_lib.data import extractor as extracting
+from aart_lib.data.batch import Batch, Item, collate, dequantize, quantize
 from aart_lib.data.catalog import data_name, find_shards, open_data
 from aart_lib.data.dataset import VideoDataset
 from aart_lib.data.describe import describe
 from aart_lib.data.download import download
+from aart_lib.data.films import Joins, films
+from aart_lib.data.formats import chosen_frames
+from aart_lib.data.pictures import pictures
+from aart_lib.data.pixels import PIXEL, FilmModel, as_pictures, pixel_batch, stored_pictures
+from aart_lib.data.vocabulary import read_vocabulary
 from aart_lib.experiment.judge import evaluate
 from aart_lib.experiment.presets import default_threat, model_config
 from aart_lib.experiment.report import insert_results, write_report
-from aart_lib.experiment.reproduce import Experiment, described, find_threat, reproduce, with_notes
+from aart_lib.experiment.reproduce import Experiment, described, reproduce, with_notes
 from aart_lib.experiment.summary import read_results, summarize
-from aart_lib.experiment.tune import best, read_ledger, threat_of, tune, with_grid
 from aart_lib.losses import defense
 from aart_lib.model import VideoTransformer
 from aart_lib.runtime import jobs, processes
 from aart_lib.runtime.files import reserved, write_json
 from aart_lib.steps import TrainConfig
 from aart_lib.threats import ThreatModel
+from aart_lib.viz import explorer, plots
+from aart_lib.viz.film import plot_film
 from aart_lib.viz.page import page
 
 SMALL = 2**20  # bytes: reports and figures
@@ -42,10 +44,10 @@ def _say(text: str) -> None:
         print(text)
 
 
-def _reserve(options, out: Path, needed: int, *, resume: bool = True, **names) -> None:
+def _reserve(options, out: Path, needed: int, *, resume: bool = True) -> None:
     """The output folder for this command alone; what an earlier run left there is never overwritten unasked."""
     if processes.is_main():
-        options.held.enter_context(reserved(out, needed, **names))
+        options.held.enter_context(reserved(out, needed))
         if not resume and any(not entry.name.startswith(".") for entry in out.iterdir()):
             raise ValueError(f"{out} is not empty; add --resume to go on with the run, or choose another --out")
     processes.gathered(None)  # nothing is done before the main process has looked
@@ -60,11 +62,11 @@ def _bytes(splits, preset, models: int) -> int:
 
 
 def run_reproduce(options) -> None:
-    preset = preset_asked(options)
-    names = defenses_asked(options)
-    check_threat(options)
-    splits = open_asked(options, preset)
-    threat = threat_asked(options, splits)
+    preset = asked.preset(options)
+    names = asked.defenses(options)
+    asked.check_threat(options)
+    splits = asked.splits(options, preset)
+    threat = asked.threat(options, splits)
     needed = _bytes(splits, preset, options.seeds * len(names or preset.defenses) + 1)
     _reserve(options, options.out, needed, resume=options.resume)
     results = reproduce(
@@ -86,12 +88,12 @@ def run_reproduce(options) -> None:
 
 
 def run_train(options) -> None:
-    preset = preset_asked(options)
+    preset = asked.preset(options)
     defense(options.defense)
     TrainConfig(seed=options.seed)
-    check_threat(options)
-    splits = open_asked(options, preset)
-    threat = threat_asked(options, splits) or default_threat(splits)
+    asked.check_threat(options)
+    splits = asked.splits(options, preset)
+    threat = asked.threat(options, splits) or default_threat(splits)
     _reserve(options, options.out, _bytes(splits, preset, 1), resume=options.resume)
     experiment = Experiment(splits, preset, options.out)
     _, notes = experiment.train(options.defense, options.seed, threat, path=options.out / "model.safetensors")
@@ -101,12 +103,12 @@ def run_train(options) -> None:
 
 
 def run_evaluate(options) -> None:
-    preset = preset_asked(options)
+    preset = asked.preset(options)
     if options.surrogates is not None and options.suite != "strong":
         raise ValueError(f"the suite {options.suite} tries no --surrogates; take --suite strong, or leave them out")
     model, notes = checkpoint.load(options.checkpoint)
     model = model.float().to(processes.device())
-    check_model(options, model.config, notes)
+    asked.check_model(options, model.config, notes)
     others = _surrogates(options, model.config, notes) if options.suite == "strong" else {}
     splits, test = _open_for(options, replace(preset, max_frames=model.config.max_frames), notes)
     threat = ThreatModel(**notes["threat"])
@@ -118,8 +120,6 @@ def run_evaluate(options) -> None:
         "threat": notes["threat"] | {"epsilon_levels": threat.levels, "calibration": None},
         "rows": [row],
         "summary": summarize([row]),
-        "comparisons": [],
-        "ceiling": [],
         "flags": raised,
     }
     processes.write(write_json, options.out / "results.json", results)
@@ -133,7 +133,7 @@ def _open_for(options, preset, notes: dict):
     splits = open_data(options.data, options.data_dir, skipped=options.skipped, **preset.reading)
     if data_name(splits) != (trained := notes["data"]):
         raise ValueError(f"{options.checkpoint} was trained on {trained}; evaluate it with --data {trained}")
-    check_labels(options, splits.spec, notes["labels"])
+    asked.check_labels(options, splits.spec, notes["labels"])
     for part in (splits.train, splits.validation, splits.test):
         part.keep(notes["labels"])
     test, what = splits.test, "test video"
@@ -170,20 +170,6 @@ def _told_apart(paths: list[Path]) -> list[str]:
     return next(names for names in endings if len({*names}) == len(names))
 
 
-def run_tune(options) -> None:
-    preset = preset_asked(options)
-    check_threat(options)
-    names = with_grid(options.data.partition(":")[0], defenses_asked(options))
-    known = read_ledger(options.out)
-    splits = open_asked(options, preset)
-    _reserve(options, options.out.parent, SMALL, name=options.out.name)  # other ledgers may lie beside it
-    threat = threat_asked(options, splits) or threat_of(known) or find_threat(splits, preset)[0]
-    for name, trials in tune(splits, threat, preset, options.out, defenses=names).items():
-        found = best(trials, name)
-        gaps = f"GAP {found['pgd']:.3f} at ε, {found['pgd@2']:.3f} at 2ε"
-        print(f"{name:20} {len(trials)} trials, best {found['changes']}: {gaps}")
-
-
 def run_download(options) -> None:
     found = download(
         options.dataset,
@@ -199,22 +185,13 @@ def run_download(options) -> None:
     print(f"{len(found)} files in {options.out}: {verified} verified{bare}")
 
 
-def run_films(options) -> None:
-    _reserve(options, options.out, SMALL)
-    print(film_commands.make(options))
-
-
-def run_look(options) -> None:
-    print(film_commands.look(options))
-
-
 def run_page(options) -> None:
     print(page(options.out))
 
 
 def run_describe(options) -> None:
     how = {"labels": options.labels, "skipped": options.skipped}
-    print(describe(options.data, options.data_dir, **how, **preset_asked(options).reading))
+    print(describe(options.data, options.data_dir, **how, **asked.preset(options).reading))
 
 
 def run_report(options) -> None:
@@ -222,3 +199,75 @@ def run_report(options) -> None:
     if options.readme:  # first, since it may have no place for them
         insert_results(options.readme, results)
     print(write_report(results, out, options.results.with_suffix(".md").name.replace("results", "report")))
+
+
+# ---------------------------------------------------------------- video files; these need the extra ``films``
+
+
+def run_films(options) -> None:
+    """Videos that are left out are told on standard error."""
+    names = tuple(name.strip() for name in (options.background or "").split(",") if name.strip())
+    if names and not options.join:
+        raise ValueError("--background is for joined clips; add --join N")
+    _reserve(options, options.out, SMALL)
+    left_out: list[ValueError] = []
+    how: dict = {"bad": left_out.append} if options.on_bad_video == "skip" else {}
+    join = None if options.join is None else Joins(options.join, names)
+    print(films(options.source, options.out, fps=options.fps, join=join, dims=options.dims, size=options.size, **how))
+    if left_out:
+        print(f"aart: left out {len(left_out)} videos that cannot be used; first: {left_out[0]}", file=sys.stderr)
+
+
+def run_look(options) -> None:
+    """Draw one video under attack, and print what the model says of it."""
+    model, notes = checkpoint.load(options.checkpoint)
+    folder = _films_of(options.checkpoint, options.data_dir)
+    extractor = extracting.load(folder)
+    if (got := extractor.about["dims"]) != model.config.features:
+        raise ValueError(f"{options.checkpoint} takes {model.config.features} numbers a frame, {folder} makes {got}")
+    known = read_vocabulary(folder / "vocabulary.csv").names
+    names = [known.get(label, f"label {label}") for label in notes["labels"]]
+    film = list(pictures(options.video, fps=extractor.about["fps"], size=extractor.size))
+    film = [film[t] for t in chosen_frames(len(film), model.config.max_frames)]
+    seen, batch, attack = _searched(options, extractor, model.float(), film, ThreatModel(**notes["threat"]))
+    attacked = perturb(seen, batch, attack, generator=torch.Generator().manual_seed(0))
+    shown: dict = {"attacked_frames": None, "attacked_pictures": None}
+    if options.attack == "pixels":
+        attacked = stored_pictures(attacked, batch.frames)
+        shown["attacked_pictures"] = as_pictures(attacked[0], extractor.size)
+    view = explorer.look(seen, batch, attacked)
+    if options.attack == "frame":
+        shown["attacked_frames"] = view.attacked_frames
+    said = {key: _likeliest(scores, names) for key, scores in view.scores.items()}
+    title = f"{options.video.name}: {view.moved:.0%} of the attention moved"
+    plots.save(plot_film(film, view.attention, said=said, title=title, **shown), options.out)
+    print(f"clean: {said['clean']}; attacked: {said['attacked']}; {options.out}")
+
+
+def _likeliest(scores: np.ndarray, names: list[str]) -> str:
+    return ", ".join(f"{names[c]} {scores[c]:.2f}" for c in np.argsort(-scores)[:3])
+
+
+def _searched(options, extractor, model, film: list, threat: ThreatModel) -> tuple[torch.nn.Module, Batch, Attack]:
+    """The model that is attacked, the film as it takes it, and the attack; the labels to lose are those predicted."""
+    aim: dict = {"steps": 10, "labels": "predicted"}
+    none = torch.zeros(1, model.config.labels)
+    if options.attack == "pixels":
+        threat = ThreatModel("linf", options.epsilon or PIXEL, box=(0, 1))
+        return FilmModel(extractor, model), pixel_batch([film], none), Attack(threat, **aim)
+    features = torch.from_numpy(extracting.network_features(extractor.network, film))
+    frames = torch.from_numpy(dequantize(quantize(extractor.project(features).numpy())))
+    threat = replace(threat, epsilon=options.epsilon or threat.epsilon)
+    threat = threat.few() if options.attack == "frame" else threat
+    return model, collate([Item(frames, none[0], "film")]), Attack(threat, **aim)
+
+
+def _films_of(path: Path, data_dir: Path | None) -> Path:
+    """The folder with the extractor of a model: the one given, or one near the checkpoint. Raises: ValueError."""
+    near = [folder / name for folder in path.resolve().parents[:2] for name in ("", "films")]
+    for folder in [data_dir] if data_dir else near:
+        if (folder / extracting.FILES[0]).is_file():
+            return folder
+    where = f"in {data_dir}" if data_dir else f"near {path}"
+    told = "which tells how features are made; give --data-dir, the films that the model was trained on"
+    raise ValueError(f"there is no {extracting.FILES[0]} {where}, {told}")

@@ -1,4 +1,4 @@
-"""The command line: ``python -m aart_lib reproduce | train | evaluate | download | describe | report``."""
+"""The command line: ``python -m aart_lib COMMAND``, its options and how it ends."""
 
 import argparse
 import errno
@@ -25,9 +25,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    top = _Parser(
-        prog="python -m aart_lib", description="Understand, attack and repair the attention of a video model."
-    )
+    top = _Parser(prog="python -m aart_lib", description="Understand, attack and repair a video model's attention.")
     commands = top.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
 
     add = _command(commands, "reproduce", "train, attack and compare all defenses; write table and figures")
@@ -62,12 +60,6 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--surrogates", type=Path, nargs="*", metavar="CHECKPOINT", help=about)
     add.add_argument("--out", type=Path, required=True, metavar="DIR", help="results.json goes here")
 
-    add = _command(commands, "tune", "run the same number of trials for every defense; keep the ledger")
-    _data_options(add)
-    add.add_argument("--defenses", metavar="A,B,...", help="only these; default: all that have a grid")
-    _training_options(add)
-    add.add_argument("--out", type=Path, required=True, metavar="FILE", help="the ledger (.json), gone on with")
-
     add = _command(commands, "download", "fetch genuine shards or the vocabulary")
     add.add_argument("dataset", metavar="DATASET", help="yt8m-frame, yt8m-video, audioset or vocabulary")
     add.add_argument("--split", default="train", help="train (default), validate or test")
@@ -81,14 +73,13 @@ def parser() -> argparse.ArgumentParser:
     _data_options(add)
 
     add = _command(commands, "films", "make a data set of video files, with pictures; needs the extra films")
-    about = "a folder with a sub-folder a class, a CSV path,labels[,start,end][,group][,split], a video, or photographs"
+    about = "a folder with a sub-folder a class, a CSV path,labels[,start,end][,group][,split], or a video"
     add.add_argument("source", type=Path, metavar="SOURCE", help=about)
     add.add_argument("--out", type=Path, required=True, metavar="DIR", help="use it as --data-dir; gone on with")
     add.add_argument("--fps", type=float, default=1.0, metavar="F", help="frames a second (default 1)")
     add.add_argument("--join", type=int, metavar="N", help="join clips of several classes, N a film: times are known")
-    add.add_argument(
-        "--background", metavar="A,B,...", help="of joined films: classes that fill time and are no labels"
-    )
+    about = "of joined films: classes that fill time and are no labels"
+    add.add_argument("--background", metavar="A,B,...", help=about)
     add.add_argument("--dims", type=int, default=256, metavar="D", help="numbers a frame, at most (default 256)")
     add.add_argument("--size", type=int, default=224, metavar="P", help="pixels of a picture's side (default 224)")
     about = "stop (default), or skip: leave out videos that cannot be used, and tell how many"
@@ -114,8 +105,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _command(commands, name: str, about: str):
-    add = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
-    return add
+    return commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
 
 
 def _data_options(add) -> None:

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 
 from aart_lib.data import synthetic
 from aart_lib.data.dataset import VideoDataset
@@ -29,9 +28,7 @@ class Splits:
     test: VideoDataset
 
     @classmethod
-    def of(
-        cls, train: VideoDataset, test: VideoDataset, *, labels=None, groups: Mapping[str, str] = MappingProxyType({})
-    ) -> "Splits":
+    def of(cls, train: VideoDataset, test: VideoDataset, *, labels=None, groups: Mapping | None = None) -> "Splits":
         """Splits of data sets that are open; validation, ``labels`` and ``groups`` as in `open_splits`.
 
         Raises: ValueError.
@@ -48,7 +45,8 @@ class Splits:
             test.keep(classes)
         if min(len(train), len(test)) < 2:
             raise ValueError(f"there are {len(train)} train and {len(test)} test videos; it takes at least 2 of each")
-        digests = [hashlib.md5(groups.get(entry.id, entry.id).encode()).digest() for entry in train.entries]
+        names = [(groups or {}).get(entry.id, entry.id) for entry in train.entries]
+        digests = [hashlib.md5(name.encode()).digest() for name in names]
         order = sorted(range(len(train)), key=digests.__getitem__)
         held = min(max(500, len(train) // 10), len(train) // 2, 5000)
         if groups:  # a group lies on one side, unless there is but one
@@ -92,7 +90,7 @@ def open_splits(
     labels: int | Sequence[int] | None = None,
     max_frames=None,
     skipped=None,
-    groups: Mapping[str, str] = MappingProxyType({}),
+    groups: Mapping[str, str] | None = None,
 ) -> Splits:
     """Train, validation and test of a data folder.
 
@@ -128,8 +126,8 @@ def open_data(
     name, _, variant = name.partition(":")
     spec = spec_named(name, dims, data_dir)
     if name == "synthetic":
-        settings = synthetic.settings_named(variant or "default")
-        data_dir = data_dir or synthetic.ensure(settings)
+        one_of("variant of the synthetic data", variant or "default", synthetic.SETTINGS)
+        data_dir = data_dir or synthetic.ensure(synthetic.SETTINGS[variant or "default"])
     elif variant:
         raise ValueError(f"{name} has no variants, got {variant!r}; leave out what follows the colon")
     elif name == "films":
@@ -160,7 +158,7 @@ def films_spec(data_dir, dims: dict[str, int] | None = None) -> DatasetSpec:
     about = read_json(path)
     stored, classes, frames = found = [about.get(key, -1) for key in ("dims", "classes", "frames")]
     if not all(isinstance(number, int) and 0 <= number < 2**20 for number in found):
-        made = f"`python -m aart_lib films VIDEOS --out {data_dir}` makes one, `films photographs` one of photographs"
+        made = f"`python -m aart_lib films VIDEOS --out {data_dir}` makes one"
         raise ValueError(f"{data_dir} is no folder of films, it has no readable {path.name}; {made}")
     used = min(stored, (dims or {}).get("rgb", stored))
     most = min(frames, SPECS["films"].max_frames)

@@ -229,7 +229,7 @@ class VideoDataset(Dataset):
         workers = workers if workers and can_start_processes() else 0
         own_seed = torch.Generator()  # so that reading draws nothing from the numbers that dropout draws
         how: dict = {"num_workers": workers, "pin_memory": torch.cuda.is_available(), "generator": own_seed}
-        return _Loader(_Together(drawn), batch_size=None, sampler=plan, **how)
+        return _Loader(plan, batch_size=None, collate_fn=drawn.batch, **how)  # type: ignore[arg-type]  # a list will do
 
     def _order(self, seed: int) -> np.ndarray:
         """A permutation of the videos [N]: window by window where the data set is streamed."""
@@ -247,16 +247,6 @@ class VideoDataset(Dataset):
             windows[-1].append(rows)
         mixed = (np.concatenate(window) for window in windows)
         return np.concatenate([rows[torch.randperm(len(rows), generator=generator).numpy()] for rows in mixed])
-
-
-class _Together(Dataset):
-    """A data set whose items are whole batches, for a loader that is told which videos belong together."""
-
-    def __init__(self, dataset: VideoDataset):
-        self.dataset = dataset
-
-    def __getitem__(self, indices: np.ndarray) -> Batch | None:
-        return self.dataset.batch(indices)
 
 
 class _Loader(DataLoader):

@@ -32,19 +32,17 @@ def describe(name: str, data_dir=None, *, labels: int | str | None = None, video
     dims = {key: used for key, (_, used) in splits.spec.features.items()}
     window = min(24, max(len(item.frames) for item in items))
     found = statistics([item.frames.numpy() for item in items], dims, window=window)
-    genuine = synthetic.facts()["frame_level"]["windows"] if name != "audioset" else {}
-    lines.append(
-        f"frame statistics of {len(items)} test videos, in windows of {window} frames; genuine: one video, n = 1"
-    )
+    genuine = {} if name in ("audioset", "films") else synthetic.facts()["frame_level"]["windows"]
+    about = f"{len(items)} test videos, in windows of {window} frames; genuine: one video, n = 1"
+    lines.append(f"frame statistics of {about}")
     for part, here in found.items():
-        lines += _beside(part, _flat(here), {} if name == "films" else _flat(genuine.get(part, {})))
+        lines += _beside(part, _flat(here), _flat(genuine.get(part, {})))
     if items[0].evidence is not None:
         pairs = [(i.evidence, c) for i in items if i.evidence is not None for c in np.flatnonzero(i.labels.numpy())]
         shares = [float(evidence[:, c].float().mean()) for evidence, c in pairs]
         brief = sum(share < 0.2 for share in shares) / len(shares)
-        lines.append(
-            f"evidence: a label is visible in {np.mean(shares):.0%} of the frames; {brief:.0%} of them in under a fifth"
-        )
+        visible = f"a label is visible in {np.mean(shares):.0%} of the frames"
+        lines.append(f"evidence: {visible}; {brief:.0%} of them in under a fifth")
     return "\n".join(lines)
 
 

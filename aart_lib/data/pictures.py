@@ -63,9 +63,7 @@ def _frames(path, av) -> Iterator[tuple]:
                 time = max(time, frame.time - first if known else count * step)
                 yield time, frame
             if first is not None and (missing := _promised(container, stream) - time) > max(1.0, 0.1 * time):
-                raise ValueError(
-                    f"{path} breaks off {missing:.1f} seconds before its end; fetch it again, or leave it out"
-                )
+                raise ValueError(f"{path} breaks off {missing:.1f} s before its end; fetch it again, or leave it out")
     except av.FFmpegError as error:
         said = str(error.strerror or error).lower()
         what = "is no video that can be read" if first is None else f"breaks off after {time:.1f} seconds"
@@ -91,11 +89,11 @@ def _square(frame, size: int, path) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(center, round(frame.rotation / 90) % 4))
 
 
-def to_jpeg(picture: np.ndarray, width: int = THUMBNAIL, quality: int = 70) -> bytes:
-    """A picture, uint8 [H,W,3], as JPEG of at most ``width`` pixels."""
+def to_jpeg(picture: np.ndarray) -> bytes:
+    """A picture, uint8 [H,W,3], as JPEG of at most `THUMBNAIL` pixels."""
     image = Image.fromarray(picture)
-    image.thumbnail((width, width))
-    image.save(file := io.BytesIO(), "JPEG", quality=quality)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.save(file := io.BytesIO(), "JPEG", quality=70)
     return file.getvalue()
 
 

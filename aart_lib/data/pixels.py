@@ -36,20 +36,17 @@ class FilmModel(nn.Module):
         """
         size = self.extractor.size
         if frames.shape[2:] != (3 * size * size,):
-            raise ValueError(
-                f"pictures must be [B,T,{3 * size * size}] (3 x {size} x {size}), got {tuple(frames.shape)}"
-            )
+            raise ValueError(f"pictures must be [B,T,n], n = 3 x {size} x {size}, got {tuple(frames.shape)}")
         features = frames.new_zeros(*mask.shape, self.extractor.components.shape[1])
         pictures = frames[mask].unflatten(1, (3, size, size))
         parts = [checkpoint(self.extractor, part, use_reentrant=False) for part in pictures.split(FRAMES)]
         return self.model(features.masked_scatter(mask[..., None], torch.cat(parts)), mask, **options)
 
 
-def pixel_batch(films: Sequence[Sequence[np.ndarray]], labels: Tensor, ids: Sequence[str] | None = None) -> Batch:
+def pixel_batch(films: Sequence[Sequence[np.ndarray]], labels: Tensor) -> Batch:
     """Films as sequences of pictures, uint8 [size,size,3] each, with labels [B,C]: a `Batch` for a `FilmModel`."""
-    names = ids or [str(i) for i in range(len(films))]
     frames = (as_tensor(np.stack(list(film))).flatten(1) for film in films)
-    return collate([Item(f, row, name) for f, row, name in zip(frames, labels, names, strict=True)])
+    return collate([Item(f, row, str(i)) for i, (f, row) in enumerate(zip(frames, labels, strict=True))])
 
 
 def stored_pictures(frames: Tensor, clean: Tensor) -> Tensor:

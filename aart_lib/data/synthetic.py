@@ -18,7 +18,6 @@ import numpy as np
 from tqdm import tqdm
 
 from aart_lib.data.batch import BOX, dequantize, quantize
-from aart_lib.data.exact import one_of
 from aart_lib.data.records import encode_sequence_example, write_records
 from aart_lib.runtime.files import beside, cache_folder, read_json, write_json
 
@@ -66,12 +65,6 @@ SETTINGS = {  # all but "default" are unseen variants, with patterns of their ow
     # Four times as long, with as many frames of evidence: it is rarer.
     "rare": replace(_DEFAULT, seed=5, frames=(64, 128), durations=((0.12, 0.25), (0.05, 0.12), (0.015, 0.05))),
 }
-
-
-def settings_named(name: str) -> Settings:
-    """Raises: ValueError that lists the known ones."""
-    one_of("variant of the synthetic data", name, SETTINGS)
-    return SETTINGS[name]
 
 
 @dataclass(frozen=True)
@@ -251,18 +244,16 @@ def made_with(folder) -> str | None:
     return _hash(about) if about else None
 
 
-def ensure(settings: Settings = _DEFAULT, cache=None) -> Path:
+def ensure(settings: Settings = _DEFAULT) -> Path:
     """The folder with the shards of these settings: generated on first use, a few seconds, then reused.
 
     Two processes that start together both generate; the second finds the folder there and drops its own copy.
     """
-    folder = Path(cache or cache_folder()) / f"synthetic-{settings_hash(settings)}"
+    folder = cache_folder() / f"synthetic-{settings_hash(settings)}"
     if not folder.is_dir():
         try:
             write(settings, folder)
         except OSError:
             if not folder.is_dir():
                 raise
-    if not (folder / NOTE).exists():  # nothing else makes a folder of this name here
-        write_json(folder / NOTE, _about(settings))
     return folder

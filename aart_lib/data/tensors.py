@@ -64,10 +64,8 @@ def _tables(value, what: str, real: Tensor | None) -> list[Tensor]:
     for i, part in enumerate(tables):
         width, dtype = tables[0].shape[-1:], tables[0].dtype
         if part.ndim != 2 or part.shape[1:] != width or part.dtype != dtype:
-            raise ValueError(
-                f"{what}[{i}] must be a table [T,·] as {what}[0], with the same width and dtype; "
-                f"they are {list(tables[0].shape)} {dtype} and {list(part.shape)} {part.dtype}"
-            )
+            got = f"they are {list(tables[0].shape)} {dtype} and {list(part.shape)} {part.dtype}"
+            raise ValueError(f"{what}[{i}] must be a table [T,·] as {what}[0], with the same width and dtype; {got}")
     return tables
 
 
@@ -147,7 +145,5 @@ def _evidence(evidence, real, sizes: list[int], classes: int) -> np.ndarray:
     tables = _tables(evidence, "evidence", real)
     for i, (expected, got) in enumerate(zip_longest(((size, classes) for size in sizes), (t.shape for t in tables))):
         if expected != got:
-            raise ValueError(
-                f"evidence[{i}] must be [T,C]={expected}, got {got and tuple(got)}; it has the form of frames"
-            )
+            raise ValueError(f"evidence[{i}] must be [T,C]={expected}, as frames are, got {got and tuple(got)}")
     return _hot(torch.cat(tables), "evidence")

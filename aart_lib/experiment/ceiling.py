@@ -7,6 +7,7 @@ import numpy as np
 from aart_lib.data import synthetic
 from aart_lib.data.dataset import VideoDataset
 from aart_lib.data.synthetic import Settings, facts, patterns, per_dim, spread
+from aart_lib.experiment.flags import curve
 from aart_lib.metrics import gap
 
 
@@ -18,11 +19,10 @@ def ceiling(variant: str | None, test: VideoDataset, rows: list[dict]) -> list[d
     if variant is None or rows[0]["other"]["pgd@2"]["threat"]["norm"] != "linf":
         return []
     settings, doubled = synthetic.SETTINGS[variant], rows[0]["other"]["pgd@2"]["threat"]["epsilon"]
-    found = {o["threat"]["epsilon"] for key, o in rows[0]["other"].items() if key.startswith("curve@")}
     batches = list(test.batches(250))
     labels = np.concatenate([batch.labels.numpy() for batch in batches])
     gaps = []
-    for epsilon in sorted({0.0, doubled / 2, doubled, *found}):
+    for epsilon in sorted({0.0, doubled / 2, doubled, *(epsilon for epsilon, _ in curve(rows[0]))}):
         parts = [matched_filter(settings, b.frames, b.evidence, labels=b.labels, epsilon=epsilon) for b in batches]
         gaps.append({"epsilon": epsilon, "gap": gap(np.concatenate(parts), labels)})
     return gaps

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from aart_lib.experiment.flags import curve
 from aart_lib.experiment.summary import first_seed, ranked
 from aart_lib.viz import plots
 
@@ -98,9 +99,9 @@ def _curve(rows: list[dict]):
     """ε [E] and GAP [S,E] of one defense under PGD on all frames; nan where a seed lacks an ε of seed 0."""
     points = []
     for row in rows:
-        doubled, curve = row["other"]["pgd@2"], [o for key, o in row["other"].items() if key.startswith("curve@")]
-        known = {0.0: row["clean"]["gap"], doubled["threat"]["epsilon"] / 2: row["attacked"]["pgd"]["gap"]}
-        points.append(known | {o["threat"]["epsilon"]: o["gap"] for o in (doubled, *curve)})
+        double, gap = row["other"]["pgd@2"]["threat"]["epsilon"], row["other"]["pgd@2"]["gap"]
+        known = {0.0: row["clean"]["gap"], double / 2: row["attacked"]["pgd"]["gap"], double: gap}
+        points.append(known | dict(curve(row)))
     epsilons = sorted(points[0])
     return epsilons, [[point.get(epsilon, np.nan) for epsilon in epsilons] for point in points]
 

@@ -37,15 +37,15 @@ def _more_steps(row: dict) -> float:
     return _gap(row, "pgd-100") - _gap(row, "pgd-10")
 
 
-def _curve(row: dict) -> list[tuple[float, float]]:
+def curve(row: dict) -> list[tuple[float, float]]:
     """(ε, GAP) of the attacks on all frames with one and the same search."""
     return sorted((o["threat"]["epsilon"], o["gap"]) for key, o in row["other"].items() if key.startswith("curve@"))
 
 
 def _up(row: dict) -> float:
     doubled = row["other"]["pgd@2"]
-    curve = sorted([*_curve(row), (doubled["threat"]["epsilon"], doubled["gap"])])
-    return max((later - sooner for (_, sooner), (_, later) in pairwise(curve)), default=0.0)
+    points = sorted([*curve(row), (doubled["threat"]["epsilon"], doubled["gap"])])
+    return max((later - sooner for (_, sooner), (_, later) in pairwise(points)), default=0.0)
 
 
 def _far(row: dict) -> float | None:
@@ -53,7 +53,7 @@ def _far(row: dict) -> float | None:
 
     With few labels even the worst order keeps a score: all of them are among the twenty that count.
     """
-    epsilon, left = _curve(row)[-1]
+    epsilon, left = curve(row)[-1]
     left -= row.get("checks", {}).get("floor", 0.0)
     return left if epsilon > 3.9 * row["other"]["pgd@2"]["threat"]["epsilon"] else None
 

@@ -275,6 +275,10 @@ def _row(trial: _Trial, found: list[_Found]) -> dict:
             other[name] = {"threat": threat.described(), "gap": lowest}
     if "pgd-stored" in scores:
         other["pgd-stored"] = _beyond(trial.threat, scores["pgd-stored"])
+    evidence = None
+    if ("chance", "clean") in mean:
+        sides = {"clean": mean["evidence", "clean"], "attacked": mean["evidence", "pgd"]}
+        evidence = sides | {"chance": mean["chance", "clean"]}
     row = {
         "clean": scores["clean"],
         "attacked": attacked,
@@ -287,7 +291,7 @@ def _row(trial: _Trial, found: list[_Found]) -> dict:
         "attention_entropy_attacked": mean["entropy", "pgd"],
         "attention_hijacked": mean["hijacked", "frames-1"],
         "steady_attention": {"gap": scores["steady"]["gap"], "gap@2": scores["steady@2"]["gap"]},
-        "evidence_share": _evidence(mean),
+        "evidence_share": evidence,
     }
     if trial.thorough:
         row["checks"] = {
@@ -308,13 +312,6 @@ def _blind(found: list[_Found]) -> dict:
     parts = [one.blind for one in found if one.blind]
     same = {key: merged([part[key] for part in parts]).result()["gap"] for key in ("gap", "pgd")}
     return {"same_videos": same, "videos": sum(one.searched for one in found)}
-
-
-def _evidence(mean: dict[tuple[str, str], float]) -> dict | None:
-    if ("chance", "clean") not in mean:
-        return None
-    clean, attacked = mean["evidence", "clean"], mean["evidence", "pgd"]
-    return {"clean": clean, "attacked": attacked, "chance": mean["chance", "clean"]}
 
 
 def violation(threat: ThreatModel, frames: torch.Tensor, batch: Batch) -> float:

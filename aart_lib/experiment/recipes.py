@@ -1,11 +1,10 @@
-"""How the defenses are trained on each data set, and the trials that chose it.
+"""How the defenses are trained on each data set; figures/tune.py ran the trials that chose it.
 
 `losses.DEFENSES` is what is trained on synthetic data, and on every data set without trials of its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from itertools import product
 
 from aart_lib.losses import Defense, defense
 
@@ -43,49 +42,3 @@ def tuned(data: str, name: str) -> tuple[Defense, dict]:
     A data set without trials of its own gets what the trials on synthetic data chose, for every defense alike.
     """
     return changed(name, TUNED.get(data, TUNED["synthetic"]).get(name, {}))
-
-
-# ---------------------------------------------------------------- trials
-
-
-def _baseline(rates: Sequence[float]) -> list[dict]:
-    """The baseline has no training ε: its trials vary the training loop."""
-    return [{"rate": rate, "weight_decay": decay} for rate, decay in product(rates, (0.01, 0.1))]
-
-
-def _trials(scales: Sequence[float], *weights: dict) -> list[dict]:
-    """Each training ε, in units of the test's, with each choice of weights."""
-    return [{"epsilon_scale": scale, "weights": chosen} for scale, chosen in product(scales, weights)]
-
-
-def _stay(consistency: float, **more: float) -> dict:
-    return {"consistency": consistency, **more}
-
-
-# Four trials for each; where the best lay at an edge, simple extensions got trials beyond it, so that none had fewer
-# than A-ART.
-GRIDS = {
-    "synthetic": {
-        "standard": _baseline((1e-3, 2e-3, 4e-3)),
-        "adversarial": _trials((3.0, 4.0, 5.0), MIXED, MOSTLY),
-        "logit-pairing": _trials((3.0, 4.0, 5.0), MIXED_PAIRED, MOSTLY_PAIRED),
-        "trades": _trials((3.0, 4.0), _stay(1.0), _stay(3.0)),
-        "vat": _trials((3.0, 4.0), _stay(1.0), _stay(3.0)),
-        "a-art": _trials((3.0, 4.0), _stay(1.0, attention=0.3), _stay(1.0, attention=1.0)),
-        "adversarial-uniform": _trials((3.0, 4.0), MIXED, MOSTLY),
-    },
-    "audioset": {
-        "standard": _baseline((1e-3, 2e-3)),
-        "adversarial": _trials((2.0, 3.0), MIXED, MOSTLY) + _trials([4.0], MOSTLY),
-        "logit-pairing": _trials((2.0, 3.0), MIXED_PAIRED, MOSTLY_PAIRED) + _trials([4.0], MOSTLY_PAIRED),
-        "trades": _trials((2.0, 3.0), _stay(1.0), _stay(3.0)) + _trials((3.0, 4.0), _stay(6.0)),
-        "vat": _trials((2.0, 3.0), _stay(1.0), _stay(3.0)),
-        "a-art": _trials((3.0, 4.0), _stay(3.0, attention=0.3), _stay(6.0, attention=0.3)),
-        "adversarial-uniform": _trials((2.0, 3.0), MIXED, MOSTLY),
-    },
-}
-
-
-def grid(data: str) -> dict[str, list[dict]]:
-    """The trials of each defense on a data set, as changes of the defense; other data sets use AudioSet's."""
-    return GRIDS.get(data, GRIDS["audioset"])

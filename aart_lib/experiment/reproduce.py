@@ -34,20 +34,7 @@ from aart_lib.threats import ThreatModel
 from aart_lib.training import fingerprint, train
 
 TARGET_RATIO = 0.80  # the paper's baseline falls from about 91 (assumed) to 72.9
-
-
 EVERYWHERE = {"noise", "fgsm", "pgd", "pgd-10", "pgd-50", "pgd-100", "gradient-free"}
-
-
-def find_threat(splits: Splits, preset: Preset, model=None) -> tuple[ThreatModel, float]:
-    """ε at which a baseline (trained here with seed 0 if not given) keeps `TARGET_RATIO` of its validation GAP."""
-    start = default_threat(splits)
-    if model is None:
-        recipe, settings = tuned(splits.spec.name, "standard")
-        config, shape = train_config(splits, preset, **settings), model_config(splits, preset)
-        model, _ = train(recipe, splits, shape, start, config, hardware=preset.hardware, progress="standard")
-    epsilon, reached = calibrate(model, splits.validation, start, target=TARGET_RATIO)
-    return replace(start, epsilon=epsilon), reached
 
 
 class Experiment:
@@ -97,12 +84,13 @@ class Experiment:
         return model, notes
 
     def calibrate(self) -> tuple[ThreatModel, float]:
-        """The threat model all defenses meet, and the ratio reached: `find_threat` on seed 0's baseline, kept."""
-        model, notes = self.train("standard", 0, default_threat(self.splits))
+        """The threat model all defenses meet, and the ratio reached: by seed 0's baseline, validated; kept."""
         start, path = default_threat(self.splits), self.out / "threat.json"
+        model, notes = self.train("standard", 0, start)
         if (known := read_json(path)).get("fingerprint") == notes["fingerprint"]:
             return replace(start, epsilon=known["epsilon"]), known["reached"]
-        threat, reached = find_threat(self.splits, self.preset, model)
+        epsilon, reached = calibrate(model, self.splits.validation, start, target=TARGET_RATIO)
+        threat = replace(start, epsilon=epsilon)
         processes.write(write_json, path, _noted(threat) | {"reached": reached, "fingerprint": notes["fingerprint"]})
         return threat, reached
 
@@ -117,7 +105,8 @@ class Experiment:
         only, others = None, []
         if self.preset.suite == "strong":
             only = three_worst(self.judge(name, 0, threat).row) if seed else None
-            others = [key for key in self._others(name) if only is None or transfer(key) in only]
+            models = ["other-seed", *(other for other in self.names if other != name)]
+            others = [key for key in models if only is None or transfer(key) in only]
         mark = [notes["fingerprint"], self.preset.suite, threat.described(), len(self.test), only, others]
         if (known := read_json(path)).get("mark") == mark:
             return Result(known["row"], known["flags"])
@@ -150,11 +139,8 @@ class Experiment:
         # The baseline is trained before ε is known; ε only serves to watch it.
         return self.train(name, seed, default_threat(self.splits) if name == "standard" else threat)
 
-    def _others(self, name: str) -> list[str]:
-        """Models whose attacks are tried on ``name``: every other defense, and a baseline of another seed."""
-        return ["other-seed", *(other for other in self.names if other != name)]
-
     def _train_other(self, key: str, seed: int, threat: ThreatModel):
+        """A model whose attacks are tried on others: another defense, or a baseline of another seed."""
         name, seed = ("standard", seed + 1) if key == "other-seed" else (key, seed)
         return self._train(name, seed, threat)[0]
 
@@ -262,10 +248,9 @@ def described(splits: Splits, test: VideoDataset, skipped: Skipped | None) -> di
 
 def _tell(row: dict, progress: bool) -> None:
     if progress and processes.is_main():
-        told = (
-            f"{row['defense']:20} seed {row['seed']}  clean {row['clean']['gap']:.3f}  worst {row['worst']['gap']:.3f}"
-        )
-        tqdm.write(f"{told}  2ε {row['other']['pgd@2']['gap']:.3f}  drift {row['attention_drift']:.3f}")
+        clean, worst, double = (found["gap"] for found in (row["clean"], row["worst"], row["other"]["pgd@2"]))
+        gaps = f"clean {clean:.3f}  worst {worst:.3f}  2ε {double:.3f}"
+        tqdm.write(f"{row['defense']:20} seed {row['seed']}  {gaps}  drift {row['attention_drift']:.3f}")
 
 
 def _write_row(path: Path, found: dict, scores: dict) -> None:

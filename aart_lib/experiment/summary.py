@@ -70,9 +70,7 @@ def read_results(path) -> dict:
     lacking = [keys for keys in NEEDED.split() if not has(results, keys)]
     lacking += [f"rows {keys}" for row in rows for keys in NEEDED_IN_ROW.split() if not has(row, keys)]
     if lacking:
-        raise ValueError(
-            f"{path} is no results.json of this version: it lacks {lacking[0]}; run `reproduce --resume` again"
-        )
+        raise ValueError(f"{path} is no results.json of this version: it lacks {lacking[0]}; run `reproduce` again")
     known = results.get("summary") or {}
     summary = summarize(rows, {name: found.get("ci95") for name, found in known.items()})
     return OPTIONAL | {key: value for key, value in results.items() if value is not None} | {"summary": summary}
@@ -93,9 +91,8 @@ def summarize(rows: list[dict], intervals: Mapping[str, list[float] | None] | No
     """Means over seeds for each defense. Recovered share = (worst - baseline worst) / (baseline clean - baseline
     worst), baselines of the same seed; ci95 is taken from ``intervals``."""
     base = {row["seed"]: row for row in rows if row["defense"] == "standard"}
-    by_name: dict[str, list[dict]] = {}
-    for row in rows:
-        by_name.setdefault(row["defense"], []).append(row)
+    names = dict.fromkeys(row["defense"] for row in rows)
+    by_name = {name: [row for row in rows if row["defense"] == name] for name in names}
     return {name: _summary(group, base) | {"ci95": (intervals or {}).get(name)} for name, group in by_name.items()}
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from photographs import photographs
 from test_pixels import Tiny
 
 from aart_lib import checkpoint, collate, open_data
 from aart_lib.cli.parser import main
 from aart_lib.data import extractor as extracting
 from aart_lib.data.films import Joins, films
-from aart_lib.data.photographs import photographs
 from aart_lib.data.pictures import from_jpeg, pictures
 from aart_lib.data.records import read_records
 from aart_lib.data.sources import Row, rows_of

@@ -211,7 +211,7 @@ def test_a_model_that_no_epsilon_breaks_is_said_to_be_so(dataset):
             logits = 0 * frames.sum((1, 2))[:, None] + torch.arange(C)
             return Output(logits, None)
 
-    with pytest.raises(ValueError, match=r"no ε up to .* brings the baseline to 80% of its clean GAP"):
+    with pytest.raises(ValueError, match=r"no ε up to .* leaves the baseline 80% of its clean GAP"):
         calibrate(Constant(), Videos(dataset[:10]), ThreatModel("linf", 0.1))
 
 

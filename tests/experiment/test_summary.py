@@ -111,7 +111,7 @@ def short(tmp_path, monkeypatch):
 
 def attacked(norm="linf", epsilon=0.05, *factors) -> list[dict]:
     other = {"pgd@2": {"threat": {"norm": norm, "epsilon": 2 * epsilon}}}
-    other |= {f"curve@{x:g}": {"threat": {"norm": norm, "epsilon": x * epsilon}} for x in factors}
+    other |= {f"curve@{x:g}": {"threat": {"epsilon": x * epsilon}, "gap": 0.5} for x in factors}
     return [{"other": other | {"frames-1": {"threat": {"norm": norm, "epsilon": 8 * epsilon}}}}]
 
 

@@ -1,19 +1,18 @@
-"""The committed ledger: no defense with fewer trials than A-ART, the best kept, and the README's table from it."""
+"""figures/tune.py: no defense with fewer trials than A-ART, the best of the ledger kept, README and results agree."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tune as tuning
+from tune import grid, main, merit
 
-from aart_lib.cli.parser import main
 from aart_lib.data.catalog import open_data
-from aart_lib.experiment import tune as tuning
 from aart_lib.experiment.presets import PRESETS
-from aart_lib.experiment.recipes import TUNED, changed, grid
+from aart_lib.experiment.recipes import TUNED, changed
 from aart_lib.experiment.report import heading, table
 from aart_lib.experiment.summary import summarize
-from aart_lib.experiment.tune import merit
 from aart_lib.steps import Hardware
 from aart_lib.threats import ThreatModel
 
@@ -72,7 +71,7 @@ def tried(monkeypatch) -> list:
 
 def test_a_ledger_is_gone_on_with_at_its_own_epsilon_and_never_at_another(tiny, tmp_path, tried, capsys):
     ledger = tmp_path / "trials.json"
-    line = ["tune", "--data-dir", str(tiny), "--out", str(ledger), "--epochs", "2", "--defenses"]
+    line = ["--data-dir", str(tiny), "--out", str(ledger), "--epochs", "2", "--defenses"]
     assert main([*line, "vat", "--epsilon", "0.05"]) == 0
     assert main([*line, "trades"]) == 0 and set(tried) == {0.05}
     before = ledger.read_bytes()
@@ -85,7 +84,7 @@ def test_a_ledger_is_gone_on_with_at_its_own_epsilon_and_never_at_another(tiny, 
 
 def test_what_cannot_be_tuned_is_told_before_anything_is_done(tiny, tmp_path, tried, capsys):
     ledger = tmp_path / "out" / "trials.json"
-    line = ["tune", "--data-dir", str(tiny), "--out", str(ledger), "--defenses", "a-art-fast"]
+    line = ["--data-dir", str(tiny), "--out", str(ledger), "--defenses", "a-art-fast"]
     assert main(line) == 2 and "a-art-fast has no grid of trials on synthetic" in capsys.readouterr().err
     assert not ledger.parent.exists()
     ledger.parent.mkdir()

@@ -1,10 +1,13 @@
 """Films of photographs: moving crops of pictures that scikit-image ships, in known frames, over textured backgrounds.
 
+    python figures/photographs.py --out runs/films      # the bundled films, notebooks/films; goes on if stopped
+
 A demonstration that needs no download: written as video files with a list of times, then made into films by the same
 path as anybody's own. Training crops come from one half of each photograph, test crops from the other; both may be
 mirrored. NOTICE names every photograph with its license.
 """
 
+import argparse
 import csv
 from pathlib import Path
 
@@ -12,8 +15,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from aart_lib.data.films import SPLITS, films
+from aart_lib.data.films import films
 from aart_lib.data.pictures import needed
+from aart_lib.data.sources import SPLITS
 
 SIZE = 112  # pixels of a picture's side
 # Name of the class: the photograph's in skimage.data, its columns used (from, cut, to) and its rows, in shares. The cut
@@ -119,3 +123,13 @@ def write_video(path: Path, frames: list[np.ndarray]) -> None:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode(None))
     part.replace(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/films"), metavar="DIR")
+    print(photographs(parser.parse_args().out))
+
+
+if __name__ == "__main__":
+    main()
