@@ -32,12 +32,6 @@ from aart_lib.runtime import files
 from aart_lib.steps import TrainConfig
 from aart_lib.threats import ThreatModel
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("AART_CACHE", str(tmp_path / "cache"))
-
-
 # ---------------------------------------------------------------- mutated records
 
 
@@ -75,9 +69,9 @@ def test_mutated_records_that_protobuf_reads_too_have_its_values():
 
 def test_very_many_segments_take_no_square_of_their_time(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "STREAM_BYTES", 10)  # the frames are not read on opening, so any start is believed
-    payload, begun = rated(range(10_000), [1] * 10_000, [1] * 10_000), time.perf_counter()
-    assert len(VideoDataset([shard(tmp_path, payload)], TINY, segments=True)) == 10_000
-    assert time.perf_counter() - begun < 10
+    payload, begun = rated(range(10_000), [1] * 10_000, [1] * 10_000), time.process_time()
+    assert len(VideoDataset(shard(tmp_path, payload), TINY, segments=True)) == 10_000
+    assert time.process_time() - begun < 10
 
 
 def test_a_mixture_of_text_sizes_for_labels_allocates_no_table(tmp_path):
@@ -88,7 +82,7 @@ def test_a_mixture_of_text_sizes_for_labels_allocates_no_table(tmp_path):
     path = shard(tmp_path, message.SerializeToString())
     tracemalloc.start()
     with pytest.raises(RecordError, match="labels must be integers"):
-        VideoDataset([path], TINY)
+        VideoDataset(path, TINY)
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
 
@@ -113,21 +107,6 @@ def test_heads_say_what_whole_records_say_or_less(tmp_path, videos, draw):
 
     for full, head in zip(found(scan_records, True), found(scan_heads, False), strict=False):
         assert full == head
-
-
-# ---------------------------------------------------------------- the index that is kept of a large shard
-
-
-def test_a_kept_index_that_is_damaged_is_made_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "STREAM_BYTES", 10)
-    path = many(tmp_path, ["a", "b", "c"])
-    before = list(VideoDataset([path], TINY).entries)
-    (kept,) = (tmp_path / "cache/index").iterdir()
-    whole = kept.read_bytes()
-    for body in (b"", b"PK", whole[:-40], whole[:300] + bytes(9) + whole[309:]):
-        kept.write_bytes(body)
-        assert list(VideoDataset([path], TINY).entries) == before
-    assert kept.read_bytes() == whole
 
 
 # ---------------------------------------------------------------- bad records that are skipped
@@ -194,10 +173,9 @@ def test_commands_skip_when_told_and_tell_it(written, tmp_path, capsys):
 STATES = {
     "a missing part": lambda state: state.pop("optimizer"),
     "weights of another shape": lambda state: state["model"].update(cls=state["model"]["cls"].repeat(2)),
-    "a text for weights": lambda state: state.update(model="weights"),
     "a foreign optimizer": lambda state: state.update(optimizer={"state": {}, "param_groups": []}),
     "a list for the schedule": lambda state: state.update(schedule=[1]),
-    "numbers for sums": lambda state: state.update(sums=7),
+    "a number for sums": lambda state: state.update(sums=7),
 }
 
 

@@ -79,23 +79,32 @@ def test_a_streamed_data_set_has_the_videos_of_a_small_one(tmp_path, monkeypatch
     assert large._cache == {}
 
 
-def test_a_shard_that_changed_is_indexed_anew(tmp_path, monkeypatch):
+def test_the_index_of_a_shard_that_changed_or_a_damaged_one_is_made_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "STREAM_BYTES", 10)
-    path = many(tmp_path, ["a", "b"])
-    assert len(VideoDataset([path], TINY)) == 2
-    many(tmp_path, ["a", "b", "c"])
-    assert [e.id for e in VideoDataset([path], TINY).entries] == ["a", "b", "c"]
+    assert len(VideoDataset([many(tmp_path, "ab")], TINY)) == 2
+    (of_two,) = (tmp_path / "cache/index").iterdir()
+    path = many(tmp_path, "abc")
+    entries = list(VideoDataset([path], TINY).entries)
+    assert [entry.id for entry in entries] == ["a", "b", "c"]
+    (kept,) = set((tmp_path / "cache/index").iterdir()) - {of_two}
+    whole = kept.read_bytes()
+    for body in (b"", b"PK", whole[:-40], whole[:300] + bytes(9) + whole[309:]):
+        kept.write_bytes(body)
+        assert list(VideoDataset([path], TINY).entries) == entries
+    assert kept.read_bytes() == whole
 
 
-def test_in_a_streamed_data_set_a_bad_record_is_named_when_it_is_read(tmp_path, monkeypatch):
+def test_in_a_streamed_data_set_what_is_wrong_behind_the_context_is_named_when_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "STREAM_BYTES", 10)
-    path = shard(tmp_path, record("good"), record("bad", lists=frame_lists(rgb=2)))
-    dataset = VideoDataset([path], TINY)
+    dataset = VideoDataset(shard(tmp_path, record("good"), record("bad", lists=frame_lists(rgb=2))), TINY)
     assert dataset[0].id == "good"
     with pytest.raises(RecordError, match="video 'bad': feature list `rgb` must have 3"):
         dataset[1]
+    dataset = VideoDataset(shard(tmp_path, rated([15], [1], [1])), TINY, segments=True)
+    with pytest.raises(RecordError, match="video 'v:15': its segment begins at frame 15, the video has 12"):
+        dataset[0]
     with pytest.raises(RecordError, match="neither `id`"):
-        VideoDataset([shard(tmp_path, encode_sequence_example({"labels": [1]}, frame_lists()))], TINY)
+        VideoDataset(shard(tmp_path, encode_sequence_example({"labels": [1]}, frame_lists())), TINY)
 
 
 # ---------------------------------------------------------------- order
@@ -169,10 +178,3 @@ def test_every_rated_segment_is_a_video_with_the_labels_found_there(tmp_path):
     assert [shown(item.frames) for item in dataset] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11]]  # cut by its end
     whole = VideoDataset([tmp_path / "train0.tfrecord"], TINY)
     assert whole[0].id == "v" and whole[0].labels.tolist() == [1, 0, 0, 0, 0]
-
-
-def test_a_segment_behind_the_end_of_a_streamed_video_is_named_when_it_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "STREAM_BYTES", 10)
-    dataset = VideoDataset([shard(tmp_path, rated([15], [1], [1]))], TINY, segments=True)
-    with pytest.raises(RecordError, match="video 'v:15': its segment begins at frame 15, the video has 12"):
-        dataset[0]
