@@ -307,14 +307,14 @@ def test_label_subset_is_that_of_train_in_every_split(tmp_path):
 def test_folders_without_what_is_needed_are_named(tmp_path):
     with pytest.raises(ValueError, match="missing is not a folder; --data-dir must be the folder with the tiny shards"):
         open_splits(TINY, tmp_path / "missing")
-    for name, words in (
-        ("train0", r"no train shards of tiny; looked for train\*\.tfrecord"),
-        ("test0", r"no test shards of tiny"),
-        ("none", "1 train and 1 test videos; it takes at least 2 of each"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            open_splits(TINY, tmp_path)
-        many(tmp_path, ["v"], name=f"{name}.tfrecord")
+    with pytest.raises(ValueError, match=r"no train shards of tiny; looked for train\*\.tfrecord"):
+        open_splits(TINY, tmp_path)
+    many(tmp_path, ["v"])
+    with pytest.raises(ValueError, match=r"no test shards of tiny"):
+        open_splits(TINY, tmp_path)
+    many(tmp_path, ["v"], name="test0.tfrecord")
+    with pytest.raises(ValueError, match="1 train and 1 test videos; it takes at least 2 of each"):
+        open_splits(TINY, tmp_path)
 
 
 def test_shards_are_found_in_the_data_sets_own_subfolder_and_nowhere_else(tmp_path):
@@ -334,6 +334,4 @@ def test_genuine_audioset_has_its_clips_and_the_most_frequent_labels_narrow_it(r
     assert len(test) == 10093
     test.keep(most_frequent(test, 50))
     assert 0 < test.left_out == 10093 - len(test)
-    counts = test.entries.label_counts()
-    assert counts[test.labels[0]] > counts[test.labels[49]] and len(test[0].labels) == 50
-    assert test[0].frames.shape[1] == 128
+    assert (test[0].frames.shape[1], len(test[0].labels)) == (128, 50)

@@ -116,11 +116,9 @@ RECORDS = {
     "audio without id": (SPECS["audioset"], nameless(AUDIO), "neither `id`.*, as audioset has"),
     "floats for bytes": (YT8M, context({"rgb": np.ones((2, 1024))}), "`rgb` .* got 1024 floats; quantize"),
     "integers for bytes": (YT8M, context({"rgb": np.ones((2, 1024), int)}), "`rgb` .* got 1024 integers"),
-    "several strings a frame": (YT8M, context({"rgb": [[b"a", b"a"]]}), "`rgb` .* got 2 byte strings"),
     "any names": (YT8M, ANYTHING, "neither `id`"),
     "another name": (YT8M, record(lists={"feature": FRAMES["rgb"]}), "no such list; .*'feature' .1024 bytes"),
     "another width": (YT8M, record(lists=NARROW), "`rgb` must have 1024 bytes a frame, got 128"),
-    "another data set": (YT8M, record(lists=AUDIO), "no such list; .*, as audioset has"),
     "an Example for frames": (YT8M, EXAMPLE, "as yt8m-video has"),
     "frames for an Example": (SPECS["yt8m-video"], BYTES, "`mean_rgb` must .* numbers, got 0; .*as yt8m-frame has"),
     # frames and means
@@ -132,13 +130,11 @@ RECORDS = {
     # labels and id
     "not a message": (TINY, b"\x0a\xff\xff", "message"),
     "a label above the vocabulary": (TINY, record(labels=(1, 5)), "labels from 1 to 5 outside the vocabulary of 5"),
-    "a label below the vocabulary": (TINY, record(labels=(-1,)), "outside the vocabulary of 5"),
     "the largest label": (TINY, context(labels=np.array([2**63 - 1])), "labels from 9223372036854775807 to"),
     "thousands of labels": (TINY, record(labels=range(5000)), "labels from 0 to 4999 outside the vocabulary of 5"),
     "a text for labels": (TINY, context(labels=b"\xff" * 5000), "labels must be integers"),
     "broken numbers for labels": (TINY, context(labels=np.float32([np.inf, np.nan])), "labels must be integers"),
     "numbers for an id": (TINY, context(id=np.array([7, 8])), "neither `id` nor `video_id` names the video"),
-    "no name for an id": (TINY, context(id=[]), "neither `id` nor `video_id`"),
     "an id as long as a book": (TINY, context(id=b"v" * 100_000), "in at most 256 bytes"),
 }
 
@@ -158,11 +154,9 @@ def test_a_bad_record_is_found_on_opening_and_told_by_what_it_holds_and_where_it
 SEGMENTS = [
     ({"segment_labels": np.array([1, 2])}, "1 segment_start_times, 2 _labels and 1 _scores differ"),
     ({"segment_labels": np.array([7])}, "segment_labels from 7 to 7 outside the vocabulary of 5"),
-    ({"segment_labels": b"x"}, "segment_labels must be integers"),
     ({"segment_start_times": np.float32([np.inf])}, "segment_start_times must be integers"),
     ({"segment_scores": b"x" * 5000}, "segment_scores must be numbers"),
     ({"segment_start_times": np.array([12])}, "segment_start_times from 12 to 12 outside the 12 frames"),
-    ({"segment_start_times": np.array([-1])}, "segment_start_times from -1 to -1 outside the 12 frames"),
     ({"segment_start_times": np.array([2**40])}, f"segment_start_times from {2**40} to {2**40} outside the 12 frames"),
 ]
 

@@ -12,18 +12,15 @@ import numpy as np
 import pytest
 from accelerate import Accelerator
 from google.protobuf.message import DecodeError
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from shards import TINY, SequenceExample, frame_lists, many, rated, record, shard, values_of
+from shards import TINY, SequenceExample, frame_lists, many, protobuf, rated, record, shard, values_of
 
 from aart_lib import training
 from aart_lib.cli.parser import main
 from aart_lib.data import dataset as data
-from aart_lib.data import index, records
+from aart_lib.data import records
 from aart_lib.data.catalog import Splits, open_splits
 from aart_lib.data.dataset import VideoDataset
-from aart_lib.data.index import Entry
-from aart_lib.data.records import RecordError, Skipped, scan_heads, scan_records
+from aart_lib.data.records import RecordError, Skipped
 from aart_lib.experiment.presets import PRESETS
 from aart_lib.experiment.reproduce import Experiment
 from aart_lib.losses import DEFENSES
@@ -76,9 +73,7 @@ def test_very_many_segments_take_no_square_of_their_time(tmp_path, monkeypatch):
 
 def test_a_mixture_of_text_sizes_for_labels_allocates_no_table(tmp_path):
     """One long text among many empty ones would make an array of their product."""
-    message = SequenceExample()
-    message.context.feature["id"].bytes_list.value.append(b"v")
-    message.context.feature["labels"].bytes_list.value.extend([b"x" * 20_000] + [b""] * 5_000)
+    message = protobuf({"id": b"v", "labels": [b"x" * 20_000] + [b""] * 5_000}, {})
     path = shard(tmp_path, message.SerializeToString())
     tracemalloc.start()
     with pytest.raises(RecordError, match="labels must be integers"):
@@ -87,69 +82,35 @@ def test_a_mixture_of_text_sizes_for_labels_allocates_no_table(tmp_path):
     tracemalloc.stop()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
-@given(st.lists(st.tuples(st.text("ab", min_size=1, max_size=3), st.sets(st.integers(0, 4))), max_size=4), st.data())
-def test_heads_say_what_whole_records_say_or_less(tmp_path, videos, draw):
-    """In a damaged file the heads may find more records than a full reading, but never other ones."""
-    path = shard(tmp_path, *(record(name, sorted(labels)) for name, labels in videos))
-    body = bytearray(path.read_bytes())
-    if body and draw.draw(st.booleans()):
-        body[draw.draw(st.integers(0, len(body) - 1))] ^= 1 << draw.draw(st.integers(0, 7))
-        path.write_bytes(body)
-
-    def found(scan, check) -> list[Entry]:
-        entries = []
-        try:
-            entries.extend(index._scan(path, TINY, scan(path), False, check))
-        except RecordError as error:
-            assert error.path == str(path) and error.reason
-        return entries
-
-    for full, head in zip(found(scan_records, True), found(scan_heads, False), strict=False):
-        assert full == head
-
-
 # ---------------------------------------------------------------- bad records that are skipped
 
 
-def damaged(tmp_path) -> tuple[Path, Path]:
-    """A shard of five videos, in the second a flipped byte, in the fourth frames of another size; and a sound shard."""
-    payloads = [record(f"v{i}", (i,), frame_lists(2, i)) for i in range(5)]
-    payloads[3] = record("v3", (3,), frame_lists(2, 3, rgb=2))
-    path, size = shard(tmp_path, *payloads), 16 + len(payloads[0])
+def flip(path: Path, place: int) -> None:
     body = bytearray(path.read_bytes())
-    body[size + 30] ^= 1
+    body[place] ^= 1
     path.write_bytes(body)
-    return path, many(tmp_path, ["w0", "w1"], name="train1.tfrecord")
 
 
 @pytest.mark.parametrize("stream", [10, 2**31])
 def test_bad_records_are_left_out_and_counted(tmp_path, monkeypatch, stream):
     monkeypatch.setattr(data, "STREAM_BYTES", stream)
-    paths, skipped = damaged(tmp_path), Skipped()
+    payloads = [record(f"v{i}", lists=frame_lists(2, rgb=2 if i == 3 else 3)) for i in range(5)]
+    paths = shard(tmp_path, *payloads), many(tmp_path, ["w0", "w1"], name="train1.tfrecord")
+    flip(paths[0], 16 + len(payloads[0]) + 30)
+    skipped = Skipped()
     for _ in range(2):  # a second opening does not count twice
         dataset = VideoDataset(paths, TINY, skipped=skipped)
         assert [item.id for item in dataset] == ["v0", "v2", "v4", "w0", "w1"]
-    assert [name for batch in dataset.batches(2, seed=1) for name in sorted(batch.ids)]
-    first = f"{paths[0]}, record at byte {16 + len(record('v0', (0,), frame_lists(2)))}: wrong checksum of the data"
-    assert list(skipped.files) == [str(paths[0])]
-    found = skipped.files[str(paths[0])]
-    assert (found["records"], found["bytes"]) == (2, 0) and found["first"].startswith(first)
-    said = str(skipped)
-    assert said.startswith("skipped 2 bad records in 1 files") and f"2 in {paths[0]}; first: {first}" in said
-    with pytest.raises(RecordError):
-        VideoDataset(paths, TINY)[1]
+    first = f"{paths[0]}, record at byte {16 + len(payloads[0])}: wrong checksum of the data"
+    assert str(skipped).startswith(f"skipped 2 bad records in 1 files\n  2 in {paths[0]}; first: {first}")
 
 
 def test_behind_a_damaged_length_the_rest_of_the_file_is_skipped_and_counted_as_such(tmp_path):
     path = many(tmp_path, ["a", "b", "c", "d"])
-    size, body = path.stat().st_size // 4, bytearray(path.read_bytes())
-    body[size + 9] ^= 1  # checksum of the second length
-    path.write_bytes(body)
+    size = path.stat().st_size // 4
+    flip(path, size + 9)  # checksum of the second length
     skipped = Skipped()
     assert [e.id for e in VideoDataset([path], TINY, skipped=skipped).entries] == ["a"]
-    found = skipped.files[str(path)]
-    assert (found["records"], found["bytes"]) == (1, 3 * size)
     assert f"1 in {path} (with the rest of the file, {3 * size} bytes); first: " in str(skipped)
     path.write_bytes(path.read_bytes()[: size + 5])  # cut inside a header
     assert len(VideoDataset([path], TINY, skipped=skipped)) == 1 and skipped.files[str(path)]["bytes"] == 5
@@ -158,9 +119,7 @@ def test_behind_a_damaged_length_the_rest_of_the_file_is_skipped_and_counted_as_
 def test_commands_skip_when_told_and_tell_it(written, tmp_path, capsys):
     folder = written(train_videos=40, test_videos=12, shard_size=40, frames=(3, 5))
     (path,) = folder.glob("train*.tfrecord")
-    body = bytearray(path.read_bytes())
-    body[100] ^= 1
-    path.write_bytes(body)
+    flip(path, 100)
     told = rf"aart: skipped 1 bad records in 1 files\n  1 in {re.escape(str(path))}; first: .*record at byte 0"
     skip, out = ["--data-dir", str(folder), "--on-bad-record", "skip"], str(tmp_path / "out")
     for command in (["train", *skip, "--epochs", "1", "--defense", "standard", "--out", out], ["describe", *skip]):
