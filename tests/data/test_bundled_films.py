@@ -7,7 +7,6 @@ from aart_lib.cli.parser import main
 from aart_lib.data.catalog import BUNDLED
 from aart_lib.data.pictures import from_jpeg
 from aart_lib.data.vocabulary import vocabulary
-from aart_lib.viz.plots import plot_timeline
 
 
 def test_bundled_films_are_small_and_have_pictures_times_and_models_that_know_them():
@@ -15,6 +14,9 @@ def test_bundled_films_are_small_and_have_pictures_times_and_models_that_know_th
     item = splits.test[0]
     assert len(item.pictures) == len(item.frames) == len(item.evidence)
     assert from_jpeg(item.pictures[0]).shape == (96, 96, 3)
+    batch = collate([splits.test[i] for i in range(3)])
+    assert batch[torch.tensor([2, 0])].pictures == (batch.pictures[2], batch.pictures[0])
+    assert next(iter(splits.test.batches(3))).pictures is None  # training looks at none
     assert vocabulary(splits.spec, BUNDLED).names[2] == "cat"
     for path in sorted((BUNDLED / "checkpoints").glob("*.safetensors")):
         model, notes = checkpoint.load(path)
@@ -26,17 +28,3 @@ def test_a_model_of_films_is_evaluated_though_no_preset_says_how_many_numbers_a_
     model = str(BUNDLED / "checkpoints" / "standard-seed0.safetensors")
     few = ["--suite", "quick", "--test-videos", "2", "--out", str(tmp_path)]
     assert main(["evaluate", model, "--data", "films", *few]) == 0
-
-
-def test_batches_keep_pictures_through_selection_and_training_batches_have_none():
-    splits = open_data("films")
-    batch = collate([splits.test[i] for i in range(3)])
-    assert batch[torch.tensor([2, 0])].pictures == (batch.pictures[2], batch.pictures[0])
-    assert next(iter(splits.test.batches(3))).pictures is None
-
-
-def test_pictures_stand_in_the_place_of_stripes():
-    item, names = open_data("films").test[0], [str(label) for label in range(9)]
-    for pictures, count in ((item.pictures, len(item.pictures)), (None, 1)):
-        drawn = plot_timeline(item.frames, item.evidence, names, pictures=pictures)
-        assert len(drawn.axes[0].images) == count

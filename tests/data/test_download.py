@@ -94,7 +94,7 @@ def test_all_shards_of_a_split_arrive_whole(server, tmp_path):
     assert contents(tmp_path / "again") == server.shards
 
 
-def test_video_level_validation_has_its_own_paths(server, tmp_path):
+def test_level_split_and_version_are_in_the_path(server, tmp_path):
     plan = json.dumps({"files": {"a.tfrecord": hashlib.md5(b"v").hexdigest()}}).encode()
     server.files = {"/3/download_plans/video_validate.json": plan, "/3/video/validate/a.tfrecord": b"v"}
     download("yt8m-video", split="validate", base_url=server.url + "/", out=tmp_path, version=3)
@@ -150,8 +150,7 @@ def test_a_second_run_fetches_only_what_is_missing(server, tmp_path):
     assert asked[begun] == "bytes=123456-" and asked[unnamed] == "bytes=350000-"
 
 
-@pytest.mark.parametrize("size", [100_000, 900_000], ids=["shorter", "longer"])
-@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize(("size", "ranges"), [(100_000, True), (900_000, True), (100_000, False)])
 def test_a_beginning_that_cannot_be_gone_on_with_is_thrown_away(server, tmp_path, size, ranges):
     server.ranges = ranges
     (tmp_path / f"{FIRST}.part").write_bytes(b"x" * size)
@@ -184,26 +183,18 @@ def test_a_shard_that_cannot_be_had_is_named_after_the_others_arrived(server, tm
     assert contents(tmp_path) == {name: body for name, body in server.shards.items() if name != FIRST}
 
 
-@pytest.mark.parametrize("plan", [b"<html>", b"[]", b'{"files": 3}', b'{"files": {"a": 3}}', b"\xff\xfe\x00", None])
-def test_a_plan_that_is_none_or_not_there_is_named(server, tmp_path, plan):
-    server.files[PLAN] = plan
-    with pytest.raises(DownloadError, match=r"frame_train\.json(: the server answers 404| is not a download plan)"):
-        fetch(server, tmp_path)
+PLANS = [b"<html>", b"[]", b'{"files": 3}', b'{"files": {"a": 3}}', b"\xff\xfe\x00", None]
+NO_FILES = ["../x", "/etc/x", "a/b", "a\\b", "C:x", ".hidden", "..", "", "x\n", "x.part", "ü"]
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/b", "a\\b", "C:x", ".hidden", "..", "", "x\n", "x.part", "ü"])
-def test_names_from_a_server_never_leave_the_output_folder(server, tmp_path, name):
-    server.files[PLAN] = json.dumps({"files": server.plan | {name: "0" * 32}}).encode()
-    with pytest.raises(DownloadError, match="is not a plain file name"):
-        fetch(server, tmp_path / "out")
-    assert contents(tmp_path / "out") == {} and [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_full_disk_stops_before_anything_is_written(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**6, 10**6, 1000))
-    with pytest.raises(DownloadError, match=r"disk of .* needs \d\.\d MB more .* 0\.0 MB free"):
-        fetch(server, tmp_path)
-    assert contents(tmp_path) == {}
+def test_a_plan_that_is_none_is_named_and_names_from_a_server_never_leave_the_output_folder(server, tmp_path):
+    names = [json.dumps({"files": server.plan | {name: "0" * 32}}).encode() for name in NO_FILES]
+    for plan in PLANS + names:
+        server.files[PLAN] = plan
+        told = "the server answers 404|is not a download plan|is not a plain file name with an md5"
+        with pytest.raises(DownloadError, match=rf"frame_train\.json:? .*({told})"):
+            fetch(server, tmp_path / "out")
+        assert contents(tmp_path / "out") == {} and [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_what_cannot_be_written_is_named(server, tmp_path, monkeypatch):
@@ -213,9 +204,13 @@ def test_what_cannot_be_written_is_named(server, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(DownloadError, match=r"cannot write to .*file"):
         fetch(server, tmp_path / "file")
+    with monkeypatch.context() as patch, pytest.raises(DownloadError, match=r"disk .* needs \d\.\d MB .* 0\.0 MB free"):
+        patch.setattr(shutil, "disk_usage", lambda path: Usage(10**6, 10**6, 1000))
+        fetch(server, tmp_path / "out")
+    assert contents(tmp_path / "out") == {}
     monkeypatch.setattr(module, "_receive", full)  # a disk that fills up meanwhile
     with pytest.raises(DownloadError, match=r"cannot write to .*No space left"):
-        fetch(server, tmp_path)
+        fetch(server, tmp_path / "out")
 
 
 def test_a_server_out_of_reach_always_busy_or_cutting_is_named(server, tmp_path):
@@ -248,10 +243,10 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("options", "sentence"), WRONG)
-def test_wrong_arguments_are_named(server, tmp_path, options, sentence):
-    with pytest.raises(DownloadError, match=sentence):
-        download(**{"dataset": "yt8m-frame", "base_url": server.url, "out": tmp_path} | options)
+def test_wrong_arguments_are_named(server, tmp_path):
+    for options, sentence in WRONG:
+        with pytest.raises(DownloadError, match=sentence):
+            download(**{"dataset": "yt8m-frame", "base_url": server.url, "out": tmp_path} | options)
 
 
 # ---------------------------------------------------------------- AudioSet
@@ -296,8 +291,7 @@ def test_an_audioset_archive_with_a_wrong_md5_does_not_appear(audioset, tmp_path
 def test_an_archive_that_is_damaged_or_of_something_else_leaves_no_shard(audioset, tmp_path, kept):
     body = audioset.files[ARCHIVE][:kept] if kept else audioset_archive({"top/other/00.tfrecord": b"x"})
     (tmp_path / "features.tar.gz").write_bytes(body)
-    with pytest.raises(
-        DownloadError, match=r"features\.tar\.gz is damaged" if kept else "no bal_train and eval folders"
-    ):
+    words = r"features\.tar\.gz is damaged" if kept else "no bal_train and eval folders"
+    with pytest.raises(DownloadError, match=words):
         download("audioset", base_url=audioset.url, out=tmp_path)
     assert set(contents(tmp_path)) == {"features.tar.gz"}

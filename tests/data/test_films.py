@@ -1,6 +1,7 @@
 """Films: every container and every bad video, features that repeat to the bit, joins, pictures, attacks on pixels."""
 
 import csv
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from aart_lib.data import extractor as extracting
 from aart_lib.data.films import Joins, films
 from aart_lib.data.pictures import from_jpeg, pictures
 from aart_lib.data.records import read_records
-from aart_lib.data.sources import Row, rows_of
+from aart_lib.data.sources import rows_of
 from aart_lib.model import ModelConfig, VideoTransformer
 
 NEEDED = 'films need the extra: pip install -e ".[films]"'
@@ -49,25 +50,33 @@ def still(color, count=30, size=(48, 64), noise=0):
     return list(whole.clip(0, 255).astype(np.uint8))
 
 
-@pytest.fixture
-def videos(tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
     """A folder with a sub-folder a class: six videos of 3 seconds each."""
+    folder = tmp_path_factory.mktemp("films") / "videos"
     for i, (name, color) in enumerate((n, c) for n, c in COLORS.items() for _ in range(6)):
-        write(tmp_path / "videos" / name / f"{i}.mp4", still(color, noise=10 + i))
-    return tmp_path / "videos"
+        write(folder / name / f"{i}.mp4", still(color, noise=10 + i))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(videos) -> Path:
+    """The data folder of these videos."""
+    told = films(videos, videos.with_name("out"), size=32, dims=6, network=Tiny())
+    assert "15 training and 3 test films of 18 videos, 3 labels" in told
+    return videos.with_name("out")
 
 
 # ---------------------------------------------------------------- decoding
 
 
-@pytest.mark.parametrize(
-    "ending, codec", [("mp4", "mpeg4"), ("mov", "mpeg4"), ("mkv", "ffv1"), ("webm", "libvpx"), ("avi", "mpeg4")]
-)
-def test_every_container_gives_the_frame_on_display_at_each_second(tmp_path, ending, codec):
+def test_every_container_gives_the_frame_on_display_at_each_second(tmp_path):
     frames = [frame for second in range(3) for frame in still([80 * second] * 3, 10)]
-    found = list(pictures(write(tmp_path / f"a.{ending}", frames, codec), size=32))
-    assert [round(float(picture.mean()) / 80) for picture in found] == [0, 1, 2]
-    assert all(picture.shape == (32, 32, 3) and picture.dtype == np.uint8 for picture in found)
+    codecs = {"mp4": "mpeg4", "mov": "mpeg4", "mkv": "ffv1", "webm": "libvpx", "avi": "mpeg4"}
+    for ending, codec in codecs.items():
+        found = list(pictures(write(tmp_path / f"a.{ending}", frames, codec), size=32))
+        assert [round(float(picture.mean()) / 80) for picture in found] == [0, 1, 2], ending
+        assert all(picture.shape == (32, 32, 3) and picture.dtype == np.uint8 for picture in found)
 
 
 def test_a_changing_frame_rate_does_not_change_which_second_is_shown(tmp_path):
@@ -89,21 +98,20 @@ def test_rotated_odd_and_gray_videos_come_out_upright_and_square(tmp_path):
     assert np.ptp(gray) < 4
 
 
-def sound(path: Path) -> None:
+def write_sound(path: Path) -> None:
     """A video file without a picture."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=44100)
         silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
         silence.sample_rate = 44100
-        container.mux(stream.encode(silence))
-        container.mux(stream.encode(None))
+        container.mux([*stream.encode(silence), *stream.encode(None)])
 
 
 def test_bad_videos_are_refused_in_a_sentence_with_their_name(tmp_path):
     whole = write(tmp_path / "whole.mkv", still((5, 90, 50), 50, noise=60), "ffv1").read_bytes()
     write(tmp_path / "narrow.mkv", still((1, 2, 3), 1, (4, 400)), "ffv1", pix="yuv444p")
     write(tmp_path / "none.mkv", [], "ffv1")
-    sound(tmp_path / "sound.mp4")
+    write_sound(tmp_path / "sound.mp4")
     for name, data in {"cut.mkv": whole[: len(whole) // 2], "empty.mp4": b"", "text.txt": b"no video " * 99}.items():
         (tmp_path / name).write_bytes(data)
     (tmp_path / "list.m3u8").write_text(f"#EXTM3U\n#EXTINF:1,\n{tmp_path}/whole.mkv\n")
@@ -114,9 +122,8 @@ def test_bad_videos_are_refused_in_a_sentence_with_their_name(tmp_path):
 
 
 def test_published_avi_files_decode(real_data):
-    files = sorted((real_data / "ucf101_avi").glob("*.avi"))
-    assert len(files) == 4
-    assert all(len(list(pictures(path, size=64))) > 3 for path in files)
+    files = list((real_data / "ucf101_avi").glob("*.avi"))
+    assert len(files) == 4 and all(len(list(pictures(path, size=64))) > 3 for path in files)
 
 
 def test_without_the_extra_a_sentence_says_what_to_install(monkeypatch, tmp_path):
@@ -166,31 +173,28 @@ def test_an_extractor_is_read_back_for_its_own_network_only(tmp_path):
 # ---------------------------------------------------------------- from files to films
 
 
-def test_a_folder_becomes_a_data_set_with_pictures_and_is_gone_on_with(videos, tmp_path, monkeypatch):
-    told = films(videos, tmp_path / "out", size=32, dims=8, network=Tiny())
-    assert "15 training and 3 test films of 18 videos, 3 labels" in told
-    splits = open_data("films", tmp_path / "out")
+def test_a_folder_becomes_a_data_set_with_pictures_and_is_gone_on_with(videos, made, monkeypatch):
+    splits = open_data("films", made)
     item = splits.test[0]
     assert (len(item.frames), len(item.pictures), item.evidence) == (3, 3, None) and len(splits.labels) == 3
     shown = from_jpeg(item.pictures[0]).mean((0, 1))
     assert np.abs(shown - COLORS[item.id.split("/")[0]]).max() < 12
     assert collate([item]).pictures[0] == item.pictures
-    before = (tmp_path / "out" / "test-00000-of-00001.tfrecord").read_bytes()
+    before = (made / "test-00000-of-00001.tfrecord").read_bytes()
     monkeypatch.setattr("aart_lib.data.films.pictures", None)  # whoever decodes again fails
-    films(videos, tmp_path / "out", size=32, dims=8, network=Tiny())
-    assert (tmp_path / "out" / "test-00000-of-00001.tfrecord").read_bytes() == before
+    films(videos, made, size=32, dims=6, network=Tiny())
+    assert (made / "test-00000-of-00001.tfrecord").read_bytes() == before
 
 
 def test_times_of_a_list_become_evidence(tmp_path):
-    for name in "abcd":
+    rows = ["path,labels,start,end,split"]
+    for name, split in zip("abcd", ("train", "train", "test", "test"), strict=True):
         write(tmp_path / f"{name}.mp4", still(COLORS["red"], noise=9 + ord(name)))
-    rows = [(f"{name}.mp4", label, start, end, "train" if name < "c" else "test") for name in "abcd"
-            for label, start, end in (("sun;warm", 1, 2), ("dog", 0.2, 0.4))]  # fmt: skip
-    with open(tmp_path / "list.csv", "w", newline="") as file:
-        csv.writer(file).writerows([("path", "labels", "start", "end", "split"), *rows])
+        rows += [f"{name}.mp4,sun;warm,1.2,{end},{split}" for end in (2, 5)] + [f"{name}.mp4,dog,0.2,0.4,{split}"]
+    (tmp_path / "list.csv").write_text("\n".join(rows))
     films(tmp_path / "list.csv", tmp_path / "out", size=32, network=Tiny())
     item = open_data("films", tmp_path / "out").test[0]  # classes: dog, sun, warm
-    assert item.evidence.int().tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0]]
+    assert item.evidence.int().tolist() == [[1, 0, 0], [0, 1, 1], [0, 1, 1]]
 
 
 def test_joined_films_show_their_labels_where_they_say_and_keep_groups_apart(videos, tmp_path):
@@ -221,7 +225,7 @@ WRONG_LISTS = {
     "path,labels,split\na.mp4,x,train\na.mp4,x,test": "it is listed for train and for test",
     "path,labels,group,split\na.mp4,x,7,train\nb.mp4,x,7,test": "group 7 is listed for train and for test",
     "path,labels\ngone.mp4,x": "gone.mp4 is not there",
-    "path,labels,start\nvideos/red/0.mp4,x,99": "0.mp4 ends before second 99",
+    "path,labels,start\n{videos}/red/0.mp4,x,99": "0.mp4 ends before second 99",
 }
 
 
@@ -234,10 +238,11 @@ def test_what_is_wrong_with_a_source_is_told_with_the_file_or_line(videos, tmp_p
         open_data("films", tmp_path / "none")
     listed, how = tmp_path / "list.csv", {"size": 32, "network": Tiny()}
     for text, told in WRONG_LISTS.items():
-        listed.write_text(text)
+        listed.write_text(text.format(videos=videos))
         with pytest.raises(ValueError, match=told):
             films(listed, tmp_path / "out", **how)
-    listed.write_text("path,labels\nvideos/red/0.mp4,x\nvideos/red/0.mp4,x\nvideos/red/1.mp4,x")  # the same file twice
+    rows = (f"{videos}/red/{number}.mp4,x" for number in (0, 0, 1))  # the same file twice
+    listed.write_text("\n".join(["path,labels", *rows]))
     assert "2 videos, 1 labels" in films(listed, tmp_path / "out", **how)
     with pytest.raises(ValueError, match="two classes"):
         films(listed, tmp_path / "out", join=Joins(3), **how)
@@ -245,18 +250,14 @@ def test_what_is_wrong_with_a_source_is_told_with_the_file_or_line(videos, tmp_p
 
 def test_bad_videos_stop_the_command_or_are_counted(videos, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("aart_lib.data.films.EfficientNet", Tiny)
-    (videos / "red" / "bad.mp4").write_bytes(b"no video")
-    command = ["films", str(videos), "--out", str(tmp_path / "out"), "--size", "32"]
+    mixed = shutil.copytree(videos, tmp_path / "mixed")
+    (mixed / "red" / "bad.mp4").write_bytes(b"no video")
+    command = ["films", str(mixed), "--out", str(tmp_path / "out"), "--size", "32"]
     assert main(command) == 2
     assert "bad.mp4 is no video that can be read" in capsys.readouterr().err
     assert main([*command, "--on-bad-video", "skip"]) == 0
     said = capsys.readouterr()
     assert "left out 1 videos" in said.err and "of 18 videos" in said.out
-
-
-def test_frames_of_a_row_are_those_between_its_times():
-    for start, end, count, frames in ((1.2, 5.0, 10, (2, 5)), (1.2, 5.0, 4, (2, 4)), (1.2, 1.6, 10, (1, 2))):
-        assert Row(Path("a"), "a", ("x",), start, end).frames(count, 1.0) == frames
 
 
 def test_films_of_photographs_show_each_label_in_its_frames_only(tmp_path):
@@ -270,16 +271,16 @@ def test_films_of_photographs_show_each_label_in_its_frames_only(tmp_path):
     assert splits.train[0].pictures is None
 
 
-def test_look_draws_one_video_clean_and_attacked(videos, tmp_path, capsys, monkeypatch):
+def test_look_draws_one_video_clean_and_attacked(videos, made, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(extracting, "EfficientNet", Tiny)
-    films(videos, tmp_path / "out", size=32, dims=6, network=Tiny())
     notes = {"data": "films", "labels": [0, 1, 2], "defense": "standard", "seed": 0}
     notes["threat"] = {"norm": "linf", "epsilon": 0.1}
-    checkpoint.save(tmp_path / "out" / "models" / "m", VideoTransformer(ModelConfig(6, 3, 3, width=16)), notes)
+    model, picture = VideoTransformer(ModelConfig(6, 3, 3, width=16)), tmp_path / "a.png"
+    what = [str(videos / "red" / "0.mp4"), "--out", str(picture)]
+    checkpoint.save(made / "models" / "m", model, notes)
     for attack in ("pgd", "frame", "pixels"):
-        picture = tmp_path / f"{attack}.png"
-        command = ["look", str(tmp_path / "out" / "models" / "m"), str(videos / "red" / "0.mp4"), "--out", str(picture)]
-        assert main([*command, "--attack", attack]) == 0 and picture.stat().st_size > 5000
-        assert "clean: " in capsys.readouterr().out
-    (tmp_path / "out" / "extractor.json").unlink()
-    assert main(command) == 2 and "give --data-dir" in capsys.readouterr().err
+        assert main(["look", str(made / "models" / "m"), *what, "--attack", attack]) == 0
+        assert picture.stat().st_size > 5000 and "clean: " in capsys.readouterr().out
+        picture.unlink()
+    checkpoint.save(tmp_path / "alone", model, notes)
+    assert main(["look", str(tmp_path / "alone"), *what]) == 2 and "give --data-dir" in capsys.readouterr().err

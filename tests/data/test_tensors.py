@@ -28,14 +28,16 @@ PADDED = np.full((6, 4, 5), np.nan, np.float32)
 for _row, _table in zip(PADDED, TABLES, strict=True):
     _row[: len(_table)] = _table
 REAL = np.arange(4) < np.array(LENGTHS)[:, None]
-FORMS = {
-    "a list of arrays": (TABLES, {}),
-    "a list of tensors": ([torch.tensor(table, requires_grad=True) for table in TABLES], {}),
-    "an array of objects": (np.array([*TABLES, None], object)[:-1], {}),
-    "lists of lists": ([table.tolist() for table in TABLES], {}),
-    "padded with a mask": (torch.tensor(PADDED), {"mask": torch.tensor(REAL)}),
-    "real frames last": (PADDED[:, ::-1], {"mask": REAL[:, ::-1]}),
-    "big-endian": ([table.astype(">f4") for table in TABLES], {}),
+WIDE = torch.randn(6, 4, 5).mul(100)
+FORMS = {  # what is given: frames, labels, mask
+    "a list of arrays": (TABLES, HOT, None),
+    "a list of tensors": ([torch.tensor(t, requires_grad=True) for t in TABLES], list(torch.tensor(HOT)), None),
+    "an array of objects": (np.array([*TABLES, None], object)[:-1], HOT.astype(bool), None),
+    "lists of lists": ([table.tolist() for table in TABLES], HOT, None),
+    "padded with a mask": (torch.tensor(PADDED), torch.tensor(HOT).bfloat16(), torch.tensor(REAL)),
+    "real frames last": (PADDED[:, ::-1], HOT, REAL[:, ::-1]),
+    "big-endian": ([table.astype(">f4") for table in TABLES], HOT, None),
+    **{str(dtype): (WIDE.to(dtype), HOT, None) for dtype in (torch.float16, torch.bfloat16, torch.float64)},
 }
 
 
@@ -47,26 +49,14 @@ def videos(count=40, seed=0, top=12.0, **options) -> VideoDataset:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_frames_come_back_as_they_were_given(form):
-    frames, options = FORMS[form]
-    dataset = VideoDataset.from_tensors(frames, HOT, **options)
+def test_frames_and_labels_come_back_as_they_were_given(form):
+    frames, labels, mask = FORMS[form]
+    expected = frames.float() if "float" in form else TABLES
+    dataset = VideoDataset.from_tensors(frames, labels, mask=mask)
     for i, item in enumerate(dataset):
-        expected = TABLES[i][::-1] if form == "real frames last" else TABLES[i]
-        np.testing.assert_array_equal(item.frames.numpy(), expected)
+        np.testing.assert_array_equal(item.frames.numpy(), expected[i][::-1] if "last" in form else expected[i])
         assert item.frames.dtype == torch.float32 and item.id == str(i) and item.labels.tolist() == HOT[i].tolist()
-    assert dataset.max_frames == 4 and len(dataset) == 6 and dataset.left_out == 0
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_every_width_of_floats_becomes_the_same_numbers(dtype):
-    frames = torch.randn(6, 4, 5).mul(100).to(dtype)
-    assert torch.equal(VideoDataset.from_tensors(frames, HOT).batch(range(6)).frames, frames.float())
-
-
-@pytest.mark.parametrize("labels", [HOT.astype(bool), torch.tensor(HOT).bfloat16(), list(torch.tensor(HOT))])
-def test_labels_of_any_dtype_are_read(labels):
-    dataset = VideoDataset.from_tensors(TABLES, labels)
-    assert [item.labels.tolist() for item in dataset] == HOT.tolist() and dataset.labels == [0, 1, 2]
+    assert dataset.max_frames == 4 and len(dataset) == 6 and dataset.left_out == 0 and dataset.labels == [0, 1, 2]
 
 
 def test_evidence_and_classes_that_are_kept_follow():
@@ -151,9 +141,10 @@ def test_other_tensors_make_another_run(splits):
 
 
 def test_reproduce_trains_and_judges_on_tensors_in_their_own_box(splits, tmp_path):
-    preset = replace(PRESETS["quick"], epochs=1, model={"width": 8, "heads": 2, "layers": 1}, defenses=("a-art",))
+    small = {"width": 8, "heads": 2, "layers": 1}
+    preset = replace(PRESETS["quick"], epochs=1, model=small, defenses=("standard",), suite="quick")
     threat = replace(default_threat(splits), epsilon=0.5)
     results = reproduce(splits, tmp_path, preset=preset, threat=threat, progress=False)
-    assert results["data"]["name"] == "tensors" and {row["defense"] for row in results["rows"]} == {"standard", "a-art"}
-    _, notes = checkpoint.load(tmp_path / "checkpoints" / "a-art-seed0.safetensors")
+    assert results["data"]["name"] == "tensors" and results["rows"][0]["defense"] == "standard"
+    _, notes = checkpoint.load(tmp_path / "checkpoints" / "standard-seed0.safetensors")
     assert notes["threat"]["box"] == list(splits.spec.box) == results["threat"]["box"]
