@@ -36,7 +36,7 @@ ORDER = (
     "cli.asked cli.commands cli.parser"
 ).split()
 FREE = {"__main__", *(name for name in NAMES.values() if name.endswith("__init__"))}  # they hand names on
-FILE_LIMIT, CORE_LIMIT, LIBRARY_LIMIT = 250, 1300, 5972  # lines of code
+FILE_LIMIT, CORE_LIMIT, LIBRARY_LIMIT = 250, 1300, 5974  # lines of code
 NOT_CODE = {"COMMENT", "NL", "NEWLINE", "INDENT", "DEDENT", "ENCODING", "ENDMARKER"}
 
 

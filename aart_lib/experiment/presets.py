@@ -66,8 +66,10 @@ def default_threat(splits: Splits) -> ThreatModel:
     return ThreatModel(splits.spec.norm, splits.spec.epsilon, box=splits.spec.box or BOX)
 
 
-def calibrate(model, dataset: VideoDataset, threat: ThreatModel, *, target=0.80, tolerance=0.004):
-    """The ε at which attacked GAP / clean GAP is ``target``, and the ratio reached: (float, float); attack: `pgd`.
+def calibrate(
+    model, dataset: VideoDataset, threat: ThreatModel, *, target=0.80, tolerance=0.004
+) -> tuple[float, float]:
+    """The ε at which attacked GAP / clean GAP is ``target``, and the ratio reached; attack: `pgd`.
 
     The paper's baseline falls from about 91 (assumed) to 72.9, a ratio of .80. Found by interpolation between a too
     weak and a too strong ε, rounded to three digits. Raises: ValueError if eleven doublings of ε do not get there.
