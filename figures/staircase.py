@@ -157,9 +157,10 @@ def term_table(worlds: dict[str, list[dict]]) -> list[str]:
     apart = {}
     for world, rows in worlds.items():
         for name, other in PAIRS:
-            with_it, without = gaps(rows, name), gaps(rows, other)
+            both = set.intersection(*({row["seed"] for row in rows if row["defense"] == d} for d in (name, other)))
+            with_it, without = (gaps([row for row in rows if row["seed"] in both], d) for d in (name, other))
             same = (world, name) != ("worlds-audioset", "a-art-fixed-maps")  # there its other weights are not TRADES'
-            if same and len(with_it) and len(with_it) == len(without):
+            if same and both:
                 apart[world, name, other] = (with_it - without)[:, 1:]
     tested = {key: stats.ttest_1samp(values, 0.0).pvalue for key, values in apart.items() if len(values) > 1}
     sure = holm({f"{key} {i}": float(p) for key, values in tested.items() for i, p in enumerate(values)})
