@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from aart_lib import checkpoint
+from aart_lib.cli import commands
 from aart_lib.cli.parser import main, parser
 from aart_lib.data import synthetic
 from aart_lib.data.records import encode_sequence_example, write_records
@@ -80,86 +81,75 @@ def test_a_trained_model_is_one_file_that_knows_what_it_is(trained):
     assert notes["threat"]["norm"] == "linf" and model.config.features == 320
 
 
-def test_a_trained_model_is_evaluated_on_the_same_data(trained, tiny, tmp_path, capsys):
+@pytest.fixture
+def pair(trained, tmp_path) -> tuple[Path, Path]:
+    """The trained model twice in one folder, beside one of five labels."""
+    paths = tmp_path / "models" / "one.safetensors", tmp_path / "models" / "two.safetensors"
+    paths[0].parent.mkdir()
+    for path in paths:
+        path.write_bytes(trained.read_bytes())
+    model, notes = checkpoint.load(trained)
+    small = VideoTransformer(replace(model.config, labels=5))
+    checkpoint.save(paths[0].with_name("five.safetensors"), small, notes | {"labels": notes["labels"][:5]})
+    return paths
+
+
+def test_a_trained_model_is_evaluated_on_the_same_data_beside_the_models_that_fit(
+    pair, tiny, tmp_path, capsys, short_suite, no_figures
+):
     out = tmp_path / "eval"
-    assert main(["evaluate", str(trained), "--data-dir", str(tiny), "--suite", "quick", "--out", str(out)]) == 0
+    line = ["evaluate", str(pair[0]), "--data-dir", str(tiny), "--suite", "strong", "--out", str(out)]
+    assert main(line) == 0
     results = json.loads((out / "results.json").read_text())
     (row,) = results["rows"]
-    assert row["defense"] == "a-art" and set(row["attacked"]) == {"noise", "fgsm", "pgd"}
+    assert row["defense"] == "a-art"
+    assert {"noise", "fgsm", "pgd", "apgd", "pgd-targeted", "gradient-free", "label-free"} <= set(row["attacked"])
+    assert {name for name in row["attacked"] if name.startswith("transfer-")} == {"transfer-two"}
+    assert "transfer-ahead" in {flag["name"] for flag in results["flags"]}
     assert results["data"]["videos"]["test"] == 12 and results["threat"]["norm"] == "linf"
     assert f"worst {row['worst']['gap']:.3f}" in capsys.readouterr().out
     assert main(["report", str(out / "results.json")]) == 0
     assert "| a-art |" in (out / "report.md").read_text()
 
 
-@pytest.fixture
-def pair(trained, tmp_path, short_suite) -> tuple[Path, Path]:
-    """The trained model twice in one folder."""
-    paths = tmp_path / "models" / "one.safetensors", tmp_path / "models" / "two.safetensors"
-    paths[0].parent.mkdir()
-    for path in paths:
-        path.write_bytes(trained.read_bytes())
-    return paths
-
-
-def other_shape(path: Path, trained: Path) -> Path:
-    """A model of five labels."""
-    model, notes = checkpoint.load(trained)
-    small = VideoTransformer(replace(model.config, labels=5))
-    checkpoint.save(path, small, notes | {"labels": notes["labels"][:5]})
-    return path
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [([], {"transfer-two"}), (["--surrogates"], set()), (["--surrogates", "{trained}"], {"transfer-model"})],
-    ids=["beside", "none", "one"],
-)
 def test_surrogates_are_those_given_or_the_fitting_ones_beside_the_model(
-    pair, trained, tiny, tmp_path, given, expected
+    pair, trained, tiny, tmp_path, capsys, monkeypatch
 ):
-    other_shape(pair[0].with_name("five.safetensors"), trained)
-    options = ["--data-dir", str(tiny), "--suite", "strong", "--out", str(tmp_path / "out")]
-    assert main(["evaluate", str(pair[0]), *options, *(word.format(trained=trained) for word in given)]) == 0
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    (row,) = results["rows"]
-    assert {name for name in row["attacked"] if name.startswith("transfer-")} == expected
-    assert {"apgd", "pgd-targeted", "gradient-free", "label-free"} <= set(row["attacked"])
-    assert ("transfer-ahead" in {flag["name"] for flag in results["flags"]}) == bool(expected)
+    def evaluate(*arguments, surrogates, **options):
+        raise ValueError(f"tried by {[*surrogates]}")
+
+    monkeypatch.setattr(commands, "evaluate", evaluate)
+    line = ["evaluate", pair[0], "--data-dir", tiny, "--suite", "strong", "--out", tmp_path / "out"]
+    for given, names in ([], ["two"]), (["--surrogates"], []), (["--surrogates", trained], ["model"]):
+        assert f"tried by {names}" in answer(capsys, *line, *given)
 
 
-def test_a_surrogate_of_another_shape_is_named(pair, trained, tiny, tmp_path, capsys):
-    wrong = other_shape(tmp_path / "five.safetensors", trained)
+def test_a_surrogate_of_another_shape_is_named(pair, tiny, tmp_path, capsys):
+    wrong, gone = pair[0].with_name("five.safetensors"), tmp_path / "gone.safetensors"
     options = ["--data-dir", tiny, "--suite", "strong", "--out", tmp_path / "out", "--surrogates"]
-    for path, words in ((wrong, "takes other frames or labels"), (tmp_path / "gone.safetensors", "is not a file")):
+    for path, words in ((wrong, "takes other frames or labels"), (gone, "is not a file")):
         said = answer(capsys, "evaluate", pair[0], *options, path)
         assert f"{path} {words}" in said and no_file(tmp_path / "out")
 
 
-def test_a_model_of_an_unseen_variant_is_evaluated_on_that_variant_and_no_other(tmp_path, monkeypatch, capsys):
+def test_a_model_of_an_unseen_variant_and_of_few_labels_is_evaluated_on_these_and_no_others(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("AART_CACHE", str(tmp_path / "cache"))
     for name, seed in (("default", 0), ("short", 1)):
         monkeypatch.setitem(synthetic.SETTINGS, name, replace(synthetic.SETTINGS[name], **SMALL, seed=seed))
     out, data = tmp_path / "out", ["--data", "synthetic:short"]
-    assert main(["train", *data, "--defense", "standard", "--epochs", "1", "--out", str(out)]) == 0
+    given = ["--defense", "standard", "--labels", "5", "--epochs", "1", "--epsilon", "0.1", "--out", str(out)]
+    assert main(["train", *data, *given]) == 0
     model = str(out / "model.safetensors")
     assert main(["evaluate", model, *data, "--suite", "quick", "--out", str(tmp_path / "eval")]) == 0
-    about = json.loads((tmp_path / "eval" / "results.json").read_text())["data"]
-    assert about["settings_hash"] == synthetic.settings_hash(synthetic.SETTINGS["short"])
+    results = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert results["data"]["settings_hash"] == synthetic.settings_hash(synthetic.SETTINGS["short"])
+    assert len(results["data"]["labels"]) == 5 and results["threat"]["epsilon"] == 0.1
     folder = synthetic.ensure(synthetic.SETTINGS["default"])
     for other in (["synthetic:long"], ["synthetic"], ["synthetic", "--data-dir", folder]):
         said = answer(capsys, "evaluate", model, "--data", *other, "--out", tmp_path / "x")
         assert "was trained on synthetic:short; evaluate it with --data synthetic:short" in said
-
-
-def test_a_label_subset_is_kept_by_the_checkpoint(tiny, tmp_path):
-    out = tmp_path / "five"
-    given = ["--data-dir", str(tiny), "--out", str(out)]
-    assert main(["train", *given, "--defense", "standard", "--labels", "5", "--epochs", "1", "--epsilon", "0.1"]) == 0
-    given[-1] = str(tmp_path / "eval")
-    assert main(["evaluate", str(out / "model.safetensors"), *given, "--suite", "quick"]) == 0
-    results = json.loads((tmp_path / "eval" / "results.json").read_text())
-    assert len(results["data"]["labels"]) == 5 and results["threat"]["epsilon"] == 0.1
 
 
 def test_describe_says_what_the_data_is(tiny, capsys, monkeypatch):

@@ -4,7 +4,7 @@
     python tests/tools/kill.py --command reproduce --count 50 --seed 1
     python tests/tools/kill.py --command side-by-side --count 20 --seed 1
 
-A run is killed at most --lives times, each time gone on with by --resume, then left to end. Half of the kills come at a
+A run is killed at most five times, each time gone on with by --resume, then left to end. Half of the kills come at a
 random moment of the run, the other half as soon as a file is being written: a training state, a model, scores, a row,
 a table or a figure. In the end the models must be those of a run that nobody killed, to the last bit, and results.json
 the same but for times; no defense may have been trained again whose model was there, and nothing unfinished may be
@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TIMES = ("train_seconds", "seconds")
 SAVE_SECONDS, SLOW_RENAME = 0.1, 0.02
 KINDS = (".state", ".safetensors", ".json", ".png", ".md")
+LIVES = 5  # kills of one run, at most
 COMMANDS = {
     "train": ["train", "--defense", "a-art", "--epochs", "5"],
     "reproduce": ["reproduce", "--preset", "quick", "--defenses", "a-art", "--epochs", "3", "--test-videos", "40"],
@@ -72,25 +74,18 @@ class Life:
 
     def writing(self, kind: str) -> bool:
         """Whether a file with such an ending is being written just now, as `.NAME.RANDOM.aart-part`."""
-        names = [name for folder in (self.out, self.out / "checkpoints", self.out / "rows") for name in listed(folder)]
-        return any(".aart-part" in name and Path(name).with_suffix("").stem.endswith(kind) for name in names)
+        with suppress(FileNotFoundError):  # renamed while we look
+            return any(path.with_suffix("").stem.endswith(kind) for path in self.out.rglob(".*.aart-part"))
+        return False
 
-    def kill_at(self, seconds: float) -> None:
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-
-    def kill_writing(self, kind: str, which: int) -> None:
-        """Kill it when the which-th file with such an ending is being written."""
+    def wait_writing(self, kind: str, which: int) -> None:
+        """Until the which-th file with such an ending is being written."""
         before, seen = False, 0
         while self.process.poll() is None and seen < which:
             now = self.writing(kind)
             seen += now and not before
             before = now
             time.sleep(0.002)
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
 
     def faults(self, code: int) -> list[str]:
         """What is wrong with how it ended: another exit code, a defense trained again whose model was there."""
@@ -102,10 +97,6 @@ class Life:
             said = self.errors.read().decode(errors="replace")[-1500:]
             found.append(f"exit code {self.process.returncode}: {said}")
         return found
-
-
-def listed(folder: Path) -> list[str]:
-    return os.listdir(folder) if folder.exists() else []
 
 
 def timeless(value):
@@ -135,7 +126,7 @@ def outcome(out: Path) -> dict:
 class Killer:
     """Kills one run after another and compares what they come to."""
 
-    def __init__(self, command: str, folder: Path, seed: int, lives: int):
+    def __init__(self, command: str, folder: Path, seed: int, lives: int = LIVES):
         self.draw, self.folder, self.lives = random.Random(seed), folder, lives
         self.arguments = [*COMMANDS[command], "--data-dir", str(data(folder))]
         self.kinds = KINDS[:2] if command == "train" else KINDS
@@ -169,11 +160,16 @@ class Killer:
     def kill(self, life: Life) -> str:
         """Returns how."""
         if self.draw.random() < 0.5:
-            life.kill_at(self.draw.uniform(0, self.seconds))
-            return "at a random moment"
-        kind = self.draw.choice(self.kinds)
-        life.kill_writing(kind, self.draw.randrange(1, 13) if kind == ".state" else 1)
-        return f"while {kind} was written"
+            how = "at a random moment"
+            with suppress(subprocess.TimeoutExpired):
+                life.process.wait(self.draw.uniform(0, self.seconds))
+        else:
+            kind = self.draw.choice(self.kinds)
+            how = f"while {kind} was written"
+            life.wait_writing(kind, self.draw.randrange(1, 13) if kind == ".state" else 1)
+        if life.process.poll() is None:
+            os.killpg(life.process.pid, signal.SIGKILL)
+        return how
 
 
 def data(folder: Path) -> Path:
@@ -192,10 +188,9 @@ def main() -> int:
     parser.add_argument("--command", choices=COMMANDS, default="train")
     parser.add_argument("--count", type=int, default=10, help="kills (default 10)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lives", type=int, default=5, metavar="N", help="kills of one run (default 5)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        killer = Killer(options.command, Path(folder), options.seed, options.lives)
+        killer = Killer(options.command, Path(folder), options.seed)
         while (left := options.count - killer.kills.total()) > 0:
             killer.one_run(left)
     for how, count in sorted(killer.kills.items()):
