@@ -32,7 +32,7 @@ def videos(tmp_path_factory):
 
 
 def start(launcher: list[str], *work) -> subprocess.CompletedProcess:
-    """The finished program, run by a launcher. Each piece of work: the function, its data, its folder, options."""
+    """The finished program: work is the name of a function, its data, its folder and options."""
     for _, _, out, _ in work:
         out.mkdir(exist_ok=True)
     command = [sys.executable, "-m", *launcher, str(PROGRAM), json.dumps(work, default=str)]
@@ -92,7 +92,7 @@ def test_processes_of_one_run_share_its_folder_and_one_of_them_writes(two):
 def test_every_defense_takes_the_same_steps_in_two_processes_with_parts(videos, two):
     first, second = (torch.load(two / "steps" / f"rank{rank}.pt") for rank in (0, 1))
     for name in DEFENSES:
-        for key, weight in stepped(name, open_splits(SPEC, videos)).items():
+        for key, weight in stepped(name, open_splits(SPEC, videos), size=14).items():
             assert torch.equal(first[name][key], second[name][key])
             torch.testing.assert_close(first[name][key], weight, rtol=0, atol=1e-9, msg=f"{name}: {key}")
 

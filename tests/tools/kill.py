@@ -38,8 +38,8 @@ COMMANDS = {
 COMMANDS["side-by-side"] = [*COMMANDS["reproduce"], "--jobs", "2"]  # the states of its jobs are kept as ever
 
 
-def run(arguments: list[str], trained: str) -> int:
-    """The command line with a state saved at nearly every step, slow renames, and a line for each training."""
+def run(finished: str, arguments: list[str]) -> int:
+    """The command line with a state saved at nearly every step and slow renames, which trains no finished model."""
     from aart_lib import training
     from aart_lib.cli import parser as cli
     from aart_lib.experiment import reproduce
@@ -51,12 +51,12 @@ def run(arguments: list[str], trained: str) -> int:
         time.sleep(SLOW_RENAME)
         rename(*paths)
 
-    def told(*rest, **options):
-        with open(trained, "a") as file:
-            file.write(f"{options['progress']}\n")
-        return train(*rest, **options)
+    def train_once(*rest, progress, **options):
+        if {"model", progress.replace(" seed ", "-seed")} & {*finished.split(",")}:
+            sys.exit(f"{progress} was trained again")
+        return train(*rest, progress=progress, **options)
 
-    training.SAVE_SECONDS, files.os.replace, reproduce.train = SAVE_SECONDS, slow_rename, told
+    training.SAVE_SECONDS, files.os.replace, reproduce.train = SAVE_SECONDS, slow_rename, train_once
     return cli.main(arguments)
 
 
@@ -64,10 +64,9 @@ class Life:
     """A process group that runs the command, and what is in its output folder."""
 
     def __init__(self, arguments: list[str], out: Path, resume: bool):
-        self.out, self.trained, self.errors = out, out.with_suffix(".trained"), tempfile.TemporaryFile()
-        self.trained.unlink(missing_ok=True)
-        self.finished = {path.stem for path in out.rglob("*.safetensors") if path.parent.name != "rows"}
-        command = [sys.executable, __file__, "--run", str(self.trained), *arguments, "--out", str(out)]
+        self.out, self.errors = out, tempfile.TemporaryFile()
+        finished = ",".join(path.stem for path in out.rglob("*.safetensors") if path.parent.name != "rows")
+        command = [sys.executable, __file__, "--run", finished, *arguments, "--out", str(out)]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         start = {"stdout": subprocess.DEVNULL, "stderr": self.errors, "start_new_session": True}
         self.process = subprocess.Popen([*command, *["--resume"] * resume], env=environment, **start)
@@ -87,16 +86,12 @@ class Life:
             before = now
             time.sleep(0.002)
 
-    def faults(self, code: int) -> list[str]:
-        """What is wrong with how it ended: another exit code, a defense trained again whose model was there."""
-        names = self.trained.read_text().splitlines() if self.trained.exists() else []
-        again = [name for name in names if {"model", name.replace(" seed ", "-seed")} & self.finished]
-        found = [f"{name} was trained again" for name in again]
-        if self.process.returncode != code:
-            self.errors.seek(0)
-            said = self.errors.read().decode(errors="replace")[-1500:]
-            found.append(f"exit code {self.process.returncode}: {said}")
-        return found
+    def fault(self) -> list[str]:
+        """What is wrong with how it ended, if anything."""
+        if self.process.wait() == 0:
+            return []
+        self.errors.seek(0)
+        return [f"exit code {self.process.returncode}: {self.errors.read().decode(errors='replace')[-1500:]}"]
 
 
 def timeless(value):
@@ -132,8 +127,8 @@ class Killer:
         self.kinds = KINDS[:2] if command == "train" else KINDS
         self.kills, self.wrong, self.runs, begun = Counter(), [], 0, time.perf_counter()
         whole = Life(self.arguments, folder / "whole", False)
-        if whole.process.wait():
-            sys.exit(f"the run that nobody kills fails: {whole.faults(0)}")
+        if wrong := whole.fault():
+            sys.exit(f"the run that nobody kills fails: {wrong}")
         self.seconds, self.expected = time.perf_counter() - begun, outcome(whole.out)
         print(f"{command}: a run that nobody kills takes {self.seconds:.1f} s", flush=True)
 
@@ -147,11 +142,9 @@ class Killer:
             if life.process.wait() != -signal.SIGKILL:
                 break  # it ended before
             self.kills[how] += 1
-            self.wrong += [f"run {self.runs}, life {killed}: {fault}" for fault in life.faults(-signal.SIGKILL)]
         else:
             life = Life(self.arguments, out, True)
-        life.process.wait()
-        self.wrong += [f"run {self.runs}, last life: {fault}" for fault in life.faults(0)]
+        self.wrong += [f"run {self.runs}, last life: {fault}" for fault in life.fault()]
         found = outcome(out)
         names = sorted(name for name in {*found, *self.expected} if found.get(name) != self.expected.get(name))
         self.wrong += [f"run {self.runs}: {name} differs, or is on one side alone" for name in names]
@@ -183,7 +176,7 @@ def data(folder: Path) -> Path:
 
 def main() -> int:
     if sys.argv[1:2] == ["--run"]:
-        return run(sys.argv[3:], sys.argv[2])
+        return run(sys.argv[2], sys.argv[3:])
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--command", choices=COMMANDS, default="train")
     parser.add_argument("--count", type=int, default=10, help="kills (default 10)")

@@ -45,7 +45,7 @@ def stepped(name: str, splits, accumulate: int = 1, size: int = 7) -> dict[str, 
 
 
 def step_every_defense(videos, out) -> None:
-    weights = {name: stepped(name, open_splits(SPEC, videos), accumulate=2) for name in DEFENSES}
+    weights = {name: stepped(name, open_splits(SPEC, videos), accumulate=2, size=14) for name in DEFENSES}
     torch.save(weights, Path(out) / f"rank{processes.rank()}.pt")
 
 
@@ -76,8 +76,8 @@ def train_and_judge(videos, out, *, epochs=4, workers=0, kill=None, stop=None) -
 def judge_untrained(videos, out) -> dict:
     torch.manual_seed(0)
     how = {"name": "strong", "only": {"gradient-free"}}
-    with patch.object(scoring, "BATCH", 5), patch.object(suites, "FREE_QUERIES", 20):  # five batches of 24 videos
-        return judged(VideoTransformer(SHAPE), open_splits(SPEC, videos), out, **how)
+    with patch.object(scoring, "BATCH", 10), patch.multiple(suites, FREE_QUERIES=20, SPLICE_STEPS=(0.1,)):
+        return judged(VideoTransformer(SHAPE), open_splits(SPEC, videos), out, **how)  # three batches of 24 videos
 
 
 def judged(model, splits, out, *, name="quick", only=None, **found) -> dict:
