@@ -119,15 +119,14 @@ def work(number):
     return number, losses.defense("mine").weights["mine"], twice(losses.TERMS["mine"].__code__.co_argcount)
 print(sorted(found for _, found in side_by_side(work, [(0,), (1,)], 2)))
 """
-AGAIN = "import runpy; runpy.run_path('mine.py', run_name='__main__')\n"
 
 
-def test_what_a_script_defines_and_registers_is_known_to_its_jobs(tmp_path):
-    """From standard input, and from a file without a main guard."""
+@pytest.mark.parametrize(("line", "given"), [(["mine.py"], None), (["-"], PROGRAM)], ids=["no guard", "standard input"])
+def test_what_a_script_defines_and_registers_is_known_to_its_jobs(tmp_path, line, given):
     (tmp_path / "mine.py").write_text(PROGRAM)
     how = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
-    done = subprocess.run([sys.executable, "-"], input=PROGRAM + AGAIN, check=False, **how)
-    assert done.stdout == 2 * "[(0, 0.5, 10), (1, 0.5, 10)]\n", done.stderr
+    done = subprocess.run([sys.executable, *line], input=given, check=False, **how)
+    assert done.stdout == "[(0, 0.5, 10), (1, 0.5, 10)]\n", done.stderr
 
 
 def test_what_cannot_be_sent_is_told_in_a_sentence(tmp_path):
