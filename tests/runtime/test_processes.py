@@ -21,6 +21,7 @@ PROGRAM = Path(__file__).parents[1] / "tools" / "shared_run.py"
 ROOT = str(Path(__file__).resolve().parents[2])
 SPREAD = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 STOP = 9  # in the middle of the third epoch
+pytestmark = pytest.mark.timeout(480)  # two processes do in one go what many tests look at
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def start(launcher: list[str], *work) -> subprocess.CompletedProcess:
         out.mkdir(exist_ok=True)
     command = [sys.executable, "-m", *launcher, str(PROGRAM), json.dumps(work, default=str)]
     environment = os.environ | {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
 
 
 def told(folder: Path) -> list[dict]:
