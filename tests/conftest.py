@@ -44,14 +44,39 @@ def written(tmp_path_factory):
     return write
 
 
-@pytest.fixture
-def short_suite(monkeypatch):
-    """Attacks of all suites have at most two steps and one restart."""
+@pytest.fixture(scope="session")
+def shorten():
+    """A function that patches all suites: their attacks have at most so many steps and one restart."""
     from aart_lib import attacks
     from aart_lib.experiment import suites
 
-    monkeypatch.setattr(suites, "pgd", lambda threat, steps, restarts, **o: attacks.pgd(threat, min(steps, 2), 1, **o))
-    monkeypatch.setattr(suites, "Attack", lambda threat, steps, **o: attacks.Attack(threat, steps=min(steps, 2), **o))
+    def patched(patch, most: int = 2) -> None:
+        def pgd(threat, steps, restarts, **options):
+            return attacks.pgd(threat, min(steps, most), 1, **options)
+
+        def attack(threat, steps, **options):
+            return attacks.Attack(threat, steps=min(steps, most), **options)
+
+        patch.setattr(suites, "pgd", pgd)
+        patch.setattr(suites, "Attack", attack)
+
+    return patched
+
+
+@pytest.fixture
+def short_suite(monkeypatch, shorten):
+    """Attacks of all suites have at most two steps and one restart."""
+    shorten(monkeypatch)
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Reports are written without their figures, which take seconds."""
+
+    def draw(*arguments):
+        return {}
+
+    monkeypatch.setattr("aart_lib.experiment.report.draw", draw)
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,18 @@
-"""reproduce.py: tiny runs from shards to figures, standard and strong, that are not repeated; the committed results."""
+"""reproduce.py: a tiny run from shards to figures that is not repeated, and the committed results."""
 
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from aart_lib import attacks
-from aart_lib.attacks import ThreatModel
+from aart_lib.attacks import ThreatModel, pgd
 from aart_lib.cli.parser import main
 from aart_lib.data.catalog import open_data, settings_hash
 from aart_lib.experiment import reproduce as reproduction
-from aart_lib.experiment import suites
 from aart_lib.experiment.presets import PRESETS
 from aart_lib.experiment.recipes import tuned
 from aart_lib.experiment.reproduce import three_worst
@@ -22,6 +21,7 @@ from aart_lib.experiment.summary import MEASURES
 from aart_lib.runtime.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
+NAMES = ["standard", "a-art"]
 
 
 def test_results_never_hold_what_other_readers_of_json_refuse(tmp_path):
@@ -37,13 +37,18 @@ def folder(written):
 
 def command(folder, out, *more) -> list[str]:
     given = ["reproduce", "--data", "synthetic", "--data-dir", str(folder), "--out", str(out), "--preset", "quick"]
-    return [*given, "--epochs", "2", "--defenses", "a-art", *more]
+    given += ["--suite", "strong", "--epochs", "2", "--seeds", "2", "--test-videos", "12", "--defenses", "a-art"]
+    return [*given, *more]
 
 
 @pytest.fixture(scope="module")
-def done(folder, tmp_path_factory):
+def done(folder, tmp_path_factory, shorten):
+    """The folder of a run whose attacks have few steps."""
     out = tmp_path_factory.mktemp("run") / "out"
-    assert main(command(folder, out)) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        patch.setattr("aart_lib.experiment.presets.pgd", partial(pgd, steps=3, restarts=1))  # of the calibration
+        assert main(command(folder, out)) == 0
     return out
 
 
@@ -55,7 +60,7 @@ def results(done) -> dict:
 def test_a_run_leaves_results_report_figures_and_checkpoints_and_nothing_half_done(done):
     names = {path.relative_to(done).as_posix() for path in done.rglob("*") if path.is_file()}
     assert names >= {"results.json", "report.md"} | {
-        f"checkpoints/{d}-seed0.safetensors" for d in ("standard", "a-art")
+        f"checkpoints/{name}-seed{seed}.safetensors" for name in NAMES for seed in range(2)
     }
     assert not [name for name in names if name.endswith(".state") or "/." in name or name.startswith(".")]
     report = (done / "report.md").read_text()
@@ -72,7 +77,8 @@ def test_results_have_the_layout_that_others_read(results, folder):
     assert set(threat) >= {"norm", "epsilon", "epsilon_levels", "calibration"}
     assert set(threat["calibration"]) >= {"target_ratio", "reached", "seed", "attack"}
     assert threat["epsilon_levels"] == pytest.approx(threat["epsilon"] * 255 / 4)
-    assert [row["defense"] for row in results["rows"]] == ["standard", "a-art"]  # the baseline is always there
+    rows = [(row["defense"], row["seed"]) for row in results["rows"]]
+    assert rows == [(name, seed) for seed in range(2) for name in NAMES]  # the baseline is always there
     assert all(set(row) >= {"defense", "seed", "train_seconds"} for row in results["rows"])  # beside what judging gives
     for summary in results["summary"].values():
         assert set(summary) >= {"clean_gap", "worst_gap", "recovered_share", "ci95"}
@@ -80,15 +86,36 @@ def test_results_have_the_layout_that_others_read(results, folder):
         assert set(flag) >= {"name", "defense", "raised", "value", "threshold", "meaning"}
 
 
-def test_the_report_is_drawn_from_the_results_alone(results, done, tmp_path):
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    assert main(["report", str(tmp_path / "results.json"), "--out", str(tmp_path / "again")]) == 0
-    assert (tmp_path / "again" / "report.md").read_text() == (done / "report.md").read_text()
+def test_seed_0_meets_every_attack_and_every_other_model(results):
+    for row, other in zip(results["rows"], ("a-art", "standard"), strict=False):
+        within, beyond = suite("strong", ThreatModel("linf", 0.05), surrogates=["other-seed", other])
+        assert row["seed"] == 0 and set(row["attacked"]) == set(within)
+        assert set(row["other"]) == {*beyond, "worst@2", "pgd-stored", "splice"}
 
 
-def test_a_resumed_run_neither_trains_nor_evaluates_again(done, folder, results, monkeypatch, capsys):
+def test_seed_1_meets_the_standard_attacks_and_the_three_worst_of_seed_0(results):
+    rows = {(row["defense"], row["seed"]): row for row in results["rows"]}
+    for name in NAMES:
+        worst = three_worst(rows[name, 0])
+        assert set(rows[name, 1]["attacked"]) == {"noise", "fgsm", "pgd", *worst} and len(worst) == 3
+        assert {"pgd@2", "worst@2", "frames-1"} <= set(rows[name, 1]["other"]) < set(rows[name, 0]["other"])
+
+
+def test_ours_is_compared_with_all_others_on_scores_that_are_kept(results, done):
+    compared = {(c["of"], c["with"], c["measure"]) for c in results["comparisons"]}
+    assert compared == {("a-art", "standard", measure) for measure in MEASURES}
+    for name in NAMES:
+        low, high = results["summary"][name]["ci95"]
+        assert 0 <= low < high <= 1
+        for seed in range(2):
+            scores = load_file(done / "rows" / f"{name}-seed{seed}.safetensors")
+            assert set(scores) == {"clean", "labels", *MEASURES}
+            assert {tuple(values.shape) for values in scores.values()} == {(12, 40)}
+
+
+def test_a_resumed_run_neither_trains_nor_evaluates_again(done, folder, results, monkeypatch, no_figures):
     times = {path: path.stat().st_mtime_ns for path in done.rglob("*.safetensors")}
-    assert len(times) == 4  # checkpoints, and the scores behind the rows
+    assert len(times) == 9  # checkpoints, one of them of another seed, and the scores behind the rows
     for name in ("train", "judge", "calibrate"):
         monkeypatch.setattr(reproduction, name, lambda *a, name=name, **o: pytest.fail(f"{name} ran again"))
     assert main(command(folder, done, "--resume")) == 0
@@ -105,56 +132,6 @@ def test_other_settings_train_again_and_a_given_epsilon_is_used(done, folder, tm
     assert trained == [tuned("synthetic", name)[0] for name in ("standard", "adversarial")]
     assert found["threat"]["norm"] == "l2-clip" and found["threat"]["calibration"]["reached"] is None
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(found))
-
-
-STRONG = replace(PRESETS["quick"], epochs=1, suite="strong", test_videos=12)
-NAMES = ["standard", "trades", "a-art"]
-
-
-def strong_run(folder, out) -> dict:
-    options = {"preset": STRONG, "seeds": 2, "defenses": NAMES[1:], "threat": ThreatModel("linf", 0.05)}
-    return reproduction.reproduce(open_data("synthetic", folder), out, progress=False, **options)
-
-
-@pytest.fixture(scope="module")
-def strong(folder, tmp_path_factory) -> tuple[dict, Path]:
-    """Results and folder of a run whose attacks have two steps."""
-    out = tmp_path_factory.mktemp("strong")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(suites, "pgd", lambda threat, steps, restarts, **o: attacks.pgd(threat, min(steps, 2), 1, **o))
-        patch.setattr(suites, "Attack", lambda threat, steps, **o: attacks.Attack(threat, steps=min(steps, 2), **o))
-        return strong_run(folder, out), out
-
-
-def test_seed_0_meets_every_attack_and_every_other_model(strong):
-    for row in strong[0]["rows"][:3]:
-        others = ["other-seed", *(name for name in NAMES if name != row["defense"])]
-        within, beyond = suite("strong", ThreatModel("linf", 0.05), surrogates=others)
-        assert row["seed"] == 0 and set(row["attacked"]) == set(within)
-        assert set(row["other"]) == {*beyond, "worst@2", "pgd-stored", "splice"}
-
-
-def test_seed_1_meets_the_standard_attacks_and_the_three_worst_of_seed_0(strong):
-    rows = {(row["defense"], row["seed"]): row for row in strong[0]["rows"]}
-    assert list(rows) == [(name, seed) for seed in range(2) for name in NAMES]
-    for name in NAMES:
-        worst = three_worst(rows[name, 0])
-        assert set(rows[name, 1]["attacked"]) == {"noise", "fgsm", "pgd", *worst} and len(worst) == 3
-        assert {"pgd@2", "worst@2", "frames-1"} <= set(rows[name, 1]["other"]) < set(rows[name, 0]["other"])
-
-
-def test_ours_is_compared_with_all_others_on_scores_that_are_kept(strong):
-    results, out = strong
-    compared = {(c["of"], c["with"], c["measure"]) for c in results["comparisons"]}
-    assert compared == {("a-art", name, measure) for name in NAMES[:2] for measure in MEASURES}
-    for name in NAMES:
-        low, high = results["summary"][name]["ci95"]
-        assert 0 <= low < high <= 1
-        for seed in range(2):
-            scores = load_file(out / "rows" / f"{name}-seed{seed}.safetensors")
-            assert set(scores) == {"clean", "labels", *MEASURES}
-            assert {tuple(values.shape) for values in scores.values()} == {(12, 40)}
-    assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
 
 
 def test_the_three_worst_are_the_lowest_beside_what_every_row_meets():

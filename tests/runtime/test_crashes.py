@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kill import COMMANDS, Killer
+from kill import COMMANDS, Killer, outcome
 from test_training import CONFIG, SHAPE, THREAT, splits  # noqa: F401 (a fixture)
 
 from aart_lib import checkpoint, training
@@ -30,11 +30,12 @@ ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from aart_lib.runtime.files import replacing, reserved
-with {held}:
+from aart_lib.runtime.files import reserved
+with reserved(Path(sys.argv[1]), 0):
     print({said}, flush=True)
     time.sleep(100)
 """
+STOPPED = "\naart: stopped; the same command with --resume goes on from there\n"
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +53,11 @@ def started(*command, path=(ROOT,), **options) -> subprocess.Popen:
 
 
 @contextmanager
-def holding(path: Path, held="reserved(Path(sys.argv[1]), 0)", said="os.getpid()"):
-    """A process that is at work in a folder, or writes a file, until it is killed; and what it says first."""
-    process = started("-c", HOLD.format(held=held, said=said), path, stdout=subprocess.PIPE)
+def holding(folder: Path, said="os.getpid()"):
+    """The number that a process says which is at work in a folder until it is killed."""
+    process = started("-c", HOLD.format(said=said), folder, stdout=subprocess.PIPE)
     try:
-        yield process, int(process.stdout.readline())
+        yield int(process.stdout.readline())
     finally:
         process.kill()
         process.wait()
@@ -76,11 +77,6 @@ def names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def same_models(one: Path, other: Path) -> bool:
-    weights = [checkpoint.load(path)[0].state_dict() for path in (one, other)]
-    return all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-
-
 # ---------------------------------------------------------------- killed
 
 
@@ -92,16 +88,26 @@ def test_a_run_killed_at_any_moment_comes_to_what_it_would_have(tmp_path, monkey
     assert killer.wrong == []
 
 
-def test_a_run_killed_before_its_model_is_saved_does_not_train_again(tiny, tmp_path, monkeypatch):
-    def killed(*arguments):
-        raise KeyboardInterrupt
+def killed(*arguments):
+    raise KeyboardInterrupt
 
+
+def told_to_stop(run, finish=training.Run._finish_epoch):
+    signal.raise_signal(signal.SIGTERM)
+    finish(run)
+
+
+@pytest.mark.parametrize(
+    "moment", [(checkpoint, "save", killed), (training.Run, "_finish_epoch", told_to_stop)], ids=["saving", "last step"]
+)
+def test_a_run_that_ends_before_its_model_is_there_does_not_train_again(tiny, tmp_path, monkeypatch, moment):
+    command = [*training_of(tiny, tmp_path), "--epochs", "1"]
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", killed)
-        assert main(training_of(tiny, tmp_path)) == 130
+        patch.setattr(*moment)
+        assert main(command) == 130
     assert names(tmp_path) == ["model.state"]
     monkeypatch.setattr(training.Run, "learn", lambda *rest: pytest.fail("trained again"))
-    assert main(training_of(tiny, tmp_path, "--resume")) == 0
+    assert main([*command, "--resume"]) == 0
     assert names(tmp_path) == ["model.safetensors"]
 
 
@@ -120,18 +126,15 @@ def test_files_that_killed_runs_left_are_removed_and_no_others(tmp_path):
     for name in kinds + others:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
-    with holding(tmp_path / "report.md", "replacing(sys.argv[1])"):
+    with files.replacing(tmp_path / "report.md"), files.reserved(tmp_path, 0):
         (living,) = [name for name in names(tmp_path) if "report.md" in name]
-        with files.reserved(tmp_path, 0):
-            assert names(tmp_path) == sorted([*others, living, ".run.lock"])
-    with files.reserved(tmp_path, 0):
-        pass
-    assert names(tmp_path) == sorted(others)
+        assert names(tmp_path) == sorted([*others, living, ".run.lock"])
+    assert names(tmp_path) == sorted([*others, "report.md"])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no process inherits open files here")
 def test_readers_that_outlive_a_killed_run_leave_its_folder_free(tmp_path):
-    with holding(tmp_path, said="os.fork() or time.sleep(100)") as (_, reader):
+    with holding(tmp_path, said="os.fork() or time.sleep(100)") as reader:
         pass
     try:
         with files.reserved(tmp_path, 0):
@@ -161,54 +164,36 @@ def test_a_reader_that_is_killed_ends_the_run_with_a_sentence(tiny, tmp_path, ca
 # ---------------------------------------------------------------- told to stop
 
 
-def stopped(command: list[str], until, number) -> None:
-    """What a real command says that gets a signal, with all its processes, when ``until()`` is true."""
+def test_a_signal_ends_a_training_with_its_state_and_a_sentence(tiny, tmp_path):
+    """The real command, with processes that read and get the signal too."""
+    command, state = [*training_of(tiny, tmp_path, "--workers", "2"), "--epochs", "300"], tmp_path / "model.state"
     process = started("-m", "aart_lib", *command, stderr=subprocess.PIPE, start_new_session=True)
     limit = time.monotonic() + 100
-    while not until() and process.poll() is None and time.monotonic() < limit:
+    while not state.exists() and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.01)
-    os.killpg(process.pid, number)
+    os.killpg(process.pid, signal.SIGINT)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and "Traceback" not in said, said
-    assert said.count(STOPPED) == 1
-
-
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 0)])
-def test_a_signal_ends_a_training_with_its_state_and_a_sentence(tiny, tmp_path, number, workers):
-    command = [*training_of(tiny, tmp_path, "--workers", str(workers)), "--epochs", "300"]
-    stopped(command, (tmp_path / "model.state").exists, number)
+    assert process.returncode == 130 and "Traceback" not in said and said.count(STOPPED) == 1, said
     assert names(tmp_path) == ["model.state"]
-    state = files.load_state(tmp_path / "model.state")
-    assert state["epoch"] > 0 or state["step"] > 0
+    found = files.load_state(state)
+    assert found["epoch"] > 0 or found["step"] > 0
 
 
-def test_a_signal_while_models_are_judged_ends_with_a_sentence_and_keeps_them(tiny, tmp_path):
+def test_a_signal_while_models_are_judged_ends_with_a_sentence_and_keeps_them(tiny, tmp_path, capsys, monkeypatch):
+    def judge(*arguments, **options):
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("judged on")
+
+    monkeypatch.setattr(reproduce, "judge", judge)
     command = ["reproduce", "--data-dir", str(tiny), "--defenses", "standard", "--epochs", "1", "--out", str(tmp_path)]
-    baselines = [tmp_path / "checkpoints" / f"standard-seed{seed}.safetensors" for seed in (0, 1)]
-    judging = lambda: all(path.exists() for path in baselines) and not time.sleep(1)  # noqa: E731
-    stopped([*command, "--suite", "strong", "--epsilon", "0.1"], judging, signal.SIGTERM)
-    assert names(tmp_path) == [path.relative_to(tmp_path).as_posix() for path in baselines]
+    assert main([*command, "--suite", "strong", "--epsilon", "0.1"]) == 130
+    assert capsys.readouterr().err.endswith(STOPPED)
+    assert names(tmp_path) == [f"checkpoints/standard-seed{seed}.safetensors" for seed in (0, 1)]
 
 
-def test_a_signal_after_the_last_step_is_heard(tiny, tmp_path, monkeypatch):
-    own = training.Run._finish_epoch
-
-    def finish(self):
-        if self.epoch + 1 == self.config.epochs:
-            signal.raise_signal(signal.SIGTERM)
-        own(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training.Run, "_finish_epoch", finish)
-        assert main(training_of(tiny, tmp_path)) == 130
-    assert names(tmp_path) == ["model.state"]
-    assert main(training_of(tiny, tmp_path, "--resume")) == 0
-
-
-STOPPED = "\naart: stopped; the same command with --resume goes on from there\n"
 SLOW_TORCH = """
 import os, sys, time
-print("loading", flush=True), time.sleep(2)
+print("loading", flush=True), time.sleep(0.5)
 sys.path.remove(os.path.dirname(__file__)), sys.modules.pop("torch")
 import torch  # the real one, which takes this one's place
 """
@@ -250,7 +235,7 @@ def test_a_disk_that_becomes_full_ends_the_run_with_a_sentence_and_the_run_goes_
     assert f"{out / 'model.state'}: no space left on device; make room, then the same command with --resume" in said
     assert names(out) == ["model.state"] and files.load_state(out / "model.state")["epoch"] == 1
     assert main(training_of(tiny, out, "--resume")) == 0
-    assert same_models(tmp_path / "whole" / "model.safetensors", out / "model.safetensors")
+    assert outcome(out) == outcome(tmp_path / "whole")
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_trained(tiny, tmp_path, capsys, monkeypatch):
@@ -288,8 +273,10 @@ def test_without_a_writable_home_the_cache_is_a_temporary_folder(tmp_path, monke
 # ---------------------------------------------------------------- two runs
 
 
-def test_a_second_run_in_a_folder_is_refused_until_the_first_ends_and_a_report_is_not(tiny, tmp_path, capsys):
-    with holding(tmp_path) as (_, number):
+def test_a_second_run_in_a_folder_is_refused_until_the_first_ends_and_a_report_is_not(
+    tiny, tmp_path, capsys, no_figures
+):
+    with holding(tmp_path) as number:
         for command in (training_of(tiny, tmp_path, "--resume"), ["reproduce", "--data-dir", tiny, "--out", tmp_path]):
             said = answer(capsys, command)
             assert f"{tmp_path} is in use by process {number} on " in said and "choose another --out" in said
@@ -300,14 +287,6 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_ends_and_a_report_i
     # its lock file stays, its lock does not
     assert main(training_of(tiny, tmp_path, "--resume")) == 0
     assert "model.safetensors" in names(tmp_path) and ".run.lock" not in names(tmp_path)
-
-
-def test_processes_of_one_run_share_its_folder(tiny, tmp_path):
-    spread = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "aart_lib"]
-    process = started(*spread, *training_of(tiny, tmp_path), stderr=subprocess.PIPE)
-    said = process.communicate(timeout=200)[1]
-    assert process.returncode == 0, said[-2000:]
-    assert names(tmp_path) == ["model.safetensors"]
 
 
 # ---------------------------------------------------------------- numbers

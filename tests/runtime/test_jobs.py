@@ -27,21 +27,14 @@ def squared(number: int, *, folder=None) -> tuple[int, int, int]:
     return number**2, os.getpid(), torch.get_num_threads()
 
 
-def fails(number: int, *, folder: Path) -> int:
+def fails_beside_a_training(number: int, *, folder: Path) -> None:
     (folder / f"begun{number}").touch()
     if number == 0:
-        while not (folder / "begun1").exists():
-            time.sleep(0.05)
+        until((folder / "begun1").exists)
         raise ValueError("the first one is bad")
-    time.sleep(600)
-
-
-def fails_beside_a_training(number: int, *, folder: Path) -> None:
-    if number == 0:
-        fails(number, folder=folder)
     with on_signals(signal.default_int_handler):
         try:
-            fails(number, folder=folder)
+            time.sleep(600)
         except KeyboardInterrupt:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # while it saves its state
             time.sleep(1)
@@ -53,17 +46,18 @@ def killed(number: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def sleeps(number: int, *, folder: Path) -> None:
-    (folder / f"begun{number}").write_text(str(os.getpid()))
-    time.sleep(600)
-
-
 def alive(pid: int) -> bool:
     """Is there such a process, and is it more than an entry that nobody has read?"""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process started; none where the system does not tell."""
+    known = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in known.read_text().split()] if known.exists() else []
 
 
 def until(condition, seconds: float = 180) -> None:
@@ -103,10 +97,9 @@ def test_as_many_jobs_as_threads_but_one_on_gpus_and_none_beside_other_processes
         list(side_by_side(squared, [(0,), (1,)], 2))
 
 
-@pytest.mark.parametrize("work", [fails, fails_beside_a_training])
-def test_an_error_of_one_ends_all(tmp_path, work):
+def test_an_error_of_one_ends_all(tmp_path):
     with pytest.raises(ValueError, match="the first one is bad"):
-        list(side_by_side(partial(work, folder=tmp_path), [(0,), (1,), (2,)], 2))
+        list(side_by_side(partial(fails_beside_a_training, folder=tmp_path), [(0,), (1,), (2,)], 2))
     assert not (tmp_path / "begun2").exists()
     assert multiprocessing.active_children() == []
 
@@ -138,29 +131,7 @@ def test_what_a_script_defines_and_registers_is_known_to_its_jobs(tmp_path, line
 
 def test_what_cannot_be_sent_is_told_in_a_sentence(tmp_path):
     with open(tmp_path / "x", "w") as file, pytest.raises(ValueError, match=r"cannot be sent .* take jobs=1"):
-        list(side_by_side(partial(fails, folder=file), [(0,), (1,)], 2))
-
-
-PARENT = """
-import sys; from functools import partial; from pathlib import Path
-from test_jobs import side_by_side, sleeps
-if __name__ == '__main__':
-    list(side_by_side(partial(sleeps, folder=Path(sys.argv[1])), [(0,), (1,)], 2))
-"""
-
-
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked up in /proc")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_no_job_outlives_its_parent(tmp_path, number):
-    script = tmp_path / "parent.py"
-    script.write_text(PARENT)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    parent = subprocess.Popen([sys.executable, str(script), str(tmp_path)], env=environment, stderr=subprocess.PIPE)
-    notes = [tmp_path / "begun0", tmp_path / "begun1"]
-    until(lambda: all(note.exists() and note.read_text() for note in notes))
-    parent.send_signal(number)
-    parent.communicate(timeout=60)
-    until(lambda: not any(alive(int(note.read_text())) for note in notes))
+        list(side_by_side(partial(squared, folder=file), [(0,), (1,)], 2))
 
 
 # ---------------------------------------------------------------- the main job
@@ -172,33 +143,38 @@ def data(written):
 
 
 def command(data, out, *more) -> list[str]:
-    return ["reproduce", "--data-dir", str(data), "--out", str(out), "--preset", "quick", "--epochs", "2", *more]
+    given = ["reproduce", "--data-dir", str(data), "--out", str(out), "--preset", "quick", "--epsilon", "0.05"]
+    return [*given, *more]
 
 
-def test_the_table_is_the_same_side_by_side(data, tmp_path, capsys, monkeypatch):
+def test_the_table_is_the_same_side_by_side(data, tmp_path, capsys, monkeypatch, no_figures):
     """With a term and a defense that are known in this process alone."""
     monkeypatch.setitem(losses.TERMS, "mine", lambda d, clean, attacked, labels, mask: attacked.logits.square().sum(1))
     monkeypatch.setitem(losses.DEFENSES, "mine", losses.Defense({"task": 0.5, "robust": 0.5, "mine": 0.01}))
     for count in ("1", "2"):
-        assert main(command(data, tmp_path / count, "--jobs", count, "--seeds", "2", "--defenses", "mine")) == 0
+        assert main(command(data, tmp_path / count, "--jobs", count, "--epochs", "1", "--defenses", "mine")) == 0
     assert outcome(tmp_path / "1") == outcome(tmp_path / "2")
     assert main(command(data, tmp_path / "3", "--jobs", "0")) == 2
     assert "--jobs must be at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM that can be caught")
-def test_a_stop_side_by_side_saves_every_training(data, tmp_path):
-    """SIGTERM while two defenses are trained: both leave their state, from which the same command could go on."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_no_job_outlives_its_parent_and_a_stop_saves_every_training(data, tmp_path, number):
+    """A signal while two defenses are trained: both leave their state, from which the same command could go on."""
     out = tmp_path / "out"
-    more = ("--jobs", "2", "--epsilon", "0.05", "--defenses", "adversarial,trades")
-    line = [sys.executable, "-m", "aart_lib", *command(data, out, *more)]
-    line[line.index("--epochs") + 1] = "4000"
+    line = command(data, out, "--jobs", "2", "--epochs", "4000", "--defenses", "adversarial,trades")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    run = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "aart_lib", *line], env=environment, stderr=subprocess.PIPE, text=True
+    )
     states = [out / "checkpoints" / f"{name}-seed0.state" for name in ("adversarial", "trades")]  # begun first
     until(lambda: all(state.exists() for state in states))
-    run.send_signal(signal.SIGTERM)
-    assert "the same command with --resume goes on from there" in run.communicate(timeout=60)[1]
-    assert run.returncode == 130
-    assert not [path for path in out.rglob(".*")], "temporary files were left"
+    jobs = children(run.pid)
+    run.send_signal(number)
+    said = run.communicate(timeout=60)[1]
+    until(lambda: not any(map(alive, jobs)))
+    if number == signal.SIGTERM:
+        assert run.returncode == 130 and "the same command with --resume goes on from there" in said
+        assert not [path for path in out.rglob(".*")], "temporary files were left"
     assert all(files.load_state(state)["epoch"] + files.load_state(state)["step"] > 0 for state in states)

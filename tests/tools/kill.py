@@ -4,7 +4,7 @@
     python tests/tools/kill.py --command reproduce --count 50 --seed 1
     python tests/tools/kill.py --command side-by-side --count 20 --seed 1
 
-A run is killed at most --lives times, each time gone on with by --resume, then left to end. Half of the kills come at a
+A run is killed at most five times, each time gone on with by --resume, then left to end. Half of the kills come at a
 random moment of the run, the other half as soon as a file is being written: a training state, a model, scores, a row,
 a table or a figure. In the end the models must be those of a run that nobody killed, to the last bit, and results.json
 the same but for times; no defense may have been trained again whose model was there, and nothing unfinished may be
@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TIMES = ("train_seconds", "seconds")
 SAVE_SECONDS, SLOW_RENAME = 0.1, 0.02
 KINDS = (".state", ".safetensors", ".json", ".png", ".md")
+LIVES = 5  # kills of one run, at most
 COMMANDS = {
     "train": ["train", "--defense", "a-art", "--epochs", "5"],
     "reproduce": ["reproduce", "--preset", "quick", "--defenses", "a-art", "--epochs", "3", "--test-videos", "40"],
@@ -36,8 +38,8 @@ COMMANDS = {
 COMMANDS["side-by-side"] = [*COMMANDS["reproduce"], "--jobs", "2"]  # the states of its jobs are kept as ever
 
 
-def run(arguments: list[str], trained: str) -> int:
-    """The command line with a state saved at nearly every step, slow renames, and a line for each training."""
+def run(finished: str, arguments: list[str]) -> int:
+    """The command line with a state saved at nearly every step and slow renames, which trains no finished model."""
     from aart_lib import training
     from aart_lib.cli import parser as cli
     from aart_lib.experiment import reproduce
@@ -49,12 +51,12 @@ def run(arguments: list[str], trained: str) -> int:
         time.sleep(SLOW_RENAME)
         rename(*paths)
 
-    def told(*rest, **options):
-        with open(trained, "a") as file:
-            file.write(f"{options['progress']}\n")
-        return train(*rest, **options)
+    def train_once(*rest, progress, **options):
+        if {"model", progress.replace(" seed ", "-seed")} & {*finished.split(",")}:
+            sys.exit(f"{progress} was trained again")
+        return train(*rest, progress=progress, **options)
 
-    training.SAVE_SECONDS, files.os.replace, reproduce.train = SAVE_SECONDS, slow_rename, told
+    training.SAVE_SECONDS, files.os.replace, reproduce.train = SAVE_SECONDS, slow_rename, train_once
     return cli.main(arguments)
 
 
@@ -62,50 +64,34 @@ class Life:
     """A process group that runs the command, and what is in its output folder."""
 
     def __init__(self, arguments: list[str], out: Path, resume: bool):
-        self.out, self.trained, self.errors = out, out.with_suffix(".trained"), tempfile.TemporaryFile()
-        self.trained.unlink(missing_ok=True)
-        self.finished = {path.stem for path in out.rglob("*.safetensors") if path.parent.name != "rows"}
-        command = [sys.executable, __file__, "--run", str(self.trained), *arguments, "--out", str(out)]
+        self.out, self.errors = out, tempfile.TemporaryFile()
+        finished = ",".join(path.stem for path in out.rglob("*.safetensors") if path.parent.name != "rows")
+        command = [sys.executable, __file__, "--run", finished, *arguments, "--out", str(out)]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         start = {"stdout": subprocess.DEVNULL, "stderr": self.errors, "start_new_session": True}
         self.process = subprocess.Popen([*command, *["--resume"] * resume], env=environment, **start)
 
     def writing(self, kind: str) -> bool:
         """Whether a file with such an ending is being written just now, as `.NAME.RANDOM.aart-part`."""
-        names = [name for folder in (self.out, self.out / "checkpoints", self.out / "rows") for name in listed(folder)]
-        return any(".aart-part" in name and Path(name).with_suffix("").stem.endswith(kind) for name in names)
+        with suppress(FileNotFoundError):  # renamed while we look
+            return any(path.with_suffix("").stem.endswith(kind) for path in self.out.rglob(".*.aart-part"))
+        return False
 
-    def kill_at(self, seconds: float) -> None:
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-
-    def kill_writing(self, kind: str, which: int) -> None:
-        """Kill it when the which-th file with such an ending is being written."""
+    def wait_writing(self, kind: str, which: int) -> None:
+        """Until the which-th file with such an ending is being written."""
         before, seen = False, 0
         while self.process.poll() is None and seen < which:
             now = self.writing(kind)
             seen += now and not before
             before = now
             time.sleep(0.002)
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
 
-    def faults(self, code: int) -> list[str]:
-        """What is wrong with how it ended: another exit code, a defense trained again whose model was there."""
-        names = self.trained.read_text().splitlines() if self.trained.exists() else []
-        again = [name for name in names if {"model", name.replace(" seed ", "-seed")} & self.finished]
-        found = [f"{name} was trained again" for name in again]
-        if self.process.returncode != code:
-            self.errors.seek(0)
-            said = self.errors.read().decode(errors="replace")[-1500:]
-            found.append(f"exit code {self.process.returncode}: {said}")
-        return found
-
-
-def listed(folder: Path) -> list[str]:
-    return os.listdir(folder) if folder.exists() else []
+    def fault(self) -> list[str]:
+        """What is wrong with how it ended, if anything."""
+        if self.process.wait() == 0:
+            return []
+        self.errors.seek(0)
+        return [f"exit code {self.process.returncode}: {self.errors.read().decode(errors='replace')[-1500:]}"]
 
 
 def timeless(value):
@@ -135,14 +121,14 @@ def outcome(out: Path) -> dict:
 class Killer:
     """Kills one run after another and compares what they come to."""
 
-    def __init__(self, command: str, folder: Path, seed: int, lives: int):
+    def __init__(self, command: str, folder: Path, seed: int, lives: int = LIVES):
         self.draw, self.folder, self.lives = random.Random(seed), folder, lives
         self.arguments = [*COMMANDS[command], "--data-dir", str(data(folder))]
         self.kinds = KINDS[:2] if command == "train" else KINDS
         self.kills, self.wrong, self.runs, begun = Counter(), [], 0, time.perf_counter()
         whole = Life(self.arguments, folder / "whole", False)
-        if whole.process.wait():
-            sys.exit(f"the run that nobody kills fails: {whole.faults(0)}")
+        if wrong := whole.fault():
+            sys.exit(f"the run that nobody kills fails: {wrong}")
         self.seconds, self.expected = time.perf_counter() - begun, outcome(whole.out)
         print(f"{command}: a run that nobody kills takes {self.seconds:.1f} s", flush=True)
 
@@ -156,11 +142,9 @@ class Killer:
             if life.process.wait() != -signal.SIGKILL:
                 break  # it ended before
             self.kills[how] += 1
-            self.wrong += [f"run {self.runs}, life {killed}: {fault}" for fault in life.faults(-signal.SIGKILL)]
         else:
             life = Life(self.arguments, out, True)
-        life.process.wait()
-        self.wrong += [f"run {self.runs}, last life: {fault}" for fault in life.faults(0)]
+        self.wrong += [f"run {self.runs}, last life: {fault}" for fault in life.fault()]
         found = outcome(out)
         names = sorted(name for name in {*found, *self.expected} if found.get(name) != self.expected.get(name))
         self.wrong += [f"run {self.runs}: {name} differs, or is on one side alone" for name in names]
@@ -169,11 +153,16 @@ class Killer:
     def kill(self, life: Life) -> str:
         """Returns how."""
         if self.draw.random() < 0.5:
-            life.kill_at(self.draw.uniform(0, self.seconds))
-            return "at a random moment"
-        kind = self.draw.choice(self.kinds)
-        life.kill_writing(kind, self.draw.randrange(1, 13) if kind == ".state" else 1)
-        return f"while {kind} was written"
+            how = "at a random moment"
+            with suppress(subprocess.TimeoutExpired):
+                life.process.wait(self.draw.uniform(0, self.seconds))
+        else:
+            kind = self.draw.choice(self.kinds)
+            how = f"while {kind} was written"
+            life.wait_writing(kind, self.draw.randrange(1, 13) if kind == ".state" else 1)
+        if life.process.poll() is None:
+            os.killpg(life.process.pid, signal.SIGKILL)
+        return how
 
 
 def data(folder: Path) -> Path:
@@ -187,15 +176,14 @@ def data(folder: Path) -> Path:
 
 def main() -> int:
     if sys.argv[1:2] == ["--run"]:
-        return run(sys.argv[3:], sys.argv[2])
+        return run(sys.argv[2], sys.argv[3:])
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--command", choices=COMMANDS, default="train")
     parser.add_argument("--count", type=int, default=10, help="kills (default 10)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lives", type=int, default=5, metavar="N", help="kills of one run (default 5)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        killer = Killer(options.command, Path(folder), options.seed, options.lives)
+        killer = Killer(options.command, Path(folder), options.seed)
         while (left := options.count - killer.kills.total()) > 0:
             killer.one_run(left)
     for how, count in sorted(killer.kills.items()):

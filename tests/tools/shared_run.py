@@ -1,15 +1,20 @@
-"""A program that several processes run together, for test_processes.py: train and judge on the videos of a folder."""
+"""A program that several processes run together, for test_processes.py: one piece of work after another.
+
+python tests/tools/shared_run.py '[["train_and_judge", "VIDEOS", "OUT", {"workers": 1}], ...]'
+"""
 
 import json
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from accelerate import Accelerator
 
 from aart_lib import scoring, training
+from aart_lib.cli.parser import main as command
 from aart_lib.data.catalog import open_splits
 from aart_lib.data.formats import DatasetSpec
 from aart_lib.experiment import suites
@@ -22,6 +27,7 @@ from aart_lib.threats import ThreatModel
 
 SPEC = DatasetSpec("tiny", {"rgb": (6, 6)}, 3, ("train*.tfrecord",), ("test*.tfrecord",), max_frames=5)
 SHAPE = ModelConfig(6, 3, max_frames=5, width=8, heads=2, layers=2)
+THREAT = ThreatModel("linf", 0.1)
 
 
 def stepped(name: str, splits, accumulate: int = 1, size: int = 7) -> dict[str, torch.Tensor]:
@@ -38,49 +44,65 @@ def stepped(name: str, splits, accumulate: int = 1, size: int = 7) -> dict[str, 
     return made.model.state_dict()
 
 
-def main(folder: str, out: str, name: str, **options) -> None:
-    torch.set_num_threads(1)
-    processes.start()
-    if name == "every defense":
-        weights = {key: stepped(key, open_splits(SPEC, folder), **options) for key in DEFENSES}
-        torch.save(weights, Path(out) / f"rank{processes.rank()}.pt")
-        return
+def step_every_defense(videos, out) -> None:
+    weights = {name: stepped(name, open_splits(SPEC, videos), accumulate=2, size=14) for name in DEFENSES}
+    torch.save(weights, Path(out) / f"rank{processes.rank()}.pt")
+
+
+def train_and_judge(videos, out, *, epochs=4, workers=0, kill=None, stop=None) -> dict:
+    """Train with A-ART and judge. In one process, the last, the step ``kill`` is the end, or ``stop`` the last."""
     losses, own = [], training.Run.learn
 
-    def step(self, parts, videos, threat):
-        if options.get("kill") == len(losses) and processes.rank() == 1:
-            os.kill(os.getpid(), 9)
-        if options.get("stop") == len(losses) and processes.rank() == processes.count() - 1:
-            self.stopped = True  # as after a signal to this process alone
-        found = own(self, parts, videos, threat)
-        losses.append(found)
-        return found
+    def learn(run, *step):
+        if processes.rank() == processes.count() - 1:
+            if kill == len(losses):
+                os.kill(os.getpid(), 9)
+            run.stopped = stop == len(losses)  # as after a signal to this process alone
+        losses.append(own(run, *step))
+        return losses[-1]
 
-    training.Run.learn = step
-    threat, splits = ThreatModel("linf", 0.1), open_splits(SPEC, folder)
-    config = TrainConfig(epochs=options.get("epochs", 13), batch_size=8, seed=1)
-    hardware = Hardware(accumulate=options.get("accumulate", 1), workers=options.get("workers", 0))
-    state, history = Path(out) / "run.state", []
+    splits, config = open_splits(SPEC, videos), TrainConfig(epochs=epochs, batch_size=8, seed=1)
+    how = {"state": Path(out) / "run.state", "hardware": Hardware(workers=workers), "progress": None}
     try:
-        if name == "untrained":
-            torch.manual_seed(0)
-            model = VideoTransformer(SHAPE)
-        else:
-            go = {"state": state, "hardware": hardware, "progress": None}
-            model, history = training.train(DEFENSES[name], splits, SHAPE, threat, config, **go)
-    except processes.ProcessLost as error:
-        sys.exit(f"aart: {error}")
+        with patch.object(training.Run, "learn", learn):
+            model, history = training.train(DEFENSES["a-art"], splits, SHAPE, THREAT, config, **how)
     except KeyboardInterrupt:
-        sys.exit(f"stopped after {len(losses)} steps")
-    scoring.BATCH = options.get("batch", scoring.BATCH)
-    suites.FREE_QUERIES, suites.SPLICE_STEPS = 20, (0.1,)  # what takes longest
-    row, scores = judge(model, splits.test, threat, name=options.get("suite", "quick"), progress=False)
-    found = {"losses": losses, "history": history, "row": row}
-    found["scores"] = {key: value.tolist() for key, value in scores.items()}
-    found["types"] = sorted({str(parameter.dtype) for parameter in model.parameters()})
-    found["weights"] = {key: value.tolist() for key, value in model.state_dict().items()}
+        return told(out, losses=losses)
+    weights = {name: value.tolist() for name, value in model.state_dict().items()}
+    types = sorted({str(value.dtype) for value in model.parameters()})
+    return judged(model, splits, out, losses=losses, history=history, weights=weights, types=types)
+
+
+def judge_untrained(videos, out) -> dict:
+    torch.manual_seed(0)
+    how = {"name": "strong", "only": {"gradient-free"}}
+    with patch.object(scoring, "BATCH", 10), patch.multiple(suites, FREE_QUERIES=20, SPLICE_STEPS=(0.1,)):
+        return judged(VideoTransformer(SHAPE), open_splits(SPEC, videos), out, **how)  # three batches of 24 videos
+
+
+def judged(model, splits, out, *, name="quick", only=None, **found) -> dict:
+    row, scores = judge(model, splits.test, THREAT, name=name, only=only, progress=False)
+    return told(out, row=row, scores={key: value.tolist() for key, value in scores.items()}, **found)
+
+
+def told(out, **found) -> dict:
+    """What was found, which this process writes down too."""
     (Path(out) / f"rank{processes.rank()}.json").write_text(json.dumps(found))
+    return found
+
+
+def command_line(data, out) -> None:
+    line = ["train", "--data-dir", data, "--defense", "standard", "--epochs", "1", "--out", out]
+    if code := command(line):
+        sys.exit(code)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], **json.loads(sys.argv[4]))
+    torch.set_num_threads(1)
+    try:
+        for work, folder, out, options in json.loads(sys.argv[1]):
+            if work != "command_line":  # which lets the processes meet by itself
+                processes.start()
+            globals()[work](folder, out, **options)
+    except processes.ProcessLost as error:
+        sys.exit(f"aart: {error}")
