@@ -199,7 +199,7 @@ def checked_blocks(scores, labels) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     scores, labels = (x if hasattr(x, "detach") else np.asarray(x) for x in (scores, labels))
     if len(scores.shape) != 2 or tuple(scores.shape) != tuple(labels.shape) or scores.shape[1] == 0:
         shapes = f"{tuple(scores.shape)} and {tuple(labels.shape)}"
-        raise ValueError(f"scores and labels must both be [N,C], got {shapes}; pass a row a video, a column a class")
+        raise ValueError(f"scores and labels must both be [N,C], got {shapes}; pass videos as rows, classes as columns")
     for start in range(0, len(scores), BLOCK):
         block, true = (_to_numpy(x[start : start + BLOCK]) for x in (scores, labels))
         block = block if block.dtype.kind == "f" else block.astype(np.float64)

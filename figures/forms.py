@@ -2,6 +2,7 @@
 
     python figures/forms.py                                      # synthetic videos and longer ones with rare evidence
     python figures/forms.py --films FOLDER --audioset FOLDER     # and real frames, and AudioSet; goes on if stopped
+    python figures/forms.py --films FOLDER --audioset FOLDER --worlds films,audioset --confirm-in films   # forms.md
     python figures/forms.py --redraw                             # forms.md anew from forms.json
 
 A-ART and TRADES get eight trials each in every world, all with seed 0 and judged by the suite *quick*. A trial is
@@ -173,6 +174,7 @@ def main() -> None:
     parser.add_argument("--audioset", type=Path, metavar="FOLDER")
     parser.add_argument("--worlds", help="only these, with commas between")
     parser.add_argument("--confirm", type=int, default=3, metavar="N", help="seeds on the test splits (default 3)")
+    parser.add_argument("--confirm-in", metavar="WORLDS", help="only these, with commas between")
     parser.add_argument("--out", type=Path, default=Path("runs/forms"), help="trials go here, one file each")
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--redraw", action="store_true")
@@ -189,7 +191,8 @@ def main() -> None:
 
         trials = done([(world, method, form) for world in worlds for method, forms in PLAN.items() for form in forms])
         forms = {method: dict.fromkeys((TABLES[method], chosen(trials, method)[0][0])) for method in PLAN}
-        pairs = [(world, method, form) for world in worlds for method in PLAN for form in forms[method]]
+        last = options.confirm_in.split(",") if options.confirm_in else worlds
+        pairs = [(world, method, form) for world in last for method in PLAN for form in forms[method]]
         confirmed = done([(*pair, seed) for pair in pairs for seed in range(1, options.confirm + 1)])
         write_json(HERE / "forms.json", {"trials": trials, "confirmed": confirmed})
     with replacing(HERE / "forms.md") as file:

@@ -1,7 +1,7 @@
 """Names of the classes, and which of them are wanted.
 
-YouTube-8M's vocabulary.csv has a row a class with its name and up to three verticals (Games, Vehicles, ...), AudioSet's
-class_labels_indices.csv has names alone. Either is looked for in the data folder.
+YouTube-8M's vocabulary.csv has a row per class with its name and up to three verticals (Games, Vehicles, ...),
+AudioSet's class_labels_indices.csv has names alone. Either is looked for in the data folder.
 
 Source: research.google.com/youtube8m/csv/2/vocabulary.csv, the AudioSet ontology.
 """

@@ -46,7 +46,7 @@ def judged(scores, labels) -> Judged:
         top = ranking(block, true, TOP_K)
         parts.append((*(np.take_along_axis(x, top, axis=1) for x in (block, true)), true.sum(1)))
     if not parts:
-        raise ValueError("judging needs at least one video, got none; pass scores and labels with a row a video")
+        raise ValueError("judging needs at least one video, got none; pass scores and labels with a row per video")
     return Judged(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 

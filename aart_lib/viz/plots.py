@@ -44,7 +44,7 @@ def save(fig: Figure, path) -> None:
 
 
 def _curve(ax, x, y, label: str, **look) -> int:
-    """Draw (x, y); an x with several y, one a seed, shows their mean and range. Returns the number of seeds."""
+    """Draw (x, y); an x with several y, one per seed, shows their mean and range. Returns the number of seeds."""
     sns.lineplot(x=np.ravel(x), y=np.ravel(y), ax=ax, label=label, errorbar=("pi", 100), legend=False, **look)
     return int(np.unique(x, return_counts=True)[1].max(initial=1))
 
@@ -294,12 +294,12 @@ def plot_drift(rows: Sequence[Mapping], *, second="evidence_share", title: str =
             ax.scatter(x, y, s=80, ec="white", lw=0.6, label=name, **defense_style(name))
         finish(ax, grid="both", xlabel={"evidence_share": "evidence share, attacked"}.get(key, key.replace("_", " ")))
     axes[0].set_ylabel("GAP lost: clean − worst" if all("clean" in row for row in rows) else "worst GAP@20")
-    return finish(axes[1], legend=_seeds(max(map(len, groups.values())), "a point a seed"), grid="both")
+    return finish(axes[1], legend=_seeds(max(map(len, groups.values())), "one point per seed"), grid="both")
 
 
 @styled
 def plot_hijacks(pull: Mapping[str, Sequence], *, title: str = "") -> Figure:
-    """Attention on the attacked frame, clean across and attacked up, a point a video: {defense: ([N], [N])}."""
+    """Attention on the attacked frame, clean across and attacked up, one point per video: {defense: ([N], [N])}."""
     axes = new_figure(title, 3.2).subplots(1, len(pull), sharex=True, sharey=True, squeeze=False)[0]
     for ax, (name, (before, after)) in zip(axes, pull.items(), strict=True):
         ax.plot([0, 1], [0, 1], color="#888888", lw=1)
@@ -311,7 +311,7 @@ def plot_hijacks(pull: Mapping[str, Sequence], *, title: str = "") -> Figure:
 
 @styled
 def plot_evidence_share(rows: Sequence[Mapping], *, title: str = "", ax=None) -> Figure:
-    """Share of [CLS] attention on evidence frames, clean → attacked, a line a seed, and as multiples of chance.
+    """Share of [CLS] attention on evidence frames, clean → attacked, one line per seed, and as multiples of chance.
 
     rows: as in results.json; those without "evidence_share" {"clean", "attacked", "chance"} are left out.
     """
@@ -327,7 +327,7 @@ def plot_evidence_share(rows: Sequence[Mapping], *, title: str = "", ax=None) ->
         text = "{:.1f}× → {:.1f}× chance".format(*np.mean([clean, attacked], axis=1) / np.mean(chance))
         ax.text(1.01, line, text, transform=ax.get_yaxis_transform(), va="center")
     ax.set_yticks(range(len(groups)), groups)
-    ax.legend(title=_seeds(max(map(len, groups.values()), default=1), "a line a seed"), ncols=3, loc=(0.5, 1))
+    ax.legend(title=_seeds(max(map(len, groups.values()), default=1), "one line per seed"), ncols=3, loc=(0.5, 1))
     return finish(ax, grid="x", xlabel="[CLS] attention on evidence", xlim=(0, 1), ylim=(len(groups) - 0.4, -0.6))
 
 
