@@ -17,6 +17,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
+from voting import THREATS
 
 from aart_lib import attacks, attention, losses, training
 from aart_lib.attention import attention_divergence, attention_entropy, rollout
@@ -30,10 +31,8 @@ from aart_lib.experiment.presets import PRESETS, model_config, train_config
 from aart_lib.experiment.recipes import tuned
 from aart_lib.losses import Defense, bernoulli_kl
 from aart_lib.runtime.files import replacing, write_json
-from aart_lib.threats import ThreatModel
 from aart_lib.viz import plots
 
-THREATS = {"synthetic": ThreatModel("linf", 0.0416), "audioset": ThreatModel("l2-clip", 0.704)}  # as in the tables
 SYMMETRIC = attention.DIVERGENCES["symmetric-kl"]
 
 # ---------------------------------------------------------------- other distances between rows of attention [...,K]

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import staircase
+import voting
 
 from aart_lib.data import open_data
 from aart_lib.experiment.judge import evaluate
@@ -30,12 +31,7 @@ from aart_lib.threats import ThreatModel
 from aart_lib.training import Run, train
 
 HERE = Path(__file__).resolve().parent
-THREATS = {  # as in the tables of results
-    "synthetic": ThreatModel("linf", 0.0416),
-    "films": ThreatModel("linf", 0.0633),
-    "synthetic:rare": ThreatModel("linf", 0.0137),
-    "audioset": ThreatModel("l2-clip", 0.704),
-}
+THREATS = voting.THREATS | {"synthetic:rare": ThreatModel("linf", 0.0137)}
 KEYS = ("merit", "clean", "at ε", "at 2ε", "one frame", "drift", "entropy", "evidence")
 
 
@@ -89,14 +85,13 @@ def trial(world: str, method: str, form: str, seed: int = 0, *, folders: dict, o
     the test split (at most 1,000 videos) by the suite *standard*.
     """
     changes, kind = PLAN[method][form]
-    path = (
-        out / f"{world.replace(':', '-')}-{method}-{list(PLAN[method]).index(form)}{f'-seed{seed}' * (seed > 0)}.json"
-    )
+    number, ending = list(PLAN[method]).index(form), f"-seed{seed}" * (seed > 0)
+    path = out / f"{world.replace(':', '-')}-{method}-{number}{ending}.json"
     asked = {"world": world, "method": method, "form": form} | ({"seed": seed} if seed else {})
     known = read_json(path)
     if {key: known.get(key) for key in asked} == asked:
         return known
-    splits, threat = open_data(world, folders.get(world), labels=50 if world == "audioset" else None), THREATS[world]
+    splits, threat = open_data(world, folders.get(world), labels=voting.LABELS.get(world)), THREATS[world]
     defense, settings = recipe(world, method, changes)
     config = train_config(splits, PRESETS["small"], seed=seed, **settings)
     how: dict = {"state": path.with_suffix(".state"), "progress": form, "kind": kind}
